@@ -1,0 +1,1 @@
+"""Loss functions: margins, quality partition, sharded softmax, proxy queue, contrastive loss. One file a loss."""

@@ -1,0 +1,1 @@
+"""The training pipeline: data, step, optimiser, trainer, checkpoints."""

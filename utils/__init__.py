@@ -1,0 +1,1 @@
+"""Collectives, configuration, errors and logging: what every other package may use."""
