@@ -1,0 +1,52 @@
+"""What several encoders share: a float32 island under autocast, activation checkpointing, the strided shortcut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """A context in which autocast is off for the device of `like`. The caller casts its inputs with `.float()`.
+
+    The context is entered only where autocast is on, so that exporters which trace the module see no context at all.
+    """
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Within: BatchNorm uses the batch's statistics as in training, and leaves its running ones alone."""
+    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> Tensor:
+    """`x` through `blocks` in turn; with `checkpointing`, activations inside a block are recomputed in the backward.
+
+    The recomputation draws the same dropout masks and does not update BatchNorm's running statistics a second time.
+    """
+    for block in blocks:
+        x = _checkpointed(block, x) if checkpointing and torch.is_grad_enabled() else block(x)
+    return x
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(block)))
+
+
+def strided_shortcut(c_in: int, c_out: int, stride: int) -> nn.Sequential:
+    """1x1 convolution and BatchNorm: [B, c_in, H, W] -> [B, c_out, H / stride, W / stride]."""
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
