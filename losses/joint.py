@@ -1,0 +1,89 @@
+"""Quality-guided joint loss (QGFace, section III, eqs. 1-14): L = L_cls + lambda L_con.
+
+High-quality features learn from their labels (margin softmax), low-quality pairs from their sharp twins (contrastive
+loss against the queue). L_cls is the sum over selected features divided by ALL V*G features, L_con the sum over selected
+pairs divided by ALL G pairs: those not selected count as zero.
+
+Shapes: V views, G gathered images, N = V*G features, D embedding. View 0 is q (augmented), view 1 is k (original).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from losses.contrastive import ContrastiveLoss
+from losses.proxy_queue import FeatureQueue
+from losses.quality import Partition, QualityStatistics
+from losses.sharded_softmax import ShardedSoftmax
+
+
+@dataclass(frozen=True)
+class JointTerms:
+    """A step's loss and what to report of it: float32 scalars, equal on all ranks. Only `loss` carries a gradient."""
+
+    loss: torch.Tensor
+    classification: torch.Tensor
+    contrastive: torch.Tensor
+    high_quality_share: torch.Tensor
+    low_quality_pair_share: torch.Tensor
+    norm_mean: torch.Tensor
+
+
+class JointLoss(nn.Module):
+    """Everything between the gathered features and the loss, and all of its state: classifier shard, quality
+    statistics, queue.
+
+    `contrastive=None` or `queue=None` leaves the classification loss alone (baseline; table II, queue "No"); so does a
+    step with one view.
+    """
+
+    def __init__(
+        self,
+        classifier: ShardedSoftmax,
+        quality: QualityStatistics,
+        partition: Partition,
+        queue: FeatureQueue | None = None,
+        contrastive: ContrastiveLoss | None = None,
+        contrastive_weight: float = 1.0,
+    ):
+        super().__init__()
+        self.classifier, self.quality, self.partition = classifier, quality, partition
+        self.queue, self.contrastive, self.contrastive_weight = queue, contrastive, contrastive_weight
+
+    def forward(self, features_VGD: torch.Tensor, host_label_G: torch.Tensor) -> JointTerms:
+        """features_VGD: raw gathered features, float32, equal on all ranks, finite. host_label_G: int64 on the CPU.
+
+        Updates the quality statistics and the queue, then computes the loss of the whole batch.
+        """
+        views, images, _ = features_VGD.shape
+        features_ND = features_VGD.flatten(0, 1)
+        unit_ND = F.normalize(features_ND)
+        host_label_N = host_label_G.repeat(views)
+        label_N = host_label_N.to(features_ND.device, non_blocking=True)
+
+        norm_N = features_ND.detach().norm(dim=1)
+        self.quality.update(norm_N)
+        quality_N = self.quality.normalise(norm_N)
+        classified_N = self.partition.high_quality(quality_N)
+        contrasted_G = self.partition.low_quality_pairs(quality_N.view(views, images))
+
+        classification = self.classifier(unit_ND, label_N, quality_N, classified_N / (views * images))
+        contrastive = torch.zeros_like(classification)
+        if self.queue is not None and self.contrastive is not None and views == 2:
+            self.queue.enqueue(features_ND, host_label_N, self.classifier.rows_of)
+            query_GD, key_GD = unit_ND.view(views, images, -1)
+            contrastive = self.contrastive(
+                query_GD, key_GD, label_N[:images], contrasted_G / images, self.queue, self.classifier.rows_of
+            )
+        return JointTerms(
+            loss=classification + self.contrastive_weight * contrastive,
+            classification=classification.detach(),
+            contrastive=contrastive.detach(),
+            high_quality_share=classified_N.float().mean(),
+            low_quality_pair_share=contrasted_G.float().mean(),
+            norm_mean=norm_N.mean(),
+        )

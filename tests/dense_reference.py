@@ -1,0 +1,85 @@
+"""The method on one process, written straight from the paper's equations: plain float64 autograd over full matrices.
+
+Slow and short on purpose. Nothing of the product is imported here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+class DenseReference:
+    """State and loss of the joint method; call `step` with the whole world's features."""
+
+    def __init__(
+        self, weight_CD, queue_size=None, threshold=0.2, margin=0.4, scale=64.0, concentration=0.333, rate=0.01,
+        denominator="paper", contrastive_weight=1.0, compensate=True, initial_std=100.0,
+    ):  # fmt: skip
+        self.weight = weight_CD.double().clone().requires_grad_()
+        self.mean, self.std = 20.0, initial_std
+        self.queue: list[tuple] = []  # (feature, label, proxy then), oldest first
+        self.queue_size, self.threshold, self.margin, self.scale = queue_size, threshold, margin, scale
+        self.concentration, self.rate, self.denominator = concentration, rate, denominator
+        self.contrastive_weight, self.compensate = contrastive_weight, compensate
+
+    def quality(self, feature_ND):  # eq. 1
+        z = feature_ND.detach().norm(dim=1).clip(1e-3, 100)
+        self.mean = self.rate * z.mean().item() + (1 - self.rate) * self.mean
+        self.std = self.rate * z.std().item() + (1 - self.rate) * self.std
+        return ((z - self.mean) / ((self.std + 1e-3) / self.concentration)).clip(-1, 1)
+
+    def classification(self, feature_ND, label_N, z_hat_N, selected_N):  # eqs. 6-10
+        cosine = (F.normalize(feature_ND) @ F.normalize(self.weight).T).clamp(-1 + 1e-3, 1 - 1e-3)
+        own = F.one_hot(label_N, len(self.weight)).bool()
+        theta = cosine.acos() + torch.where(own, -self.margin * z_hat_N[:, None], 0.0)
+        shifted = theta.clamp(1e-3, math.pi - 1e-3).cos() - torch.where(
+            own, (self.margin * z_hat_N + self.margin)[:, None], 0.0
+        )
+        logits = self.scale * torch.where(own, shifted, cosine)
+        losses = F.cross_entropy(logits, label_N, reduction="none")
+        return (losses * selected_N).sum() / len(label_N)
+
+    def enqueue(self, feature_ND, label_N):
+        for feature, label in zip(feature_ND.detach(), label_N.tolist(), strict=True):
+            self.queue.append((feature, label, self.weight.detach()[label].clone()))
+        self.queue = self.queue[-self.queue_size :]
+
+    def contrastive(self, query_GD, key_GD, label_G, selected_G):  # eqs. 13-14
+        total = query_GD.sum() * 0
+        for query, key, label, selected in zip(query_GD, key_GD, label_G.tolist(), selected_G.tolist(), strict=True):
+            if not selected:
+                continue
+            query, key = F.normalize(query, dim=0), F.normalize(key.detach(), dim=0)
+            negatives = []
+            for feature, entry_label, then in self.queue:
+                if entry_label == label:
+                    continue
+                if self.compensate:
+                    now = self.weight.detach()[entry_label]
+                    feature = feature + feature.norm() / then.norm() * (now - then)
+                negatives.append(self.scale * (query @ F.normalize(feature, dim=0)))
+            if not negatives:
+                continue
+            positive = self.scale * (query @ key)
+            terms = torch.stack([*negatives, positive] if self.denominator == "infonce" else negatives)
+            total = total + terms.logsumexp(0) - positive
+        return total / len(label_G)
+
+    def step(self, feature_VGD, label_G):
+        """Losses of one step (classification, contrastive, joint), for features [V, G, D] in double precision."""
+        views, images = feature_VGD.shape[:2]
+        feature_ND, label_N = feature_VGD.flatten(0, 1), label_G.repeat(views)
+        z_hat = self.quality(feature_ND)
+        u = (z_hat + 1) / 2
+        everything = self.threshold is None
+        selected_N = torch.ones_like(u) if everything else (u > self.threshold).double()
+        selected_G = torch.ones(images) if everything else u.view(views, images).amin(0) <= self.threshold
+        classification = self.classification(feature_ND, label_N, z_hat, selected_N)
+        contrastive = classification * 0
+        if self.queue_size and views == 2:
+            self.enqueue(feature_ND, label_N)
+            contrastive = self.contrastive(feature_VGD[0], feature_VGD[1], label_G, selected_G)
+        return classification, contrastive, classification + self.contrastive_weight * contrastive

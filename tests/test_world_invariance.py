@@ -1,0 +1,187 @@
+"""World-size invariance: the sharded joint loss on 1, 2, 3 and 4 real ranks against one plain dense reference.
+
+Uneven classes, a queue that fills up and wraps round, a classifier that moves between the steps (so that drift
+compensation has something to do). Compared: losses, feature gradients, classifier gradients, queue contents, statistics.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from losses.chunked import ChunkPlan
+from losses.contrastive import ContrastiveLoss
+from losses.joint import JointLoss
+from losses.margins import AdaFace
+from losses.proxy_queue import FeatureQueue
+from losses.quality import Partition, QualityStatistics
+from losses.sharded_softmax import ShardedSoftmax
+from tests.dense_reference import DenseReference
+from tests.world import run_world
+from utils import dist
+
+CLASSES, DIM, IMAGES, STEPS, RATE = 11, 8, 12, 6, 0.05
+
+
+@dataclass(frozen=True)
+class Case:
+    """One variant of the method."""
+
+    queue_size: int | None = 40  # 24 features a step: half full after the first, wrapping from the second on
+    threshold: float | None = 0.2
+    denominator: str = "paper"
+    compensate: bool = True
+    views: int = 2
+    contrastive_weight: float = 1.0
+    same_label: bool = False  # a batch of one identity: no negatives at first
+
+
+CASES = {
+    "paper": Case(),
+    "infonce, lambda 0.5": Case(denominator="infonce", contrastive_weight=0.5),
+    "no partition": Case(threshold=None),
+    "queue without compensation": Case(compensate=False),
+    "queue smaller than a step": Case(queue_size=7),
+    "queue of exactly a step": Case(queue_size=24),
+    "no queue": Case(queue_size=None),
+    "one view": Case(views=1, queue_size=None),
+    "nothing is of high quality": Case(threshold=1.0),
+    "nothing is of low quality": Case(threshold=-0.1),
+    "one identity only": Case(same_label=True),
+}
+
+
+def _batches(case: Case):
+    """The global batches, a function of nothing but the case: features [V, G, D] of widely varying norm, labels [G]."""
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(STEPS):
+        norm = torch.rand(case.views, IMAGES, 1, generator=generator) * 40
+        features = torch.nn.functional.normalize(torch.randn(case.views, IMAGES, DIM, generator=generator), dim=2) * norm
+        labels = torch.randint(0, CLASSES, (IMAGES,), generator=generator)
+        yield features, torch.full_like(labels, 3) if case.same_label else labels
+
+
+def _initial_weight() -> torch.Tensor:
+    return torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(1))
+
+
+def _build(case: Case) -> JointLoss:
+    plan = ChunkPlan(chunk_elements=64 * 3, keep_bytes=24 * 2 * 4)  # several chunks, some kept and some recomputed
+    head = ShardedSoftmax(CLASSES, DIM, AdaFace(), plan=plan)
+    head.weight.data.copy_(_initial_weight()[head.shard.start : head.shard.stop])
+    queue = contrastive = None
+    if case.queue_size:
+        queue = FeatureQueue(case.queue_size, DIM, head.shard, case.compensate)
+        contrastive = ContrastiveLoss(denominator=case.denominator, plan=plan)
+    quality = QualityStatistics(initial_std=4.0)
+    return JointLoss(head, quality, Partition(case.threshold), queue, contrastive, case.contrastive_weight)
+
+
+def _run_sharded(names: list[str]) -> dict[str, dict[str, list]]:
+    """This rank's view of every case (several cases in one process: starting processes is what takes time)."""
+    return {name: _run_case(CASES[name]) for name in names}
+
+
+def _run_case(case: Case) -> dict[str, list]:
+    rank, world = dist.rank_and_world()
+    local = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
+    joint = _build(case)
+    record: dict[str, list] = {key: [] for key in ("terms", "features", "weight", "statistics", "queue", "shares")}
+    for features_VGD, labels_G in _batches(case):
+        mine_VBD = features_VGD[:, local].clone().requires_grad_()
+        joint.zero_grad()
+        terms = joint(dist.gather_rows(mine_VBD), dist.gather_labels(labels_G[local]))
+        terms.loss.backward()
+        record["terms"].append(torch.stack([terms.classification, terms.contrastive, terms.loss.detach()]))
+        record["features"].append(mine_VBD.grad / world)  # DDP would average
+        record["weight"].append(joint.classifier.weight.grad.clone())
+        record["statistics"].append(torch.stack([joint.quality.mean, joint.quality.std]))
+        record["shares"].append(torch.stack([terms.high_quality_share, terms.low_quality_pair_share]))
+        if joint.queue is not None:
+            record["queue"].append(joint.queue.global_rows())
+        joint.classifier.weight.data.sub_(RATE * joint.classifier.weight.grad)
+    return record
+
+
+@functools.cache
+def _sharded(world: int) -> list[dict]:
+    return run_world(world, _run_sharded, sorted(CASES))
+
+
+def _close(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=2e-4, atol=2e-5, msg=lambda text: f"{what}: {text}")
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_sharded_equals_dense(name, world):
+    case = CASES[name]
+    ranks = [result[name] for result in _sharded(world)]
+    reference = DenseReference(
+        _initial_weight(), case.queue_size, case.threshold, denominator=case.denominator, initial_std=4.0,
+        contrastive_weight=case.contrastive_weight, compensate=case.compensate,
+    )  # fmt: skip
+    for step, (features_VGD, labels_G) in enumerate(_batches(case)):
+        features_VGD = features_VGD.double().requires_grad_()
+        reference.weight.grad = None
+        losses = torch.stack(reference.step(features_VGD, labels_G))
+        losses[2].backward()
+        for rank in ranks:
+            _close(rank["terms"][step], losses.detach(), f"losses of step {step}")
+            _close(rank["statistics"][step], torch.tensor([reference.mean, reference.std]), "quality statistics")
+        features_grad = torch.cat([rank["features"][step] for rank in ranks], dim=1)
+        _close(features_grad, features_VGD.grad, f"feature gradient of step {step}")
+        weight_grad = torch.cat([rank["weight"][step] for rank in ranks])
+        _close(weight_grad, reference.weight.grad, f"classifier gradient of step {step}")
+        if case.queue_size:
+            _check_queue(ranks, step, reference, case)
+        reference.weight.data.sub_(RATE * reference.weight.grad)
+
+
+def _check_queue(ranks: list[dict], step: int, reference: DenseReference, case: Case) -> None:
+    rows = {key: torch.cat([rank["queue"][step][key] for rank in ranks]) for key in ranks[0]["queue"][step]}
+    assert rows["label"].tolist() == [entry[1] for entry in reference.queue]
+    _close(rows["feature"], torch.stack([entry[0] for entry in reference.queue]), "queue features")
+    if case.compensate:
+        _close(rows["proxy"], torch.stack([entry[2] for entry in reference.queue]), "queue proxies")
+
+
+def test_the_cases_cover_what_they_claim():
+    """The comparison above would be empty if no pair were ever of low quality, or the queue never wrapped."""
+    shares = torch.stack(_sharded(1)[0]["paper"]["shares"])
+    assert (shares[:, 0] < 1).all() and (shares[:, 0] > 0.5).all()
+    assert (shares[:, 1] > 0).sum() >= STEPS // 2 and (shares[:, 1] < 1).all()
+    assert IMAGES * 2 * STEPS > 3 * CASES["paper"].queue_size
+    nothing_high = torch.stack(_sharded(1)[0]["nothing is of high quality"]["terms"])
+    assert (nothing_high[:, 0] == 0).all() and (nothing_high[:, 1] != 0).all()
+    nothing_low = torch.stack(_sharded(1)[0]["nothing is of low quality"]["terms"])
+    assert (nothing_low[:, 1] == 0).all()
+    one_identity = torch.stack(_sharded(1)[0]["one identity only"]["terms"])
+    assert (one_identity[:, 1] == 0).all() and one_identity.isfinite().all()
+
+
+def _reshard_queue(parts: list[dict[str, torch.Tensor]] | None, total: int) -> tuple[dict, dict, int]:
+    """Loads a queue saved by another number of ranks, and gives back its state and this rank's labels."""
+    classes = dist.shard_range(CLASSES)
+    queue = FeatureQueue(40, DIM, classes)
+    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    mine = dist.shard_range(len(whole["label"]))
+    queue.load_global_rows({key: value[mine.start : mine.stop] for key, value in whole.items()}, total)
+    labels = queue.labels(0, len(queue))
+    assert bool(classes.owns(labels).all())
+    return queue.global_rows(), {"labels": labels}, queue.total
+
+
+@pytest.mark.parametrize(("saved_by", "loaded_by"), [(4, 1), (1, 3), (3, 2), (2, 4)])
+def test_queue_moves_between_world_sizes(saved_by, loaded_by):
+    saved = [rank["paper"]["queue"][-1] for rank in _sharded(saved_by)]
+    total = IMAGES * 2 * STEPS
+    loaded = run_world(loaded_by, _reshard_queue, saved, total)
+    for key in saved[0]:
+        before = torch.cat([part[key] for part in saved])
+        after = torch.cat([rows[key] for rows, _, _ in loaded])
+        assert torch.equal(before, after), key
+    assert all(loaded_total == total for _, _, loaded_total in loaded)

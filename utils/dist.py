@@ -1,0 +1,223 @@
+"""Collectives: the one module, besides the sharded losses, that calls torch.distributed.
+
+There is one code path for 1..N ranks. A plain `python train.py` is a world of one rank with a process group of its own,
+so every collective below is always defined and a world of one is not a special case anywhere.
+
+Conventions, stated here and nowhere else:
+
+- A step's batch is the concatenation of the ranks' batches in rank order, so rank r's rows are r*B..(r+1)*B of G = W*B.
+- Losses are GLOBAL (divided by global counts) and computed from gathered features, identically on all ranks; each rank's
+  backward yields its part of the gradient with respect to the gathered features, and `gather_rows` sums the parts.
+- DistributedDataParallel then AVERAGES the encoder's gradients over the ranks, while the true gradient is their sum.
+  `gather_rows` therefore multiplies by W. Parameters that are sharded (the classifier) hold true gradients already.
+- A term that every rank computes in full (not a part of) enters through `replicated`, which divides its gradient by W.
+
+Shapes: B images on this rank, W ranks, G = W*B gathered, V views, D embedding.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is: its rank among `size` processes, and the device it computes on."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def choose_device(local_rank: int, local_size: int, gpu_count: int) -> torch.device:
+    """The device of one process of this machine: a GPU of its own, or the CPU where there is no GPU.
+
+    Raises UserError where there are GPUs but fewer than processes.
+    """
+    if gpu_count == 0:
+        return torch.device("cpu")
+    if local_size > gpu_count:
+        raise UserError(
+            f"{local_size} processes were started on a machine with {gpu_count} GPU(s): each needs its own. "
+            f"Start at most {gpu_count} (--nproc_per_node={gpu_count}), or hide the GPUs with CUDA_VISIBLE_DEVICES= to use the CPU"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def start(timeout_minutes: float = 10.0) -> World:
+    """Joins the process group that torchrun describes in the environment; without torchrun, makes a world of one."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = choose_device(local_rank, local_size, torch.cuda.device_count())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Host-side collectives (labels, agreement) go through gloo even where features travel through NCCL.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(minutes=timeout_minutes)
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    return World(rank, size, local_rank, local_size, device)
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(rank, number of ranks); (0, 1) where no process group has been started."""
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+# ------------------------------------------------------------------------------------------------ shards of a list
+
+
+@dataclass(frozen=True)
+class ShardRange:
+    """The contiguous part [start, stop) of `total` rows that one rank owns.
+
+    Sizes are those of `torch.chunk` and of DTensor's `Shard(0)`: ceil(total/W) rows each, the last ranks fewer or none.
+    """
+
+    total: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    def owns(self, index: torch.Tensor) -> torch.Tensor:
+        """Boolean mask of the entries of `index` that lie in this shard."""
+        return (index >= self.start) & (index < self.stop)
+
+
+def shard_range(total: int, rank: int | None = None, world: int | None = None) -> ShardRange:
+    """The rows of a list of `total` that a rank (default: this one) owns."""
+    here, size = rank_and_world()
+    rank, world = (here if rank is None else rank), (size if world is None else world)
+    step = -(-total // world)
+    return ShardRange(total, min(rank * step, total), min((rank + 1) * step, total))
+
+
+# ------------------------------------------------------------------------------------------------ collectives
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows_VBD: torch.Tensor) -> torch.Tensor:
+        views, batch, dim = rows_VBD.shape
+        world = dist.get_world_size()
+        ctx.sizes = (world, views, batch, dim)
+        flat = rows_VBD.new_empty(world * views * batch, dim)
+        dist.all_gather_into_tensor(flat, rows_VBD.contiguous().view(-1, dim))
+        return flat.view(world, views, batch, dim).transpose(0, 1).reshape(views, world * batch, dim)
+
+    @staticmethod
+    def backward(ctx, grad_VGD: torch.Tensor) -> torch.Tensor:
+        world, views, batch, dim = ctx.sizes
+        parts = grad_VGD.view(views, world, batch, dim).transpose(0, 1).reshape(world * views * batch, dim)
+        mine = parts.new_empty(views * batch, dim)
+        dist.reduce_scatter_tensor(mine, parts, op=dist.ReduceOp.SUM)
+        return mine.mul_(world).view(views, batch, dim)  # times W: DDP will average (see the head of this file)
+
+
+def gather_rows(rows_VBD: torch.Tensor) -> torch.Tensor:
+    """All ranks' features: [V, B, D] -> [V, G, D], differentiable. One all-gather forward, one reduce-scatter backward,
+    for all views together. B must be the same on all ranks."""
+    return _GatherRows.apply(rows_VBD)
+
+
+class _Replicated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: torch.Tensor) -> torch.Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        return grad / dist.get_world_size()
+
+
+def replicated(value: torch.Tensor) -> torch.Tensor:
+    """Marks a tensor that feeds a computation which every rank repeats in full: identity forward, gradient / W backward,
+    so that the sum over the ranks in `gather_rows` counts that computation once."""
+    return _Replicated.apply(value)
+
+
+def gather_labels(labels_B: torch.Tensor) -> torch.Tensor:
+    """All ranks' labels on the host: int64 [B] -> [G]. Stays off the GPU, so that nobody waits for it."""
+    labels_G = labels_B.new_empty(dist.get_world_size() * labels_B.numel())
+    dist.all_gather_into_tensor(labels_G, labels_B.contiguous())
+    return labels_G
+
+
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over the ranks, in place; not differentiable."""
+    dist.all_reduce(value, op=dist.ReduceOp.SUM)
+    return value
+
+
+def gather_stack(value: torch.Tensor) -> torch.Tensor:
+    """All ranks' tensors of equal shape stacked: [...] -> [W, ...]; not differentiable."""
+    stacked = value.new_empty(dist.get_world_size(), *value.shape)
+    dist.all_gather_into_tensor(stacked.view(-1), value.contiguous().view(-1))
+    return stacked
+
+
+def gather_uneven_rows(rows: torch.Tensor) -> torch.Tensor:
+    """All ranks' rows in rank order; the number of rows may differ by rank, [n_r, ...] -> [sum n_r, ...]."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return rows
+    counts = gather_stack(torch.tensor([rows.shape[0]])).flatten().tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: counts[rank]] = rows
+    stacked = gather_stack(padded)
+    return torch.cat([stacked[r, :n] for r, n in enumerate(counts)])
+
+
+def exchange_rows(rows: torch.Tensor, send_counts: list[int]) -> torch.Tensor:
+    """Sends consecutive blocks of rows to ranks 0..W-1 (`send_counts[r]` rows to rank r) and returns the rows received,
+    in the order of the senders."""
+    receive_counts = torch.empty(len(send_counts), dtype=torch.int64)
+    dist.all_to_all_single(receive_counts, torch.tensor(send_counts))
+    received = rows.new_empty(int(receive_counts.sum()), *rows.shape[1:])
+    dist.all_to_all_single(received, rows.contiguous(), receive_counts.tolist(), send_counts)
+    return received
+
+
+def any_rank(flag: bool) -> bool:
+    """True on all ranks if `flag` is true on any."""
+    votes = torch.tensor([int(flag)])
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def broadcast_object(value):
+    """Rank 0's value (plain Python data) on all ranks."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Waits for all ranks. Through the host, so that it also orders file operations."""
+    dist.all_reduce(torch.zeros(1))
