@@ -1,0 +1,299 @@
+"""RecordIO without mxnet: random and sequential access to image records. The format is in record_format.py.
+
+Reads are positioned (`os.pread`), never memory-mapped: a file that is cut short or fails under way gives an error with
+file, key and byte offset, where a mapping would kill the process. A reader opens its file on the first read, so it can
+be handed to worker processes: forked ones share the index's pages, pickled ones open the file anew.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recognition.data.record_format import (
+    FIRST,
+    FLOAT32,
+    HEADER,
+    LAST,
+    LENGTH_BITS,
+    LENGTH_MASK,
+    MAGIC,
+    MAGIC_BYTES,
+    PART,
+    PART_AND_HEADER,
+    WHOLE,
+    Record,
+    RecordError,
+    padded,
+    unpack,
+)
+from recognition.data.record_index import RecordIndex, load_index, scan_records
+from utils.errors import UserError
+
+_BIG = 1 << 20  # a longer part is looked at before memory is taken for it
+_HEADERS_AT_ONCE = 1 << 16
+_DAMAGED_INDEX = "the index is damaged or belongs to another file; move it away to have it rebuilt"
+
+# One row a record, from `RecordReader.headers`. `sound` is false where these few bytes do not tell: the record is
+# damaged, or its header is split; reading it shows which. `bytes` is the payload's length (a lower bound if split).
+HEADER_ROW = np.dtype([("sound", "?"), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8"), ("bytes", "<i8")])
+_RAW_HEADER = np.dtype("<u4, <u4, <u4, <f4, <u8, <u8, <f4")
+_RAW_HEADER.names = ("magic", "part", "flag", "label", "id", "id2", "first")
+
+
+class RecordReader:
+    """The records of one `.rec` file by key.
+
+    keys: int64 [records], ascending, read-only. offsets: int64 [records], each key's byte offset.
+
+    rec_path: the file. idx_path: `key<TAB>offset` lines in any order, by default beside the file. Where there is none
+    it is rebuilt in memory by a search of the file (nothing is written), and a line on stderr says so.
+    strict: also check here, before the first read, that the index fits the file and that the file is whole. Without it
+    such damage shows when a damaged record is read, so that the others remain usable.
+
+    Every failure is a `UserError`; one that concerns a single record is a `RecordError` with its key and offset.
+    """
+
+    def __init__(self, rec_path: str | Path, idx_path: str | Path | None = None, *, strict: bool = True):
+        self.path = Path(rec_path)
+        self.idx_path = self.path.with_suffix(".idx") if idx_path is None else Path(idx_path)
+        self._descriptor: int | None = None
+        self._size = self._measure()
+        index = load_index(self.idx_path) if self.idx_path.exists() else self._rebuild_index(strict)
+        self.keys, self.offsets = index.keys, index.offsets
+        first, last = int(self.keys[0]), int(self.keys[-1])
+        self._first_key = first if last - first + 1 == len(self.keys) else None  # of an unbroken range
+        if strict:
+            self._check_index()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def position(self, key: int) -> int:
+        """Where `key` stands in `keys`. `UserError` if it does not."""
+        position = int(self.keys.searchsorted(key)) if self._first_key is None else int(key) - self._first_key
+        if not 0 <= position < len(self.keys) or self.keys[position] != key:
+            held = f"its {len(self)} keys lie in {self.keys[0]} to {self.keys[-1]}"
+            raise UserError(f"{self.path}: has no record with key {key}; {held}")
+        return position
+
+    def read(self, key: int) -> Record:
+        return self.read_at(self.position(key))
+
+    def read_at(self, position: int) -> Record:
+        """The record of `keys[position]`, with no search for the key."""
+        offset = int(self.offsets[position])
+        return self._read_common(offset) or self._read_any(int(self.keys[position]), offset)
+
+    def read_raw(self, key: int) -> bytes:
+        """The whole record as bytes, header included, whatever it holds."""
+        position = self.position(key)
+        return self._join(int(key), int(self.offsets[position]))[0]
+
+    def sequential(self) -> Iterator[tuple[int, bytes]]:
+        """(byte offset, whole record) in the file's order, without the index."""
+        offset = 0
+        while offset < self._size:
+            record, end = self._join(None, offset)
+            yield offset, record
+            offset = end
+
+    def where(self, position: int) -> str:
+        """For messages: which record `keys[position]` is."""
+        return f"{self.path}: key {self.keys[position]}, byte offset {self.offsets[position]}"
+
+    def headers(self, start: int = 0, stop: int | None = None) -> Iterator[npt.NDArray[np.void]]:
+        """The headers of positions start … stop-1 in chunks of `HEADER_ROW`s, 36 bytes read a record."""
+        stop = len(self) if stop is None else stop
+        for begin in range(start, stop, _HEADERS_AT_ONCE):
+            yield self._header_rows(self.offsets[begin : min(begin + _HEADERS_AT_ONCE, stop)])
+
+    def close(self) -> None:
+        """Gives the file descriptor back; a later read opens the file again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> RecordReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None}  # a descriptor means nothing in another process
+
+    # -- the file
+
+    def _measure(self) -> int:
+        try:
+            if self.path.is_dir():
+                raise UserError(f"{self.path}: is a folder, not a .rec file")
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise UserError(f"{self.path}: the .rec file cannot be opened ({error.strerror})") from error
+        if size == 0:
+            raise UserError(f"{self.path}: the .rec file is empty (0 bytes); copy or pack it again")
+        return size
+
+    def _open(self) -> int:
+        try:
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"{self.path}: the .rec file cannot be opened ({error.strerror})") from error
+        size = os.fstat(self._descriptor).st_size
+        if size != self._size:
+            self.close()
+            raise UserError(
+                f"{self.path}: has {size} bytes now, and had {self._size} when its index was read; "
+                "start again once the file is complete"
+            )
+        return self._descriptor
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        descriptor = self._descriptor
+        if descriptor is None:
+            descriptor = self._open()
+        try:
+            return os.pread(descriptor, count, offset)
+        except OSError as error:
+            named = self.keys[self.offsets == offset].tolist()
+            problem = f"the file cannot be read ({error.strerror}); check the disk"
+            raise RecordError(self.path, named[0] if named else None, offset, problem) from error
+
+    # -- one record
+
+    def _read_common(self, offset: int) -> Record | None:
+        """A record in one part, in two calls; None for anything else or anything wrong."""
+        head = self._pread(PART_AND_HEADER.size, offset)
+        if len(head) < PART_AND_HEADER.size:
+            return None
+        magic, length, flag, _, id_, id2 = PART_AND_HEADER.unpack(head)
+        labels = 4 * flag
+        if magic != MAGIC or not HEADER.size + labels <= length <= _BIG:  # so small a word also says that cflag is 0
+            return None
+        body = padded(length) - HEADER.size
+        rest = self._pread(body + 4, offset + PART_AND_HEADER.size)
+        if rest[body:] != MAGIC_BYTES and (len(rest) != body or offset + PART.size + padded(length) != self._size):
+            return None
+        label = np.frombuffer(rest[:labels], FLOAT32) if flag else np.frombuffer(head, FLOAT32, 1, 12)
+        return Record(label, rest[labels : length - HEADER.size], id_, id2, flag)
+
+    def _read_any(self, key: int, offset: int) -> Record:
+        """Any record, or the error that says what is wrong with it."""
+        record, _ = self._join(key, offset)
+        try:
+            return unpack(record)
+        except ValueError as error:
+            raise RecordError(self.path, key, offset, str(error)) from error
+
+    def _join(self, key: int | None, offset: int) -> tuple[bytes, int]:
+        """The record at `offset`, its parts joined by the magic, and where it ends."""
+        parts: list[bytes] = []
+        at = offset
+        while True:
+            head = self._pread(PART.size, at)
+            if len(head) < PART.size:
+                raise RecordError(self.path, key, offset, f"the file ends at byte {self._size}: it is truncated")
+            magic, word = PART.unpack(head)
+            if magic != MAGIC or (not parts and word >> LENGTH_BITS > FIRST):
+                problem = f"part {len(parts) + 1} is missing at byte {at}" if parts else "no record starts here"
+                raise RecordError(self.path, key, offset, f"{problem}: {_damage(key)}")
+            cflag, length = word >> LENGTH_BITS, word & LENGTH_MASK
+            if parts and (cflag <= FIRST or cflag > LAST):
+                problem = f"part {len(parts) + 1} is missing at byte {at}: {_damage(None)}"
+                raise RecordError(self.path, key, offset, problem)
+            parts.append(self._body(key, offset, at + PART.size, length))
+            at += PART.size + padded(length)
+            if cflag in (WHOLE, LAST):
+                return MAGIC_BYTES.join(parts), at
+
+    def _body(self, key: int | None, offset: int, begin: int, length: int) -> bytes:
+        """A part's bytes, once it is sure that the part ends where another begins or the file ends."""
+        body = padded(length)
+        end = begin + body
+        if end > self._size:
+            problem = f"it announces {length} bytes, but the file ends at byte {self._size}: it is truncated or damaged"
+            raise RecordError(self.path, key, offset, f"{problem}; copy the file again")
+        rest = b""
+        if length <= _BIG or self._follows(self._pread(4, end), end):
+            rest = self._pread(body + 4, begin)
+        if len(rest) < body or not self._follows(rest[body:], end):
+            problem = f"no record follows at byte {end}, where this one of {length} bytes ends: {_damage(None)}"
+            raise RecordError(self.path, key, offset, problem)
+        return rest[:length]
+
+    def _follows(self, word: bytes, end: int) -> bool:
+        return word == MAGIC_BYTES or (not word and end == self._size)
+
+    # -- the index
+
+    def _rebuild_index(self, strict: bool) -> RecordIndex:
+        descriptor = self._open() if self._descriptor is None else self._descriptor
+        try:
+            scan = scan_records(descriptor, self._size, self.path, strict)
+        except OSError as error:
+            raise UserError(f"{self.path}: the .rec file cannot be read ({error.strerror})") from error
+        if not len(scan.offsets):
+            raise RecordError(self.path, None, 0, "the file holds no whole record: it is truncated or damaged")
+        keys = "positions in the file" if scan.ids is None else "the records' ids"
+        lost = f"; {len(scan.damaged)} damaged places left out, first byte {scan.damaged[0]}" if len(scan.damaged) else ""
+        _warn(
+            f"{self.idx_path}: missing; index of {len(scan.offsets)} records rebuilt in memory from {self.path.name}, "
+            f"keys are {keys}{lost}"
+        )
+        return scan.index(self.path)
+
+    def _check_index(self) -> None:
+        beyond = np.flatnonzero(self.offsets > self._size - PART.size)
+        if len(beyond):
+            key, offset = int(self.keys[beyond[0]]), int(self.offsets[beyond[0]])
+            problem = f"past the end of the .rec file ({self._size} bytes): the file is truncated, or {_DAMAGED_INDEX}"
+            raise RecordError(self.path, key, offset, problem)
+        last = int(self.offsets.argmax())
+        _, end = self._join(int(self.keys[last]), int(self.offsets[last]))
+        first = int(self.offsets.min())
+        if first or end != self._size:
+            _warn(
+                f"{self.idx_path}: covers bytes {first} to {end} of the {self._size} in {self.path.name}; "
+                "records outside are not used"
+            )
+
+    def _header_rows(self, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+        width = _RAW_HEADER.itemsize
+        pieces = [self._pread(width, offset) for offset in offsets.tolist()]
+        raw = b"".join(pieces)
+        if len(raw) != width * len(pieces):  # the last record of the file may be shorter
+            raw = b"".join([piece.ljust(width, b"\0") for piece in pieces])
+        table = np.frombuffer(raw, _RAW_HEADER)
+        length = (table["part"] & LENGTH_MASK).astype(np.int64)
+        cflag = table["part"] >> LENGTH_BITS
+        payload = length - HEADER.size - 4 * table["flag"].astype(np.int64)
+        rows = np.empty(len(offsets), HEADER_ROW)
+        rows["sound"] = (table["magic"] == MAGIC) & (cflag <= FIRST) & (payload >= 0)
+        rows["sound"] &= (cflag == WHOLE) | (payload > 0)
+        rows["sound"] &= offsets + 8 + ((length + 3) & ~3) <= self._size
+        rows["flag"], rows["id"], rows["bytes"] = table["flag"], table["id"], payload
+        rows["label"] = np.where(table["flag"] > 0, table["first"], table["label"])
+        return rows
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def _damage(key: int | None) -> str:
+    return "the file is damaged; copy or pack it again" if key is None else _DAMAGED_INDEX
