@@ -1,0 +1,178 @@
+"""Pairwise verification: reading insightface's .bin sets, and the ten-fold protocol of LFW on their embeddings.
+
+Protocol (insightface's `verification.py`, after LFW's "image-restricted" ten folds): P pairs, rows 2i and 2i+1 a pair;
+embeddings normalised to length 1; squared Euclidean distance; a pair is called the same where distance < threshold;
+ten contiguous folds, not shuffled; each is judged at the first best of the thresholds 0, 0.01 … 3.99 on the other nine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from eval.pickle_values import PackedArray
+from eval.roc import Roc, roc_curve
+from eval.safe_pickle import load_plain
+from utils.errors import UserError
+
+FOLDS = 10
+THRESHOLDS = np.arange(0, 4, 0.01)
+_PAIRS_AT_ONCE = 256  # float64 blocks that stay in the cache
+
+# -------------------------------------------------------------------------------------------------- the file
+
+
+def load_bin(path: str | Path) -> tuple[list[bytes], np.ndarray]:
+    """A verification set: 2P encoded images, two a pair, and bool [P], whether pair i shows the same person.
+
+    The file is a pickle of (images, booleans) by Python 2 or 3, an image being bytes or a uint8 array. Nothing in it is
+    ever imported or called. Raises UserError for anything else, naming the file and what is wrong.
+    """
+    content = load_plain(path)
+    if not isinstance(content, (tuple, list)) or len(content) != 2 or not isinstance(content[0], (tuple, list)):
+        raise UserError(f"{path}: not a verification set: it should hold a list of images and a list of booleans")
+    images = [_image(item, f"{path}: image {index}") for index, item in enumerate(content[0])]
+    issame = _booleans(content[1], str(path))
+    if len(images) % 2:
+        raise UserError(f"{path}: an odd number of images, {len(images)}, for {len(issame)} pairs; a pair has two")
+    if len(images) != 2 * len(issame):
+        raise UserError(f"{path}: {len(images)} images for {len(issame)} pairs, which have {2 * len(issame)}")
+    if not images:
+        raise UserError(f"{path}: holds no pairs")
+    return images, issame
+
+
+def _image(item: object, where: str) -> bytes:
+    if isinstance(item, PackedArray) and item.code == "u1" and max(item.shape, default=1) == len(item.data):
+        return item.data
+    if isinstance(item, bytes):
+        return item
+    shape = f" of {item.code or 'nothing'}, shape {item.shape}" if isinstance(item, PackedArray) else ""
+    raise UserError(f"{where} is {type(item).__name__}{shape}; encoded images are bytes or flat uint8 arrays")
+
+
+def _booleans(items: object, where: str) -> np.ndarray:
+    if isinstance(items, PackedArray) and items.code and len(items.shape) == 1:
+        items = list(items.data)
+    if not isinstance(items, (tuple, list)):
+        raise UserError(f"{where}: its second part is {type(items).__name__}, not a list of booleans")
+    for index, item in enumerate(items):
+        if not isinstance(item, int) or item not in (0, 1):
+            shown = item if isinstance(item, int) else type(item).__name__
+            raise UserError(f"{where}: pair {index} is marked {shown}, neither true nor false")
+    return np.array(items, dtype=bool)
+
+
+# -------------------------------------------------------------------------------------------------- the metric
+
+
+@dataclass(frozen=True)
+class TenFold:
+    """The outcome of the ten-fold protocol. Rates are 0..1."""
+
+    accuracy: float  # mean of the folds
+    std: float  # population standard deviation of the folds
+    fold_accuracies: np.ndarray  # float64 [10]
+    thresholds: np.ndarray  # float64 [10], squared distance that each fold was judged at
+    distances: np.ndarray  # float64 [P], squared distance of each pair
+    issame: np.ndarray  # bool [P]
+
+    @cached_property
+    def roc(self) -> Roc:
+        """The ROC over all pairs; raises UserError where all pairs are of one kind."""
+        return roc_curve(-self.distances, self.issame)
+
+    @property
+    def auc(self) -> float:
+        return self.roc.auc
+
+    def tar_at_far(self, far: float) -> float:
+        """TAR at the point of the ROC whose FAR is nearest to `far`."""
+        return self.roc.tar_at_far(far)
+
+    def metrics(self) -> dict[str, float]:
+        """What tables and result files show of it."""
+        return {
+            "accuracy": self.accuracy,
+            "std": self.std,
+            "tar@far=1e-3": self.tar_at_far(1e-3),
+            "auc": self.auc,
+            "pairs": len(self.issame),
+        }
+
+
+def ten_fold(embeddings: np.ndarray, issame: np.ndarray) -> TenFold:
+    """Judges embeddings [2P, D] (raw, any float type; rows 2i and 2i+1 a pair) by the ten-fold protocol.
+
+    `issame` is bool [P]. An embedding of length 0 stays 0. Raises UserError for fewer than ten pairs, shapes that do
+    not match, and embeddings that are not finite.
+    """
+    embeddings, issame = np.asarray(embeddings), np.asarray(issame)
+    _check(embeddings, issame)
+    issame = issame.astype(bool)
+    distances = pair_distances(embeddings)
+    correct, fold_sizes = _correct_by_fold(distances, issame)
+    training_correct = correct.sum(axis=0) - correct
+    best = training_correct.argmax(axis=1)  # the first of equals
+    fold_accuracies = correct[np.arange(FOLDS), best] / fold_sizes
+    return TenFold(
+        accuracy=float(fold_accuracies.mean()),
+        std=float(fold_accuracies.std()),
+        fold_accuracies=fold_accuracies,
+        thresholds=THRESHOLDS[best],
+        distances=distances,
+        issame=issame,
+    )
+
+
+def pair_distances(embeddings: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distance of each pair of rows of [2P, D], normalised to length 1: float64 [P] in 0..4.
+
+    Raises UserError where an embedding is not finite.
+    """
+    distances = np.empty(len(embeddings) // 2)
+    for start in range(0, len(distances), _PAIRS_AT_ONCE):
+        rows = embeddings[2 * start : 2 * (start + _PAIRS_AT_ONCE)].astype(np.float64)
+        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+        if not np.isfinite(lengths).all():
+            bad = 2 * start + int(np.argmin(np.isfinite(lengths)))
+            raise UserError(f"embedding {bad} (pair {bad // 2}) is not finite; check the checkpoint and the images")
+        rows /= np.where(lengths == 0, 1.0, lengths)[:, None]
+        difference = rows[0::2] - rows[1::2]
+        distances[start : start + len(difference)] = np.square(difference, out=difference).sum(axis=1)
+    return distances
+
+
+def _check(embeddings: np.ndarray, issame: np.ndarray) -> None:
+    if embeddings.ndim != 2 or issame.ndim != 1 or len(embeddings) != 2 * len(issame):
+        raise UserError(
+            f"embeddings of shape {embeddings.shape} for issame of shape {issame.shape}: [2 P, D] and [P] are needed"
+        )
+    if not np.issubdtype(embeddings.dtype, np.floating):
+        raise UserError(f"embeddings are {embeddings.dtype}; floating-point numbers are needed")
+    if issame.dtype != bool and not np.isin(issame, (0, 1)).all():
+        raise UserError("issame holds values that are neither true nor false")
+    if len(issame) < FOLDS:
+        raise UserError(f"{len(issame)} pairs: the ten-fold protocol needs ten or more")
+
+
+def _correct_by_fold(distances: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Correctly judged pairs by fold and threshold, int64 [10, T], and the pairs in each fold, int64 [10].
+
+    Counted by histogram: a pair is called the same from the first threshold above its distance on, and comparing with
+    the thresholds themselves keeps the strict `<` exact.
+    """
+    pairs, bins = len(distances), len(THRESHOLDS) + 1
+    fold_sizes = np.full(FOLDS, pairs // FOLDS)
+    fold_sizes[: pairs % FOLDS] += 1
+    first_above = np.searchsorted(THRESHOLDS, distances, side="right")
+    cell = np.repeat(np.arange(FOLDS), fold_sizes) * bins + first_above
+    accepted = [
+        np.bincount(cell[issame == kind], minlength=FOLDS * bins).reshape(FOLDS, bins)[:, :-1].cumsum(axis=1)
+        for kind in (True, False)
+    ]
+    different = fold_sizes - np.add.reduceat(issame.astype(np.int64), np.cumsum(fold_sizes) - fold_sizes)
+    return accepted[0] + different[:, None] - accepted[1], fold_sizes
