@@ -1,0 +1,80 @@
+"""Every key of a configuration, with its default and meaning. Experiments start from here and show only what they change:
+
+    from easydict import EasyDict as edict
+    from configs.base import config as base
+    config = edict(base, network="r50", rec="/data/vgg2")
+
+Any key can also be given on the command line: `python train.py configs/vgg2_r34_qg rec=/data/vgg2 lr=0.1`.
+"""
+
+from easydict import EasyDict as edict
+
+config = edict()
+
+# --- data -----------------------------------------------------------------------------------------------------------
+config.rec = ""  # folder with train.rec / train.idx (or many shards), or one .rec file
+config.num_classes = 0  # identities; 0 takes the data set's own count
+config.num_image = 0  # images; 0 takes the data set's own count, another number is checked against it
+config.shuffle = "full"  # "full": a permutation of the whole set each epoch; "none": in order
+config.on_error = "stop"  # a damaged record stops the run, naming file, key and offset
+config.num_workers = 2  # loader processes a rank; 0 decodes in the training process
+config.channel_order = "RGB"  # of the images that the encoder sees: RGB (arcface_torch) or BGR (AdaFace's releases)
+config.views = 2  # 2: augmented (q) and original (k) of every image; 1: the augmented one alone
+config.augmentation = "qgface"  # of view q: "qgface", "adaface", "none" (flip only)
+
+# --- encoder --------------------------------------------------------------------------------------------------------
+config.network = "r34"  # a name of backbones/: r18..r200, ir_18..ir_101, mbf, vit_*, and tiny, small for CPUs
+config.embedding_size = 512  # D
+config.dropout = 0.0
+config.init_from = ""  # released weights to start the encoder from (the head is new)
+config.sync_bn = False  # BatchNorm statistics over all ranks
+config.channels_last = True  # memory layout of the encoder
+config.compile = False  # torch.compile the encoder
+config.precision = "auto"  # of the encoder: fp32, bf16, fp16; auto: bf16 where the hardware has it, else fp32
+
+# --- quality and losses (equations of the paper) --------------------------------------------------------------------
+config.quality_concentration = 0.333  # c (eq. 1)
+config.quality_rate = 0.01  # of the moving statistics
+config.quality_mean = 20.0  # mu at the start
+config.quality_std = 100.0  # sigma at the start
+config.quality_threshold = 0.2  # b (eqs. 2-5); None: no partition, everything learns from both losses
+config.margin = "adaface"  # "adaface", "arcface", "cosface", or "combined" with margin_list
+config.margin_m = 0.4  # m of adaface, arcface, cosface
+config.margin_list = (1.0, 0.5, 0.0)  # m1, m2, m3 of s (cos(m1 theta + m2) - m3)
+config.scale = 64.0  # s
+config.sample_rate = 1.0  # of classes a step (partial FC)
+config.interclass_filtering_threshold = 0.0
+config.queue = "proxy"  # negatives of the contrastive loss: "proxy", "batch" (this step's features), "none" (no such loss)
+config.queue_size = 0  # Q; 0: num_classes
+config.contrastive_weight = 1.0  # lambda
+config.contrastive_scale = 64.0
+config.contrastive_denominator = "paper"  # eq. 14 as printed (negatives alone), or "infonce" (and the positive)
+
+# --- optimisation ---------------------------------------------------------------------------------------------------
+config.batch_size = 128  # images a rank a step (two views each)
+config.global_batch_size = 0  # if given: images a step over ALL ranks, instead of batch_size
+config.gradient_acc = 1  # batches a step; gradients are averaged over them
+config.num_epoch = 12
+config.max_steps = 0  # stop after so many steps (0: at the end); the schedule stays that of num_epoch
+config.optimizer = "sgd"  # or "adamw"
+config.lr = 0.2
+config.momentum = 0.9
+config.weight_decay = 5e-4  # not on BatchNorm
+config.schedule = "multistep"  # "multistep" (/10 at milestones), "polynomial" (power 2), "cosine"; by step, after warm-up
+config.milestones = (6, 9)  # epochs
+config.warmup_epoch = 0.0  # epochs of linear warm-up
+config.max_grad_norm = 5.0  # of all gradients together, over all ranks; 0: no clipping
+config.max_skipped = 10  # steps in a row with a non-finite loss or gradient before the run stops
+config.seed = 2048
+
+# --- output ---------------------------------------------------------------------------------------------------------
+config.output = ""  # run folder; empty: runs/<name of the configuration file>
+config.val_targets = ()  # verification sets: names of .bin files in val_dir, or paths
+config.val_dir = ""  # empty: the folder of rec
+config.val_batch_size = 128
+config.frequent = 10  # steps between two lines of progress
+config.verbose = 0  # steps between two verifications; 0: at the end of each epoch
+config.save_every = 0  # steps between two checkpoints; 0: at the end of each epoch
+config.keep_last = 3  # checkpoints kept
+config.resume = True  # go on from the newest checkpoint in output, if there is one
+config.timeout_minutes = 10.0  # how long a rank waits for the others before the run is given up

@@ -1,0 +1,145 @@
+"""Augmentations of a face: image in, image out, in OpenCV on uint8.
+
+Each is a pure function of the image and of a row of uniform numbers (`randomness.uniforms`), every operation reading its
+own fixed places of that row: what one operation draws never depends on another's outcome.
+
+    none      flip
+    qgface    to low resolution and back, JPEG; then crop, colour, rotation, each with a probability; flip (QGFace, III-D)
+    adaface   crop in place, colour, low resolution, each with probability 0.2; flip (AdaFace, section 4.1)
+
+Images are RGB uint8 [H, W, 3]. Nothing is written to the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import cv2
+import numpy as np
+
+UNIFORMS = 24  # numbers that one image may draw
+Augmentation = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+_INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+def _between(u: float, low: float, high: float) -> float:
+    return low + u * (high - low)
+
+
+def _choice(u: float, options: tuple):
+    return options[int(u * len(options))]
+
+
+# ------------------------------------------------------------------------------------------------ operations
+
+
+def flip(image: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Mirrors left and right with probability 1/2; draws u[0]."""
+    return cv2.flip(image, 1) if u[0] < 0.5 else image
+
+
+def low_resolution(image: np.ndarray, u: np.ndarray, low: float, high: float, jpeg_quality: int | None) -> np.ndarray:
+    """Shrinks to U(low, high) of the size, passes JPEG at that size if asked, and enlarges again; draws u[0:3]."""
+    height, width = image.shape[:2]
+    scale = _between(u[0], low, high)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(image, size, interpolation=_choice(u[1], _INTERPOLATIONS))
+    if jpeg_quality is not None:
+        small = jpeg(small, jpeg_quality)
+    return cv2.resize(small, (width, height), interpolation=_choice(u[2], _INTERPOLATIONS))
+
+
+def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """The image after JPEG compression. The codec takes the channels as BGR; being given RGB it swaps the roles of red and
+    blue in its colour transform, so the order is turned for it and back."""
+    done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done, "OpenCV could not encode a JPEG"
+    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+
+
+def _crop_box(u: np.ndarray, height: int, width: int, low: float, high: float) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a crop of U(low, high) of the area and of an aspect in [3/4, 4/3]; draws u[0:4]."""
+    area = _between(u[0], low, high) * height * width
+    aspect = np.exp(_between(u[1], np.log(3 / 4), np.log(4 / 3)))
+    crop_width = min(width, max(1, round(np.sqrt(area * aspect))))
+    crop_height = min(height, max(1, round(np.sqrt(area / aspect))))
+    top, left = int(u[2] * (height - crop_height + 1)), int(u[3] * (width - crop_width + 1))
+    return top, left, crop_height, crop_width
+
+
+def resized_crop(image: np.ndarray, u: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A random part of the image, enlarged to the whole; draws u[0:4]."""
+    height, width = image.shape[:2]
+    top, left, crop_height, crop_width = _crop_box(u, height, width, low, high)
+    part = image[top : top + crop_height, left : left + crop_width]
+    return cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def crop_in_place(image: np.ndarray, u: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Keeps a random part where it is and blackens the rest; draws u[0:4]."""
+    top, left, height, width = _crop_box(u, *image.shape[:2], low, high)
+    kept = np.zeros_like(image)
+    kept[top : top + height, left : left + width] = image[top : top + height, left : left + width]
+    return kept
+
+
+def colour_jitter(image: np.ndarray, u: np.ndarray, strength: float) -> np.ndarray:
+    """Brightness, contrast and saturation, each times U(1 - strength, 1 + strength); draws u[0:3].
+
+    All three are affine in colour, so they are one 3x4 matrix and one pass over the image.
+    """
+    brightness, contrast, saturation = (_between(value, 1 - strength, 1 + strength) for value in u[:3])
+    grey = float(np.dot(cv2.mean(image)[:3], _LUMA)) * brightness  # the pivot of contrast, after brightness
+    mix = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
+    matrix = np.empty((3, 4))
+    matrix[:, :3] = mix * (brightness * contrast)
+    matrix[:, 3] = grey * (1 - contrast)  # mix has row sums of one, so a grey offset passes it unchanged
+    return cv2.transform(image, matrix)
+
+
+def rotation(image: np.ndarray, u: np.ndarray, degrees: float) -> np.ndarray:
+    """Turns about the centre by U(-degrees, degrees); the border is replicated. Draws u[0]."""
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), _between(u[0], -degrees, degrees), 1.0)
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+# ------------------------------------------------------------------------------------------------ recipes
+
+QGFACE_PROBABILITY = 0.2  # of crop, colour and rotation each; the paper gives no figure, AdaFace's recipe has 0.2
+ADAFACE_PROBABILITY = 0.2
+
+
+def none(image: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Flip only."""
+    return flip(image, u)
+
+
+def qgface(image: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """The low-quality view: U(0.1, 0.5) of the resolution with JPEG 75 there; crop of 0.8-1 of the area, colour 0.2,
+    rotation within 45 degrees; flip."""
+    image = low_resolution(image, u[1:4], 0.1, 0.5, jpeg_quality=75)
+    if u[4] < QGFACE_PROBABILITY:
+        image = resized_crop(image, u[5:9], 0.8, 1.0)
+    if u[9] < QGFACE_PROBABILITY:
+        image = colour_jitter(image, u[10:13], 0.2)
+    if u[13] < QGFACE_PROBABILITY:
+        image = rotation(image, u[14:15], 45.0)
+    return flip(image, u)
+
+
+def adaface(image: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """AdaFace's: crop of 0.2-1 of the area, kept in place; colour 0.5; U(0.2, 1) of the resolution; flip."""
+    if u[1] < ADAFACE_PROBABILITY:
+        image = crop_in_place(image, u[2:6], 0.2, 1.0)
+    if u[6] < ADAFACE_PROBABILITY:
+        image = low_resolution(image, u[7:10], 0.2, 1.0, jpeg_quality=None)
+    if u[10] < ADAFACE_PROBABILITY:
+        image = colour_jitter(image, u[11:14], 0.5)
+    return flip(image, u)
+
+
+AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType({"none": none, "qgface": qgface, "adaface": adaface})
