@@ -17,6 +17,7 @@ from __future__ import annotations
 import codecs
 import mmap
 import pickletools
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,8 @@ class _Machine:
 
 # ------------------------------------------------------------------------------------------------ arguments in the file
 
+# Possessive, so that matching a long string keeps no states to return to.
+_PYTHON_2_REPR = re.compile(rb"""(?:[^\\]++|\\(?:x[0-9a-f]{2}|[\\'"nrt]))*+""", re.DOTALL)
 _U8, _U16, _U32, _U64, _I32 = (struct.Struct(f"<{code}") for code in "BHIQi")
 
 
@@ -220,6 +223,8 @@ def _quoted_line(machine: _Machine) -> bytes:
     line = machine.line()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise DamagedError("a string without quotes")
+    if not _PYTHON_2_REPR.fullmatch(line, 1, len(line) - 1):
+        raise DamagedError("a string with escapes that Python 2 does not write")
     return codecs.escape_decode(line[1:-1])[0]  # as the pickle module does
 
 
