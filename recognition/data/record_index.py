@@ -34,6 +34,13 @@ Int64Array = npt.NDArray[np.int64]
 _TEXT_BLOCK = 1 << 24  # bytes of .idx parsed at a time
 _SCAN_BLOCK = 1 << 24  # bytes of .rec searched at a time
 _DIGITS = 18  # any number of so many digits fits an int64
+# One row a record, from `RecordReader.headers`. `sound` is false where these few bytes do not tell: the record is
+# damaged, or its header is split; reading it shows which. `bytes` is the payload's length (a lower bound if split).
+HEADER_ROW = np.dtype([("sound", "?"), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8"), ("bytes", "<i8")])
+_RAW_HEADER = np.dtype("<u4, <u4, <u4, <f4, <u8, <u8, <f4")
+_RAW_HEADER.names = ("magic", "part", "flag", "label", "id", "id2", "first")
+HEADER_BYTES = _RAW_HEADER.itemsize
+
 _LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
 
 
@@ -47,18 +54,18 @@ class RecordIndex:
 
 def make_index(keys: Int64Array, offsets: Int64Array, source: Path) -> RecordIndex:
     """Sorted by key. `UserError` where a key or an offset occurs twice."""
-    if (np.diff(keys) <= 0).any():
+    if (keys[1:] < keys[:-1]).any():
         order = np.argsort(keys, kind="stable")
         keys, offsets = keys[order], offsets[order]
-    repeated = np.flatnonzero(np.diff(keys) == 0)
+    repeated = np.flatnonzero(keys[1:] == keys[:-1])
     if len(repeated):
         at = repeated[0]
         raise UserError(
             f"{source}: key {keys[at]} occurs twice (byte offsets {offsets[at]} and {offsets[at + 1]}); "
             "move the index away to have it rebuilt from the .rec file"
         )
-    ascending = np.sort(offsets)
-    repeated = np.flatnonzero(np.diff(ascending) == 0)
+    ascending = np.sort(offsets) if (offsets[1:] < offsets[:-1]).any() else offsets
+    repeated = np.flatnonzero(ascending[1:] == ascending[:-1])
     if len(repeated):
         shared = ascending[repeated[0]]
         first, second = keys[offsets == shared][:2]
@@ -85,6 +92,7 @@ def load_index(path: Path) -> RecordIndex:
         raise UserError(f"{path}: the index is empty; move it away to have it rebuilt from the .rec file")
     keys = np.concatenate([block[:, 0] for block in blocks])
     offsets = np.concatenate([block[:, 1] for block in blocks])
+    blocks.clear()  # they are as large as the two
     return make_index(keys, offsets, path)
 
 
@@ -194,3 +202,21 @@ def _find_parts(
         found.append((base + 4 * at, words[at + 1], words[at + 2].astype(np.int64), ids))
     offsets, part_words, flags, ids = (np.concatenate(column) for column in zip(*found, strict=True))
     return offsets, part_words, flags, ids
+
+
+def header_rows(starts: list[bytes], offsets: Int64Array, size: int) -> npt.NDArray[np.void]:
+    """`HEADER_ROW`s from the first `HEADER_BYTES` bytes of the records at `offsets` in a file of `size` bytes."""
+    raw = b"".join(starts)
+    if len(raw) != HEADER_BYTES * len(starts):  # the last record of the file may be shorter
+        raw = b"".join([start.ljust(HEADER_BYTES, b"\0") for start in starts])
+    table = np.frombuffer(raw, _RAW_HEADER)
+    length = (table["part"] & LENGTH_MASK).astype(np.int64)
+    cflag = table["part"] >> LENGTH_BITS
+    payload = length - HEADER.size - 4 * table["flag"].astype(np.int64)
+    rows = np.empty(len(starts), HEADER_ROW)
+    rows["sound"] = (table["magic"] == MAGIC) & (payload >= 0)
+    rows["sound"] &= (cflag == WHOLE) | ((cflag == FIRST) & (payload > 0))
+    rows["sound"] &= offsets + 8 + ((length + 3) & ~3) <= size
+    rows["flag"], rows["id"], rows["bytes"] = table["flag"], table["id"], payload
+    rows["label"] = np.where(table["flag"] > 0, table["first"], table["label"])
+    return rows

@@ -26,6 +26,7 @@ from recognition.data.record_format import (
     LENGTH_MASK,
     MAGIC,
     MAGIC_BYTES,
+    MIDDLE,
     PART,
     PART_AND_HEADER,
     WHOLE,
@@ -34,18 +35,12 @@ from recognition.data.record_format import (
     padded,
     unpack,
 )
-from recognition.data.record_index import RecordIndex, load_index, scan_records
+from recognition.data.record_index import HEADER_BYTES, RecordIndex, header_rows, load_index, scan_records
 from utils.errors import UserError
 
 _BIG = 1 << 20  # a longer part is looked at before memory is taken for it
 _HEADERS_AT_ONCE = 1 << 16
 _DAMAGED_INDEX = "the index is damaged or belongs to another file; move it away to have it rebuilt"
-
-# One row a record, from `RecordReader.headers`. `sound` is false where these few bytes do not tell: the record is
-# damaged, or its header is split; reading it shows which. `bytes` is the payload's length (a lower bound if split).
-HEADER_ROW = np.dtype([("sound", "?"), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8"), ("bytes", "<i8")])
-_RAW_HEADER = np.dtype("<u4, <u4, <u4, <f4, <u8, <u8, <f4")
-_RAW_HEADER.names = ("magic", "part", "flag", "label", "id", "id2", "first")
 
 
 class RecordReader:
@@ -113,7 +108,8 @@ class RecordReader:
         """The headers of positions start … stop-1 in chunks of `HEADER_ROW`s, 36 bytes read a record."""
         stop = len(self) if stop is None else stop
         for begin in range(start, stop, _HEADERS_AT_ONCE):
-            yield self._header_rows(self.offsets[begin : min(begin + _HEADERS_AT_ONCE, stop)])
+            offsets = self.offsets[begin : min(begin + _HEADERS_AT_ONCE, stop)]
+            yield header_rows([self._pread(HEADER_BYTES, offset) for offset in offsets.tolist()], offsets, self._size)
 
     def close(self) -> None:
         """Gives the file descriptor back; a later read opens the file again."""
@@ -187,6 +183,8 @@ class RecordReader:
             return None
         body = padded(length) - HEADER.size
         rest = self._pread(body + 4, offset + PART_AND_HEADER.size)
+        # Not looked for here: a length that reaches over whole records to a later one. It would only append bytes to
+        # the image, and the search takes longer than the read.
         if rest[body:] != MAGIC_BYTES and (len(rest) != body or offset + PART.size + padded(length) != self._size):
             return None
         label = np.frombuffer(rest[:labels], FLOAT32) if flag else np.frombuffer(head, FLOAT32, 1, 12)
@@ -209,13 +207,12 @@ class RecordReader:
             if len(head) < PART.size:
                 raise RecordError(self.path, key, offset, f"the file ends at byte {self._size}: it is truncated")
             magic, word = PART.unpack(head)
-            if magic != MAGIC or (not parts and word >> LENGTH_BITS > FIRST):
-                problem = f"part {len(parts) + 1} is missing at byte {at}" if parts else "no record starts here"
-                raise RecordError(self.path, key, offset, f"{problem}: {_damage(key)}")
             cflag, length = word >> LENGTH_BITS, word & LENGTH_MASK
-            if parts and (cflag <= FIRST or cflag > LAST):
-                problem = f"part {len(parts) + 1} is missing at byte {at}: {_damage(None)}"
-                raise RecordError(self.path, key, offset, problem)
+            if magic != MAGIC or cflag not in ((MIDDLE, LAST) if parts else (WHOLE, FIRST)):
+                problem = f"its part {len(parts) + 1} is missing at byte {at}" if parts else "no record starts here"
+                raise RecordError(self.path, key, offset, f"{problem}: {_damage(None if parts else key)}")
+            if at - offset > LENGTH_MASK + PART.size * len(parts):
+                raise RecordError(self.path, key, offset, f"its parts exceed {LENGTH_MASK} bytes: {_damage(None)}")
             parts.append(self._body(key, offset, at + PART.size, length))
             at += PART.size + padded(length)
             if cflag in (WHOLE, LAST):
@@ -229,15 +226,26 @@ class RecordReader:
             problem = f"it announces {length} bytes, but the file ends at byte {self._size}: it is truncated or damaged"
             raise RecordError(self.path, key, offset, f"{problem}; copy the file again")
         rest = b""
-        if length <= _BIG or self._follows(self._pread(4, end), end):
+        if length <= _BIG or self._ends_at(self._pread(4, end), 0, end):
             rest = self._pread(body + 4, begin)
-        if len(rest) < body or not self._follows(rest[body:], end):
+        if not self._ends_at(rest, body, end):
             problem = f"no record follows at byte {end}, where this one of {length} bytes ends: {_damage(None)}"
             raise RecordError(self.path, key, offset, problem)
         return rest[:length]
 
-    def _follows(self, word: bytes, end: int) -> bool:
-        return word == MAGIC_BYTES or (not word and end == self._size)
+    def _ends_at(self, rest: bytes, body: int, end: int) -> bool:
+        """Whether a part is `rest[:body]`, up to byte `end`: the first aligned magic, or the file's end, comes there.
+
+        So a wrong length is always noticed, unless it is wrong within the padding only.
+        """
+        at = rest.find(MAGIC_BYTES)
+        while at % 4 and 0 <= at < body:
+            at = rest.find(MAGIC_BYTES, at + 4)
+        if at == body:
+            return True
+        tail = rest[body:]
+        cut = len(tail) < 4 and MAGIC_BYTES.startswith(tail) and end + len(tail) == self._size  # in the next magic
+        return at < 0 and cut and len(rest) >= body
 
     # -- the index
 
@@ -271,24 +279,6 @@ class RecordReader:
                 f"{self.idx_path}: covers bytes {first} to {end} of the {self._size} in {self.path.name}; "
                 "records outside are not used"
             )
-
-    def _header_rows(self, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
-        width = _RAW_HEADER.itemsize
-        pieces = [self._pread(width, offset) for offset in offsets.tolist()]
-        raw = b"".join(pieces)
-        if len(raw) != width * len(pieces):  # the last record of the file may be shorter
-            raw = b"".join([piece.ljust(width, b"\0") for piece in pieces])
-        table = np.frombuffer(raw, _RAW_HEADER)
-        length = (table["part"] & LENGTH_MASK).astype(np.int64)
-        cflag = table["part"] >> LENGTH_BITS
-        payload = length - HEADER.size - 4 * table["flag"].astype(np.int64)
-        rows = np.empty(len(offsets), HEADER_ROW)
-        rows["sound"] = (table["magic"] == MAGIC) & (cflag <= FIRST) & (payload >= 0)
-        rows["sound"] &= (cflag == WHOLE) | (payload > 0)
-        rows["sound"] &= offsets + 8 + ((length + 3) & ~3) <= self._size
-        rows["flag"], rows["id"], rows["bytes"] = table["flag"], table["id"], payload
-        rows["label"] = np.where(table["flag"] > 0, table["first"], table["label"])
-        return rows
 
 
 def _warn(message: str) -> None:
