@@ -22,7 +22,9 @@ INK, GRID = "#333333", "#dddddd"
 MOST_POINTS = 2000  # of a drawn curve: more cannot be seen, and an SVG of millions cannot be opened
 
 
-def plot_roc(curves: Mapping[str, Roc], path: str | Path, title: str = "Verification ROC", far: float = 1e-3) -> list[Path]:
+def plot_roc(
+    curves: Mapping[str, Roc], path: str | Path, title: str = "Verification ROC", far: float = 1e-3
+) -> list[Path]:
     """Draws ROC curves, name -> curve, over a logarithmic FAR axis; marks the TAR of each at `far`.
 
     Writes `path` with the endings .png and .svg, and returns both paths.
@@ -45,8 +47,14 @@ def plot_roc(curves: Mapping[str, Roc], path: str | Path, title: str = "Verifica
     axes.set_ylim(bottom, 1 + 0.01 * (1 - bottom))
     axes.text(far, bottom, f" FAR {far:g}", fontsize=8, color=INK, va="bottom")
     axes.legend(
-        title=f"TAR at FAR {far:g}, area under the curve", title_fontsize=8.5, alignment="left",
-        loc="best", fontsize=8.5, framealpha=0.9, edgecolor="none", labelcolor=INK,
+        title=f"TAR at FAR {far:g}, area under the curve",
+        title_fontsize=8.5,
+        alignment="left",
+        loc="best",
+        fontsize=8.5,
+        framealpha=0.9,
+        edgecolor="none",
+        labelcolor=INK,
     )
     return save_figure(figure, path)
 

@@ -110,7 +110,9 @@ class _Machine:
 
     def take(self, length: int) -> bytes:
         end = self.position + length
-        if length < 0 or end > self.size:
+        if length < 0:
+            raise DamagedError(f"a length of {length} bytes")
+        if end > self.size:
             raise DamagedError(f"the file ends where {length} more bytes should follow")
         taken = self.content[self.position : end]
         self.position = end
