@@ -1,42 +1,15 @@
 """Encoders: face images in, raw (not normalised) features out. Depends on torch only.
 
     net = backbones.build("r50", embedding_size=512)
-    features_BD = net(images)  # images float [B, 3, 112, 112] in [-1, 1]
-
-Adding a backbone is one new file and one line in `FAMILIES`.
+    ignored = backbones.load_weights(net, "backbone.pth")
+    features_BD = net(images)  # images float [B, 3, 112, 112] in [-1, 1]; features float32 [B, 512]
+    gigamacs = backbones.flops(net) / 1e9
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
+from backbones.counting import flops
+from backbones.registry import build, names
+from backbones.weights import WeightsError, load_weights
 
-from torch import nn
-
-from backbones import compact
-
-FAMILIES: tuple[dict[str, Callable[..., nn.Module]], ...] = (
-    compact.BUILDERS,
-)
-
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {name: make for family in FAMILIES for name, make in family.items()}
-
-__all__ = ["build", "names"]
-
-
-def names() -> list[str]:
-    """Names that `build` knows, family by family, small to large."""
-    return list(_BUILDERS)
-
-
-def build(name: str, embedding_size: int = 512, **options: object) -> nn.Module:
-    """A freshly initialised encoder: images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32.
-
-    `options` go to the family's own constructor (dropout, checkpoint, ...).
-    Raises ValueError for an unknown name, and names the nearest known one.
-    """
-    if name not in _BUILDERS:
-        near = difflib.get_close_matches(name, _BUILDERS, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown backbone {name!r}: {hint}known are {', '.join(_BUILDERS)}")
-    return _BUILDERS[name](embedding_size=embedding_size, **options)
+__all__ = ["WeightsError", "build", "flops", "load_weights", "names"]

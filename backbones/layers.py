@@ -22,15 +22,20 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within: BatchNorm uses the batch's statistics as in training, and leaves its running ones alone."""
-    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
+    """Within: BatchNorm normalises by the batch as in training, but its running statistics and counter stay put.
+
+    It still takes part in the autograd graph with the same saved tensors, which checkpointing insists on; therefore a
+    momentum of zero instead of `track_running_stats=False`.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, torch.zeros_like(norm.num_batches_tracked)
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for norm, (momentum, counter) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> Tensor:
