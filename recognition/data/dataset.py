@@ -9,7 +9,6 @@ The float32 labels of record 0, wrong from 2^24 on (42,474,558 reads back as 42,
 
 from __future__ import annotations
 
-import math
 import sys
 from bisect import bisect_right
 from functools import cached_property
@@ -200,7 +199,7 @@ def _image_span(shard: RecordReader, strict: bool) -> tuple[int, int, int]:
 def _end_of_images(shard: RecordReader, header: Record, strict: bool) -> int:
     """The position of the first identity record, sought around the place where record 0 says it is."""
     claim = float(header.label[0])
-    if not math.isfinite(claim) or claim < 1:
+    if not 1 < claim < 1 << 62:  # NaN neither
         raise _record_error(shard, 0, f"announces images up to key {claim} - 1; pack the file again")
     # From one before the earliest place to the latest: it must be images, then identity records.
     around = [max(1, int(claim) - _slack(claim) - 1), int(claim) + _slack(claim) + 1]
@@ -208,7 +207,7 @@ def _end_of_images(shard: RecordReader, header: Record, strict: bool) -> int:
     images = [_holds_image(shard, position, strict) for position in range(max(low, 1), high)]
     stop = max(low, 1) + sum(images)
     ends_here = stop < high or stop == len(shard)  # the latter in a file without identity records
-    if not ends_here or images != sorted(images, reverse=True) or (images and not images[0]):
+    if not ends_here or not any(images[:1]) or images != sorted(images, reverse=True):
         problem = f"announces that the images end before key {claim:.0f}, but they do not"
         raise _record_error(shard, 0, f"{problem}; move the index away to have it rebuilt, or pack the file again")
     return stop
@@ -225,4 +224,4 @@ def _holds_image(shard: RecordReader, position: int, strict: bool) -> bool:
 
 def _slack(value: float) -> int:
     """How far a whole number may lie from `value`, its float32."""
-    return 0 if value <= EXACT_IN_FLOAT32 else int(np.spacing(np.float32(value)))
+    return 0 if value < EXACT_IN_FLOAT32 else int(np.spacing(np.float32(value)))
