@@ -290,3 +290,38 @@ def test_worker_processes_read_the_same(method: str, tmp_path: Path) -> None:
     worker.start()
     assert answers.get(timeout=60) == expected
     worker.join()
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["mxnet_insightface", "mxnet_im2rec"])
+def test_random_damage_gives_declared_errors_only(name: str, tmp_path: Path) -> None:
+    """Mutated golden files: whatever is read is an image and a label or a `UserError`; nothing else, and no more memory."""
+    source = {end: (GOLDEN / name / f"train.{end}").read_bytes() for end in ("rec", "idx")}
+    draw = np.random.default_rng(11)
+    errors = reads = 0
+    for trial in range(150):
+        files = {end: bytearray(data) for end, data in source.items()}
+        hit = files["idx" if trial % 3 == 0 else "rec"]
+        places = draw.integers(0, len(hit), 3) if trial % 2 else 4 * draw.integers(0, len(hit) // 4, 40)
+        for place in places.tolist():
+            hit[place] = int(draw.integers(256))
+        if trial % 5 == 0:
+            del hit[int(draw.integers(len(hit))) :]
+        for end, data in files.items():
+            (tmp_path / f"train.{end}").write_bytes(data)
+        if trial % 7 == 0:
+            (tmp_path / "train.idx").unlink()
+        try:
+            dataset = FaceDataset(tmp_path, strict=bool(trial % 4))
+        except UserError:
+            errors += 1
+            continue
+        for image in range(len(dataset)):
+            try:
+                payload, label = dataset.read(image)
+                assert 0 < len(payload) <= len(source["rec"]) and isinstance(label, int)
+                reads += 1
+            except RecordError as error:
+                assert error.offset == int(str(error).split("byte offset ")[1].split(":")[0])
+                errors += 1
+    assert errors > 50 and reads > 500
