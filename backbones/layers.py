@@ -27,14 +27,17 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     It still takes part in the autograd graph with the same saved tensors, which checkpointing insists on; therefore a
     momentum of zero instead of `track_running_stats=False`.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, torch.zeros_like(norm.num_batches_tracked)
+    kept = [
+        (norm, norm.momentum, counter)
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm) and (counter := norm.num_batches_tracked) is not None
+    ]
+    for norm, _, counter in kept:
+        norm.momentum, norm.num_batches_tracked = 0.0, torch.zeros_like(counter)
     try:
         yield
     finally:
-        for norm, (momentum, counter) in zip(norms, kept, strict=True):
+        for norm, momentum, counter in kept:
             norm.momentum, norm.num_batches_tracked = momentum, counter
 
 

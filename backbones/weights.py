@@ -11,6 +11,7 @@ import pickle
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -168,22 +169,25 @@ def _few(found: list[str]) -> str:
 
 def _advice(state: Mapping[str, Tensor]) -> str:
     """Which registered backbone has these entries, and what to type."""
-    from backbones.registry import build, names  # here, so that the registry can be imported without this file
+    from backbones.registry import names  # here, so that the registry can be imported without this file
 
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    sizes = dict.fromkeys([512, *(shape[0] for shape in shapes.values() if len(shape) == 1)])  # 1-d entries: one fits
     for name in names():
-        with torch.device("meta"):
-            entries = build(name).state_dict()
-            if entries.keys() != shapes.keys():
-                continue
-            fixed = {key for key, value in entries.items() if 512 not in value.shape}
-            if any(tuple(entries[key].shape) != shapes[key] for key in fixed):
-                continue
-            for size in sizes:
-                if {k: tuple(v.shape) for k, v in build(name, embedding_size=size).state_dict().items()} == shapes:
+        if _entries(name, 512).keys() == shapes.keys():
+            sizes = {shape[0] for shape in shapes.values() if len(shape) == 1}  # the embedding size is one of these
+            for size in sorted(sizes):
+                if _entries(name, size) == shapes:
                     return f"it looks like {name!r}: build({name!r}, embedding_size={size})"
     return f"it looks like no backbone of this project; known are {', '.join(names())}"
+
+
+@lru_cache(maxsize=64)
+def _entries(name: str, embedding_size: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a registered backbone's state dict."""
+    from backbones.registry import build
+
+    with torch.device("meta"):  # shapes only: no memory
+        return {key: tuple(value.shape) for key, value in build(name, embedding_size).state_dict().items()}
 
 
 def _first_line(error: BaseException) -> str:

@@ -266,12 +266,12 @@ def test_autocast_keeps_the_output_layer_in_float32(name: str) -> None:
 def test_compact_encoders_learn(name: str) -> None:
     torch.manual_seed(0)
     prototypes = F.interpolate(torch.randn(8, 3, 7, 7), size=112, mode="bilinear")
-    labels = torch.arange(8).repeat(4)
+    labels = torch.arange(8).repeat(2)
     net, classifier = backbones.build(name, embedding_size=64), nn.Linear(64, 8, bias=False)
     optimiser = torch.optim.SGD([*net.parameters(), *classifier.parameters()], lr=0.05, momentum=0.9)
     losses = []
     for _ in range(12):
-        images = prototypes[labels] + 0.5 * torch.randn(32, 3, 112, 112)
+        images = prototypes[labels] + 0.5 * torch.randn(16, 3, 112, 112)
         with torch.autocast("cpu", torch.bfloat16):
             features = net(images)
         loss = F.cross_entropy(8 * F.linear(F.normalize(features), F.normalize(classifier.weight)), labels)
