@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import struct
 import subprocess
@@ -174,6 +175,15 @@ def test_headers_equal_the_records(tmp_path: Path) -> None:
             assert (row["flag"], row["label"], row["id"]) == (record.flag, record.label[0], record.id)
             assert (row["bytes"] > 0) == bool(record.payload)
     assert rows["sound"].sum() > 300
+
+
+def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "worked.rec") as writer:
+        writer.write(1, 7, b"\xff\xd8AB" + b"\x0a\x23\xd7\xce" + b"CDE")
+        writer.write(0, [2, 3], b"")
+    shown = re.findall(r"^    000000[0-9a-f]0: ([0-9a-f ]+)$", (ROOT / "docs" / "DATA.md").read_text(), re.MULTILINE)
+    assert (tmp_path / "worked.rec").read_bytes() == bytes.fromhex("".join(shown))
+    assert (tmp_path / "worked.idx").read_bytes() == b"1\t0\n0\t48\n"
 
 
 # -- the index
