@@ -91,3 +91,23 @@ class CosFace:
 
     def target_logit(self, cosine_N: torch.Tensor, quality_N: torch.Tensor) -> torch.Tensor:
         return self.scale * (cosine_N - self.margin)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """s (cos(m1 theta + m2) - m3): SphereFace-style, ArcFace's and CosFace's margins in one (ArcFace, eq. 4; arcface_torch's
+    `margin_list`). m1 theta + m2 is clamped to [epsilon, pi - epsilon]."""
+
+    m1: float = 1.0
+    m2: float = 0.5
+    m3: float = 0.0
+    scale: float = 64.0
+    epsilon: float = 1e-4
+
+    @property
+    def cosine_limit(self) -> float:
+        return 1 - self.epsilon
+
+    def target_logit(self, cosine_N: torch.Tensor, quality_N: torch.Tensor) -> torch.Tensor:
+        angle_N = (self.m1 * cosine_N.acos() + self.m2).clamp(self.epsilon, math.pi - self.epsilon)
+        return self.scale * (angle_N.cos() - self.m3)

@@ -178,7 +178,7 @@ def _from_file(file: Path) -> dict[str, Any]:
         values = runpy.run_path(str(file)).get("config")
     except UserError:
         raise
-    except Exception as fault:  # noqa: BLE001 - whatever is wrong in a user's file is the user's to mend
+    except Exception as fault:
         raise UserError(f"{file}: the file does not run: {type(fault).__name__}: {fault}") from fault
     if not isinstance(values, dict):
         raise UserError(f"{file}: must define an easydict `config` (see configs/base.py)")

@@ -18,6 +18,7 @@ Shapes: B images on this rank, W ranks, G = W*B gathered, V views, D embedding.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -25,6 +26,10 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
+
+# torch 2.13 renamed these two; 2.11 and 2.12 know them by the old names only.
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class _GatherRows(torch.autograd.Function):
         world = dist.get_world_size()
         ctx.sizes = (world, views, batch, dim)
         flat = rows_VBD.new_empty(world * views * batch, dim)
-        dist.all_gather_into_tensor(flat, rows_VBD.contiguous().view(-1, dim))
+        _all_gather_single(flat, rows_VBD.contiguous().view(-1, dim))
         return flat.view(world, views, batch, dim).transpose(0, 1).reshape(views, world * batch, dim)
 
     @staticmethod
@@ -136,7 +141,7 @@ class _GatherRows(torch.autograd.Function):
         world, views, batch, dim = ctx.sizes
         parts = grad_VGD.view(views, world, batch, dim).transpose(0, 1).reshape(world * views * batch, dim)
         mine = parts.new_empty(views * batch, dim)
-        dist.reduce_scatter_tensor(mine, parts, op=dist.ReduceOp.SUM)
+        _reduce_scatter_single(mine, parts, op=dist.ReduceOp.SUM)
         return mine.mul_(world).view(views, batch, dim)  # times W: DDP will average (see the head of this file)
 
 
@@ -165,7 +170,7 @@ def replicated(value: torch.Tensor) -> torch.Tensor:
 def gather_labels(labels_B: torch.Tensor) -> torch.Tensor:
     """All ranks' labels on the host: int64 [B] -> [G]. Stays off the GPU, so that nobody waits for it."""
     labels_G = labels_B.new_empty(dist.get_world_size() * labels_B.numel())
-    dist.all_gather_into_tensor(labels_G, labels_B.contiguous())
+    _all_gather_single(labels_G, labels_B.contiguous())
     return labels_G
 
 
@@ -178,7 +183,7 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
 def gather_stack(value: torch.Tensor) -> torch.Tensor:
     """All ranks' tensors of equal shape stacked: [...] -> [W, ...]; not differentiable."""
     stacked = value.new_empty(dist.get_world_size(), *value.shape)
-    dist.all_gather_into_tensor(stacked.view(-1), value.contiguous().view(-1))
+    _all_gather_single(stacked.view(-1), value.contiguous().view(-1))
     return stacked
 
 
@@ -216,6 +221,26 @@ def broadcast_object(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first_rank(action: Callable[[], None]) -> None:
+    """Runs `action` on rank 0 while the others wait; a UserError or OSError of it is raised, as UserError, on all ranks."""
+    fault = None
+    if rank_and_world()[0] == 0:
+        try:
+            action()
+        except (UserError, OSError) as error:
+            fault = str(error)
+    fault = broadcast_object(fault)
+    if fault is not None:
+        raise UserError(fault)
+
+
+@torch.no_grad()
+def broadcast_buffers(module: torch.nn.Module) -> None:
+    """Gives all ranks rank 0's buffers. DDP does this before a forward pass; checkpoints and evaluation need it in between."""
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
 
 
 def barrier() -> None:

@@ -1,0 +1,23 @@
+"""QGFace on 430 real people (3,831 LFW photographs, `../shared/faces/lfw_train`): minutes on two CPU cores.
+
+    python train.py configs/lfw_qg                           # one process
+    torchrun --nproc_per_node=2 train.py configs/lfw_qg      # the same training, divided
+"""
+
+from easydict import EasyDict as edict
+
+from configs.base import config as base
+
+config = edict(
+    base,
+    rec="../shared/faces/lfw_train",
+    val_dir="../shared/faces/val",
+    val_targets=("lfw_hq", "lfw_mixed", "lfw_lq"),
+    network="tiny",
+    global_batch_size=96,
+    num_epoch=10,
+    lr=0.1,
+    schedule="cosine",
+    warmup_epoch=1.0,
+    quality_std=20.0,
+)

@@ -1,0 +1,111 @@
+"""Optimiser, learning-rate schedule, and the gradient arithmetic that all ranks must agree on.
+
+The schedule is a pure function of the step, so there is nothing of it to save. Gradient norms count every parameter of
+the world once: the encoder's, which are equal on all ranks, and all parts of the sharded classifier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from utils.config import Config
+from utils.dist import sum_over_ranks
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: with weight decay, and without it (all parameters of normalisation layers)."""
+    undecayed = {
+        id(parameter)
+        for module in encoder.modules()
+        if isinstance(module, _NORMS)
+        for parameter in module.parameters(recurse=False)
+    }
+    parameters = [p for module in (encoder, head) for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if id(p) not in undecayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) in undecayed], "weight_decay": 0.0},
+    ]
+
+
+def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum as in the paper, or AdamW."""
+    groups = parameter_groups(encoder, head, config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+def build_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
+    """Learning rate of a step (0, 1, …): linear warm-up over `warmup_epoch`, then the shape that the config names.
+
+    multistep: lr / 10 from each milestone (epochs) on. polynomial: lr (1 - progress)^2, arcface_torch's. cosine: half a
+    period from lr to 0. Progress runs from the end of the warm-up to `num_epoch`.
+    """
+    warmup = config.warmup_epoch * steps_per_epoch
+    total = config.num_epoch * steps_per_epoch
+    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+
+    def multistep(step: int) -> float:
+        return 0.1 ** sum(step >= milestone for milestone in milestones)
+
+    def polynomial(step: int) -> float:
+        return (1 - _progress(step)) ** 2
+
+    def cosine(step: int) -> float:
+        return (1 + math.cos(math.pi * _progress(step))) / 2
+
+    def _progress(step: int) -> float:
+        return min(1.0, (step - warmup) / max(total - warmup, 1))
+
+    shape = {"multistep": multistep, "polynomial": polynomial, "cosine": cosine}[config.schedule]
+
+    def learning_rate(step: int) -> float:
+        return config.lr * ((step + 1) / warmup if step < warmup else shape(step))
+
+    return learning_rate
+
+
+def global_gradient_norm(encoder: nn.Module, head: nn.Module) -> torch.Tensor:
+    """L2 norm of all gradients of the world, the same on all ranks; not finite if any gradient of any rank is not."""
+    shared = torch.nn.utils.get_total_norm(_gradients(encoder)).double().square()
+    sharded = torch.nn.utils.get_total_norm(_gradients(head)).double().square()
+    return (shared + sum_over_ranks(sharded.to(shared.device))).sqrt()
+
+
+def _gradients(module: nn.Module) -> list[torch.Tensor]:
+    return [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: torch.Tensor | float) -> None:
+    """Multiplies all gradients, in place."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
+
+
+class LossScale:
+    """Dynamic loss scaling for fp16 (Micikevicius et al., ICLR 2018), agreed by construction: it follows the global
+    gradient norm, which is the same number on all ranks. `enabled=False` is a scale of one for ever."""
+
+    GROWTH_INTERVAL = 2000
+
+    def __init__(self, enabled: bool):
+        self.enabled = enabled
+        self.value = 65536.0 if enabled else 1.0
+        self.good_steps = 0
+
+    def update(self, finite: bool) -> None:
+        """After each step: halves on overflow, doubles after a long run of good steps."""
+        if not self.enabled:
+            return
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.value = max(1.0, self.value / 2)
+        elif self.good_steps == self.GROWTH_INTERVAL:
+            self.value, self.good_steps = self.value * 2, 0

@@ -1,0 +1,126 @@
+"""One training step, in the order in which the data flows. The config has picked the objects; nothing branches on a
+method's name here, and nothing is printed.
+
+Shapes: V views, B images of this rank, G gathered, D embedding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from losses.joint import JointLoss, JointTerms
+from recognition.data.loader import Batch
+from recognition.encoder import to_input
+from recognition.optimiser import LossScale, global_gradient_norm, scale_gradients
+from utils import dist
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did. `skipped` is empty, or says on which rank what was not finite; then nothing was learned."""
+
+    terms: JointTerms | None
+    gradient_norm: torch.Tensor | None
+    skipped: str = ""
+
+
+class TrainStep:
+    """`step(batches)` learns from one step's batches (several where gradients are accumulated).
+
+    encoder: wrapped by DistributedDataParallel. joint: losses and their state. A step that meets a non-finite feature or
+    gradient on any rank leaves the weights, the optimiser, the statistics of BatchNorm and the queue as they were
+    (features that were finite may have been enqueued by then), on all ranks alike.
+    """
+
+    def __init__(
+        self, encoder: nn.parallel.DistributedDataParallel, joint: JointLoss, optimiser: torch.optim.Optimizer,
+        loss_scale: LossScale, autocast: torch.dtype | None, max_grad_norm: float, device: torch.device,
+    ):  # fmt: skip
+        self.encoder, self.joint, self.optimiser = encoder, joint, optimiser
+        self.loss_scale, self.autocast, self.max_grad_norm, self.device = loss_scale, autocast, max_grad_norm, device
+        self._running = RunningStatistics(encoder)
+
+    def __call__(self, batches: Sequence[Batch]) -> StepResult:
+        self._running.remember()
+        terms = None
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with contextlib.nullcontext() if last else self.encoder.no_sync():
+                # Views and encoder: both views in one pass.
+                features_VBD = self._encode(torch.from_numpy(batch.images_VBHWC))
+
+                # Gather: the whole world's features and labels, on every rank.
+                features_VGD = dist.gather_rows(features_VBD)
+                host_label_G = dist.gather_labels(torch.from_numpy(batch.labels_B))
+                if not bool(torch.isfinite(features_VGD).all()):
+                    return self._skip(_where_not_finite(features_VGD))
+
+                # Quality, partition, sharded softmax, contrastive term.
+                terms = self.joint(features_VGD, host_label_G)
+
+                # Backward: reduce-scatter of feature gradients, then DDP's all-reduce in the last pass.
+                (terms.loss * (self.loss_scale.value / len(batches))).backward()
+
+        # Agree, clip, optimise.
+        scale_gradients(self._parameters(), 1 / self.loss_scale.value)
+        norm = global_gradient_norm(self.encoder, self.joint.classifier)
+        finite = bool(norm.isfinite())
+        self.loss_scale.update(finite)
+        if not finite:
+            return self._skip(_where_gradients_are_not_finite(self._parameters()))
+        if self.max_grad_norm > 0:
+            scale_gradients(self._parameters(), (self.max_grad_norm / norm).clamp(max=1.0).float())
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return StepResult(terms, norm)
+
+    def _encode(self, images_VBHWC: torch.Tensor) -> torch.Tensor:
+        views, images = images_VBHWC.shape[:2]
+        inputs = to_input(images_VBHWC.flatten(0, 1), self.device)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            features = self.encoder(inputs)
+        return features.float().view(views, images, -1)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    def _skip(self, why: str) -> StepResult:
+        self.optimiser.zero_grad(set_to_none=True)
+        self._running.restore()
+        return StepResult(None, None, why)
+
+
+class RunningStatistics:
+    """BatchNorm's running statistics, which a forward pass changes: remembered, to be put back if the step is skipped."""
+
+    def __init__(self, encoder: nn.Module):
+        self._buffers = [b for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for b in m.buffers()]
+        self._copies = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        for copy, buffer in zip(self._copies, self._buffers, strict=True):
+            copy.copy_(buffer)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for copy, buffer in zip(self._copies, self._buffers, strict=True):
+            buffer.copy_(copy)
+
+
+def _where_not_finite(features_VGD: torch.Tensor) -> str:
+    _, world = dist.rank_and_world()
+    rank_features_VWX = features_VGD.unflatten(1, (world, -1)).flatten(2)
+    bad = (~rank_features_VWX.isfinite()).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+    return f"features of rank {', '.join(map(str, bad))} are not finite"
+
+
+def _where_gradients_are_not_finite(parameters: Sequence[nn.Parameter]) -> str:
+    here = all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None)
+    votes = dist.gather_stack(torch.tensor([int(here)])).flatten()
+    return f"gradients of rank {', '.join(str(r) for r, good in enumerate(votes.tolist()) if not good)} are not finite"

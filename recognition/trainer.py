@@ -1,0 +1,236 @@
+"""A training run from its configuration to its final table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import backbones
+from eval.embedding import verify_bins
+from eval.plots import plot_roc
+from eval.roc import Roc
+from eval.tables import verification_table, write_results
+from eval.verification import TenFold
+from recognition import build, checkpoint, state
+from recognition.data.loader import Batch
+from recognition.encoder import Embedder, build_encoder
+from recognition.optimiser import LossScale, build_optimiser, build_schedule
+from recognition.precision import autocast_type
+from recognition.progress import Progress
+from recognition.step import StepResult, TrainStep
+from utils import dist
+from utils.config import Config
+from utils.dist import World
+from utils.errors import UserError
+from utils.sync_bn import convert_sync_batchnorm
+
+_MUST_MATCH = ("network", "embedding_size", "num_classes", "num_image", "batch_size", "views", "gradient_acc", "seed",
+               "optimizer", "queue", "queue_size")  # fmt: skip
+
+
+class Trainer:
+    """Builds everything, resumes if there is something to resume from, trains, verifies, saves."""
+
+    def __init__(self, config: Config, world: World):
+        self.world = world
+        dataset = build.open_dataset(config)
+        self.config = config = build.settle(config, dataset, world)
+        self.output = Path(config.output)
+        self.bins = build.verification_sets(config)
+        self.loader = build.build_loader(config, dataset, world)  # before there are threads: workers are forked
+        self.autocast = autocast_type(config.precision, world.device)
+        self.encoder = build_encoder(config).to(world.device)
+        if config.sync_bn:
+            self.encoder = convert_sync_batchnorm(self.encoder)
+        self.joint = build.build_joint_loss(config, world)
+        self.optimiser = build_optimiser(config, self.encoder, self.joint.classifier)
+        self.loss_scale = LossScale(enabled=self.autocast == torch.float16)
+        self.steps_per_epoch = len(self.loader) // config.gradient_acc
+        if self.steps_per_epoch == 0:
+            raise UserError(f"gradient_acc={config.gradient_acc}: an epoch has only {len(self.loader)} batches")
+        self.total_steps = self.steps_per_epoch * config.num_epoch
+        if config.max_steps:
+            self.total_steps = min(self.total_steps, config.max_steps)
+        self.learning_rate = build_schedule(config, self.steps_per_epoch)
+        self.embed = Embedder(self.encoder, world.device, config.channel_order, self.autocast)
+        self.step_number = self.skipped_in_a_row = 0
+        self._curves: dict[str, Roc] = {}
+
+    # -------------------------------------------------------------------------------------------- the run
+
+    def run(self) -> dict[str, dict[str, float]]:
+        """Trains to the end; returns the final verification, set -> metric -> value."""
+        dist.on_first_rank(self._prepare_output)
+        resumed_from = self._resume() if self.config.resume else None
+        train = TrainStep(
+            self._distributed_encoder(), self.joint, self.optimiser, self.loss_scale, self.autocast,
+            self.config.max_grad_norm, self.world.device,
+        )  # fmt: skip
+        with Progress(self.output, self.world.is_first, self.total_steps, self.step_number) as progress:
+            self._introduce(progress, resumed_from)
+            while self.step_number < self.total_steps:
+                self._epoch(train, progress)
+            results = self._finish(progress)
+        self.loader.close()
+        return results
+
+    def _epoch(self, train: TrainStep, progress: Progress) -> None:
+        """Trains from where the run stands to the end of that epoch (or of the run)."""
+        epoch, done = divmod(self.step_number, self.steps_per_epoch)
+        accumulate = self.config.gradient_acc
+        stop = min(self.total_steps, (epoch + 1) * self.steps_per_epoch)
+        batches = self.loader.epoch(epoch, start=done * accumulate)
+        self.encoder.train()
+        images_since = 0
+        try:
+            while self.step_number < stop:
+                self._set_learning_rate()
+                # Batches view the loader's memory until the next is asked for; where several are needed, they are copied.
+                step_batches = [_keep(next(batches), copy=accumulate > 1) for _ in range(accumulate)]
+                result = train(step_batches)
+                self.step_number += 1
+                images_since += self.config.batch_size * self.world.size * accumulate
+                self._mind_skipped(result, progress)
+                if result.terms is not None and self._due(self.config.frequent):
+                    self._report(result, images_since, progress)
+                    images_since = 0
+                if self.step_number < self.total_steps:
+                    self._periodically(progress)
+        finally:
+            batches.close()
+
+    def _periodically(self, progress: Progress) -> None:
+        """Verification and checkpoint, where the configuration wants them after this step."""
+        if self.bins and self._due(self.config.verbose or self.steps_per_epoch):
+            self._verify(progress)
+        if self._due(self.config.save_every or self.steps_per_epoch):
+            self._save()
+
+    def _finish(self, progress: Progress) -> dict[str, dict[str, float]]:
+        """The last checkpoint and verification; results.json, the ROC and the table."""
+        self._save()
+        results = self._verify(progress) if self.bins else {}
+        if self.world.is_first:
+            write_results(self.output / "results.json", results)
+            if results:
+                pictures = plot_roc(self._curves, self.output / "plots" / "roc")
+                progress.say(verification_table(results))
+                progress.say(f"plots: {', '.join(map(str, pictures))}")
+            progress.say(f"results: {self.output / 'results.json'}")
+        dist.barrier()
+        return results
+
+    # -------------------------------------------------------------------------------------------- parts
+
+    def _due(self, every: int) -> bool:
+        return self.step_number % every == 0 or self.step_number == self.total_steps
+
+    def _set_learning_rate(self) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate(self.step_number)
+
+    def _mind_skipped(self, result: StepResult, progress: Progress) -> None:
+        if not result.skipped:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped_in_a_row += 1
+        progress.say(f"step {self.step_number}: skipped on all ranks, {result.skipped}")
+        progress.event(self.step_number, skipped=result.skipped)
+        if self.skipped_in_a_row >= self.config.max_skipped:
+            raise UserError(
+                f"step {self.step_number}: {result.skipped}, {self.skipped_in_a_row} steps in a row (max_skipped); the last "
+                f"checkpoint is {checkpoint.newest(self.output)}; lower lr, or use precision=fp32"
+            )
+
+    def _report(self, result: StepResult, images: int, progress: Progress) -> None:
+        terms = result.terms
+        assert terms is not None and result.gradient_norm is not None
+        values = {
+            "loss": terms.loss, "loss_classification": terms.classification, "loss_contrastive": terms.contrastive,
+            "high_quality_share": terms.high_quality_share, "low_quality_pair_share": terms.low_quality_pair_share,
+            "norm_mean": terms.norm_mean, "quality_mean": self.joint.quality.mean, "quality_std": self.joint.quality.std,
+            "gradient_norm": result.gradient_norm,
+        }  # fmt: skip
+        numbers = {name: float(value.detach()) for name, value in values.items()}
+        numbers["lr"] = self.optimiser.param_groups[0]["lr"]
+        progress.steps(self.step_number, self.step_number / self.steps_per_epoch, images, numbers)
+
+    def _verify(self, progress: Progress) -> dict[str, dict[str, float]]:
+        dist.broadcast_buffers(self.encoder)
+
+        def keep_curve(name: str, result: TenFold) -> None:
+            self._curves[name] = result.roc
+
+        results = verify_bins(self.embed, self.bins, self.config.val_batch_size, keep_curve)
+        progress.verification(self.step_number, results)
+        if self.step_number < self.total_steps:
+            accuracies = "  ".join(f"{name} {100 * metrics['accuracy']:.2f} %" for name, metrics in results.items())
+            progress.say(f"step {self.step_number:>6}: verification  {accuracies}")
+        return results
+
+    def _save(self) -> None:
+        captured = state.capture(self.encoder, self.joint, self.optimiser, self.loss_scale)
+        counters = {
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "global_batch": self.config.batch_size * self.world.size,
+        }
+        captured = checkpoint.Checkpoint(captured.tensors, {**captured.values, **counters})
+        checkpoint.save(self.output, self.step_number, captured, self.config, self.config.keep_last)
+
+    def _resume(self) -> Path | None:
+        """Goes on from the newest complete checkpoint of the output folder, if there is one."""
+        folder = dist.broadcast_object(checkpoint.newest(self.output))
+        if folder is None:
+            return None
+        self._refuse_differences(folder)
+        loaded = checkpoint.load(folder)
+        state.restore(loaded, self.encoder, self.joint, self.optimiser, self.loss_scale)
+        self.step_number, self.skipped_in_a_row = loaded.values["step"], loaded.values["skipped_in_a_row"]
+        return folder
+
+    def _refuse_differences(self, folder: Path) -> None:
+        saved = checkpoint.read_config(folder)
+        for key in _MUST_MATCH:
+            before, now = getattr(saved, key), getattr(self.config, key)
+            if key == "batch_size":  # of the world: the number of ranks may change
+                before, now = checkpoint.read_state(folder)["global_batch"], now * self.world.size
+            if before != now:
+                raise UserError(
+                    f"{folder}: was written with {key}={before!r}, this run has {key}={now!r}; use the same, or another "
+                    "output= (init_from= starts a new run from its encoder)"
+                )
+
+    def _distributed_encoder(self) -> nn.parallel.DistributedDataParallel:
+        encoder = torch.compile(self.encoder) if self.config.compile else self.encoder
+        devices = [self.world.device] if self.world.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(encoder, device_ids=devices, gradient_as_bucket_view=True)
+
+    def _prepare_output(self) -> None:
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            self.config.save(self.output / "config.json")
+        except OSError as fault:
+            raise UserError(f"{self.output}: cannot be written ({fault.strerror}); set output= to a writable folder") from fault
+
+    def _introduce(self, progress: Progress, resumed_from: Path | None) -> None:
+        config, world = self.config, self.world
+        where = f"{world.size} GPU(s)" if world.device.type == "cuda" else f"the CPU (no GPU found), {world.size} process(es)"
+        number = "fp32" if self.autocast is None else str(self.autocast).removeprefix("torch.")
+        parameters = sum(p.numel() for p in self.encoder.parameters())
+        progress.say(
+            f"{config.network}: {parameters / 1e6:.1f} M parameters, {backbones.flops(self.encoder) / 1e9:.2f} GMACs; {number} on "
+            f"{where}"
+        )
+        progress.say(
+            f"{config.rec}: {config.num_image} images, {config.num_classes} classes; {config.batch_size} x {world.size} x "
+            f"{config.views} view(s) a step, {self.steps_per_epoch} steps an epoch, {self.total_steps} in all; output {self.output}"
+        )
+        if resumed_from is not None:
+            progress.say(f"resumed from {resumed_from}")
+            progress.event(self.step_number, resumed_from=str(resumed_from))
+
+
+def _keep(batch: Batch, copy: bool) -> Batch:
+    return Batch(batch.images_VBHWC.copy(), batch.labels_B, batch.indices_B) if copy else batch

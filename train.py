@@ -1,0 +1,31 @@
+"""Trains a face encoder:
+
+    torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112
+    python train.py configs/lfw_qg                    # one process
+"""
+
+from __future__ import annotations
+
+import sys
+
+from recognition.trainer import Trainer
+from utils import config, dist
+from utils.errors import UserError, exit_on_user_error
+
+USAGE = "usage: train.py CONFIG [key=value ...], such as: train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112"
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        raise UserError(USAGE)
+    settings = config.load(arguments[0], arguments[1:])
+    world = dist.start(settings.timeout_minutes)
+    try:
+        Trainer(settings, world).run()
+    finally:
+        dist.stop()
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
