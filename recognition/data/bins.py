@@ -22,7 +22,7 @@ def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Seq
         issame: for each pair, whether both images show one person.
 
     Raises:
-        UserError: there are not two images a pair, or an image is empty.
+        UserError: there are not two images a pair, an image is empty, or the file cannot be written.
     """
     target = Path(path)
     if len(images) != 2 * len(issame):
@@ -32,6 +32,13 @@ def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Seq
     if empty is not None:
         raise UserError(f"{target}: image {empty} is empty; give encoded JPEG or PNG bytes")
     content = ([bytes(image) for image in images], [bool(same) for same in issame])
+    try:
+        _write_atomically(target, content)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); nothing was kept") from error
+
+
+def _write_atomically(target: Path, content: tuple[list[bytes], list[bool]]) -> None:
     handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

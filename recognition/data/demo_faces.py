@@ -61,10 +61,10 @@ class DemoSet:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if self.pairs % (2 * FOLDS):
             raise UserError(f"pairs is {self.pairs}; it must be a multiple of {2 * FOLDS}: ten folds, half of each alike")
-        available = self.unseen * self.images_per_identity * (self.images_per_identity - 1) // 2
-        if self.pairs > available:
-            raise UserError(f"pairs is {self.pairs}, but {self.unseen} unseen people with {self.images_per_identity} "
-                            f"images each make {available // 2} same pairs with room to choose; ask for fewer pairs")
+        same = self.unseen * self.images_per_identity * (self.images_per_identity - 1) // 2
+        if self.pairs // 2 > same:
+            raise UserError(f"pairs is {self.pairs}, half of them of one person, but {self.unseen} unseen people with "
+                            f"{self.images_per_identity} images each make {same} such pairs; ask for fewer")
 
 
 def _encode(image_rgb: np.ndarray) -> bytes:
@@ -167,6 +167,11 @@ def _write_bins(folder: Path, parameters: DemoSet, images: Iterable[list[tuple[i
         write_bin(folder / name, content, issame)
 
 
+def _cores() -> int:
+    """Cores that this process may use; where the system does not say, those it has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _counted(progress: Progress, task: TaskID, items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
         yield item
@@ -235,18 +240,21 @@ def make_demo_set(
         workers: processes; by default as many as this process may use cores.
 
     Raises:
-        UserError: parameters out of range, or `out_dir` holds something else.
+        UserError: parameters out of range, `out_dir` holds something else, or it cannot be written.
     """
     parameters = DemoSet(identities, images_per_identity, unseen, pairs, seed)
     folder = Path(out_dir).resolve()
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = _cores() if workers is None else workers
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be 1 or more")
     if _is_complete(folder, parameters):
         print(f"{out_dir}: this demo set is complete already and is reused")
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be made ({error.strerror}); choose another --out") from error
     try:
         _make(draft, parameters, workers)
         draft.chmod(0o755)
