@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from utils.config import Config
 from utils.dist import World
 from utils.errors import UserError
 
-MARGINS = {
+MARGINS: dict[str, Callable[[Config], Margin]] = {
     "adaface": lambda c: AdaFace(c.margin_m, c.scale),
     "arcface": lambda c: ArcFace(c.margin_m, c.scale),
     "cosface": lambda c: CosFace(c.margin_m, c.scale),
-    "combined": lambda c: Combined(*c.margin_list, scale=c.scale),
+    "combined": lambda c: Combined(c.margin_list[0], c.margin_list[1], c.margin_list[2], c.scale),
 }
 
 

@@ -37,7 +37,8 @@ def build_encoder(config: Config) -> nn.Module:
                 backbones.load_weights(encoder, config.init_from)
         except (ValueError, TypeError, OSError) as fault:
             raise UserError(f"network={config.network!r}: {fault}") from fault
-    return encoder.to(memory_format=torch.channels_last) if config.channels_last else encoder
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return encoder.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 class Embedder:

@@ -220,12 +220,13 @@ class Trainer:
         number = "fp32" if self.autocast is None else str(self.autocast).removeprefix("torch.")
         parameters = sum(p.numel() for p in self.encoder.parameters())
         progress.say(
-            f"{config.network}: {parameters / 1e6:.1f} M parameters, {backbones.flops(self.encoder) / 1e9:.2f} GMACs; {number} on "
-            f"{where}"
+            f"{config.network}: {parameters / 1e6:.1f} M parameters, {backbones.flops(self.encoder) / 1e9:.2f} GMACs; "
+            f"{number} on {where}"
         )
         progress.say(
             f"{config.rec}: {config.num_image} images, {config.num_classes} classes; {config.batch_size} x {world.size} x "
-            f"{config.views} view(s) a step, {self.steps_per_epoch} steps an epoch, {self.total_steps} in all; output {self.output}"
+            f"{config.views} view(s) a step, {self.steps_per_epoch} steps an epoch, {self.total_steps} in all; "
+            f"output {self.output}"
         )
         if resumed_from is not None:
             progress.say(f"resumed from {resumed_from}")

@@ -57,7 +57,8 @@ def choose_device(local_rank: int, local_size: int, gpu_count: int) -> torch.dev
     if local_size > gpu_count:
         raise UserError(
             f"{local_size} processes were started on a machine with {gpu_count} GPU(s): each needs its own. "
-            f"Start at most {gpu_count} (--nproc_per_node={gpu_count}), or hide the GPUs with CUDA_VISIBLE_DEVICES= to use the CPU"
+            f"Start at most {gpu_count} (--nproc_per_node={gpu_count}), or hide the GPUs with CUDA_VISIBLE_DEVICES= "
+            "to use the CPU"
         )
     return torch.device("cuda", local_rank)
 

@@ -1,5 +1,5 @@
-"""BatchNorm with the statistics of all ranks, on any device. torch's own SyncBatchNorm runs on GPUs only; this one computes the
-same with two differentiable all-reduces, so that CPU runs (and the tests) can have it too."""
+"""BatchNorm with the statistics of all ranks, on any device. torch's own SyncBatchNorm runs on GPUs only; this one computes
+the same with a differentiable all-reduce, so that CPU runs (and the tests) can have it too."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: torch.Tensor, unbiased: torch.Tensor) -> None:
-        if self.track_running_stats:
+        if self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None:
             self.num_batches_tracked.add_(1)
             rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, rate)

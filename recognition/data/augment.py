@@ -57,7 +57,9 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     blue in its colour transform, so the order is turned for it and back."""
     done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "OpenCV could not encode a JPEG"
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    assert decoded is not None, "OpenCV could not decode its own JPEG"
+    return decoded
 
 
 def _crop_box(u: np.ndarray, height: int, width: int, low: float, high: float) -> tuple[int, int, int, int]:
@@ -80,7 +82,7 @@ def resized_crop(image: np.ndarray, u: np.ndarray, low: float, high: float) -> n
 
 def crop_in_place(image: np.ndarray, u: np.ndarray, low: float, high: float) -> np.ndarray:
     """Keeps a random part where it is and blackens the rest; draws u[0:4]."""
-    top, left, height, width = _crop_box(u, *image.shape[:2], low, high)
+    top, left, height, width = _crop_box(u, image.shape[0], image.shape[1], low, high)
     kept = np.zeros_like(image)
     kept[top : top + height, left : left + width] = image[top : top + height, left : left + width]
     return kept

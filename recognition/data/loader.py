@@ -18,7 +18,7 @@ import contextlib
 import mmap
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
@@ -143,7 +143,7 @@ class Loader:
         """Batches of an epoch."""
         return self.maker.steps
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         if not self._workers:
             yield from self._make_here(epoch, start)
             return
@@ -218,10 +218,8 @@ class _Worker:
     def drain(self) -> None:
         """Waits for what was asked and not fetched (an epoch that was left early), so that slots are free again."""
         while self._received < self._asked:
-            try:
+            with contextlib.suppress(EOFError, ConnectionResetError):
                 self.connection.recv()
-            except (EOFError, ConnectionResetError):
-                pass
             self._received += 1
 
     def close(self) -> None:

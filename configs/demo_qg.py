@@ -1,0 +1,22 @@
+"""QGFace on procedural faces (400 identities that nobody is): what `./run.sh` trains, minutes on two CPU cores.
+
+    ./run.sh                                                 # makes the faces, then runs this
+    ./run.sh train configs/demo_qg                           # this alone
+"""
+
+from easydict import EasyDict as edict
+
+from configs.base import config as base
+
+config = edict(
+    base,
+    rec="data/demo",
+    val_targets=("demo_hq", "demo_mixed", "demo_lq"),
+    network="tiny",
+    global_batch_size=96,
+    num_epoch=5,
+    lr=0.1,
+    schedule="cosine",
+    warmup_epoch=0.5,
+    quality_std=20.0,
+)
