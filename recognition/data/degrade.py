@@ -31,4 +31,5 @@ def degrade(image: np.ndarray, rng: np.random.Generator, low: int = 14, high: in
     noisy = out + rng.normal(0.0, float(rng.uniform(1.0, 6.0)), out.shape)
     out = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
     encoded = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(50, 91))])[1]
-    return cv2.resize(np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)), (width, height), interpolation=cv2.INTER_CUBIC)
+    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
+    return cv2.resize(decoded, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -1,8 +1,8 @@
 """A set of procedural faces, packed as a real one: `python -m recognition.data.demo_faces --out data/demo`.
 
 It lets everything be tried anywhere, offline, with no photograph of a person: train.rec, train.idx and property in
-insightface's layout, and demo_hq.bin, demo_mixed.bin, demo_lq.bin over the same pairs of people who are not in train.rec.
-A set is a function of its parameters: the number of workers changes the time only.
+insightface's layout, and demo_hq.bin, demo_mixed.bin, demo_lq.bin over the same pairs of people who are not in
+train.rec. A set is a function of its parameters: the number of workers changes the time only.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DemoSet:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if self.pairs % (2 * FOLDS):
-            raise UserError(f"pairs is {self.pairs}; it must be a multiple of {2 * FOLDS}: ten folds, half of each alike")
+            raise UserError(f"pairs is {self.pairs}; it must be a multiple of {2 * FOLDS} (ten folds of two halves)")
         same = self.unseen * self.images_per_identity * (self.images_per_identity - 1) // 2
         if self.pairs // 2 > same:
             raise UserError(f"pairs is {self.pairs}, half of them of one person, but {self.unseen} unseen people with "
@@ -141,7 +141,8 @@ def _write_training_set(folder: Path, parameters: DemoSet, images: Iterable[list
         assert key == count + 1, "every person has images_per_identity images"
         for identity in range(people):
             first = 1 + identity * parameters.images_per_identity
-            writer.write(count + 1 + identity, [first, first + parameters.images_per_identity], b"", id=count + 1 + identity)
+            key = count + 1 + identity
+            writer.write(key, [first, first + parameters.images_per_identity], b"", id=key)
     (folder / "property").write_text(f"{people},112,112\n", encoding="ascii")
 
 
@@ -187,7 +188,8 @@ def _make(folder: Path, parameters: DemoSet, workers: int) -> None:
         unseen = progress.add_task("unseen faces", total=len(requests))
         images = ordered(partial(_training_images, parameters), range(parameters.identities))
         _write_training_set(folder, parameters, _counted(progress, training, images))
-        _write_bins(folder, parameters, _counted(progress, unseen, ordered(partial(_pair_images, parameters), requests)))
+        images = ordered(partial(_pair_images, parameters), requests)
+        _write_bins(folder, parameters, _counted(progress, unseen, images))
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     manifest = {"version": VERSION, "parameters": asdict(parameters), "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="ascii")
@@ -208,8 +210,8 @@ def _is_complete(folder: Path, parameters: DemoSet) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{manifest_path}: not a demo set's description ({error!r}); {advice}") from error
     if found != (VERSION, asdict(parameters)):
-        raise UserError(f"{folder}: holds another demo set (version {found[0]}, {found[1]}; asked for version {VERSION}, "
-                        f"{asdict(parameters)}); {advice}")
+        raise UserError(f"{folder}: holds another demo set (version {found[0]}, {found[1]}; "
+                        f"asked for version {VERSION}, {asdict(parameters)}); {advice}")
     for name, size in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:

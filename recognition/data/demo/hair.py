@@ -17,14 +17,14 @@ def _ragged(outline_N2: np.ndarray, person: Person, amount: float) -> np.ndarray
 
 def rear_outline(person: Person, shot: Shot) -> np.ndarray | None:
     """What shows behind head and neck, or nothing."""
-    if person.style not in ("bob", "long", "curly"):
+    if shot.style not in ("bob", "long", "curly"):
         return None
-    length = {"bob": 92.0, "long": 128.0, "curly": 66.0}[person.style] + 2.5 * shot.hair_growth
-    wide = person.cheek + {"bob": 5.0, "long": 3.0, "curly": 8.0}[person.style] * person.volume
+    length = {"bob": 92.0, "long": 128.0, "curly": 66.0}[shot.style] + 2.5 * shot.hair_growth
+    wide = person.cheek + {"bob": 5.0, "long": 3.0, "curly": 8.0}[shot.style] * person.volume
     right = [(56 + wide * 0.62, -12.0 * person.volume), (56 + wide * 0.94, 8.0), (56 + wide, 36.0),
              (56 + wide + 1.0, (36 + length) / 2), (56 + wide - 3.0, length)]
     outline = curve([(56.0, -15.0 * person.volume), *right, (56.0, length), *mirrored(right)], closed=True, steps=10)
-    return _ragged(outline, person, 2.2 if person.style == "curly" else 0.8)
+    return _ragged(outline, person, 2.2 if shot.style == "curly" else 0.8)
 
 
 def _hairline(person: Person, shot: Shot) -> np.ndarray:
@@ -32,7 +32,7 @@ def _hairline(person: Person, shot: Shot) -> np.ndarray:
     line, peak = person.hairline, person.peak
     part = 56 + person.parting + shot.hair_shift
     edge = person.temple
-    style = person.style
+    style = shot.style
     if style == "fringe":
         low = min(person.brow_y - 3.5, line + 14 + shot.hair_growth)
         points = [(56 + edge + 1, 58), (56 + edge - 5, 40), (56 + 20, low + 1), (part, low - 2), (56 - 20, low + 1),
@@ -59,15 +59,15 @@ def _hairline(person: Person, shot: Shot) -> np.ndarray:
 
 def front_outline(person: Person, shot: Shot) -> np.ndarray | None:
     """Crown to hairline, or nothing."""
-    if person.style == "bald":
+    if shot.style == "bald":
         return None
     thick = {"crop": 1.5, "receding": 1.8, "side": 3.5, "fringe": 3.5, "bob": 4.5, "long": 3.0, "curly": 8.0}
-    grown = thick[person.style] * person.volume + 0.5 * shot.hair_growth
+    grown = thick[shot.style] * person.volume + 0.5 * shot.hair_growth
     edge = person.temple + grown
     line = _hairline(person, shot)
     start, end = line[0], line[-1]
     crown = curve([tuple(end), (56 - edge, 30), (56 - edge * 0.93, 10), (56 - edge * 0.6, -6 - grown),
                    (56, -9 - 1.4 * grown), (56 + edge * 0.6, -6 - grown), (56 + edge * 0.93, 10), (56 + edge, 30),
                    tuple(start)], steps=8)
-    locks = {"curly": 1.6, "fringe": 0.9}.get(person.style, 0.45 + 0.5 * person.curl)
+    locks = {"curly": 1.6, "fringe": 0.9}.get(shot.style, 0.45 + 0.5 * person.curl)
     return np.concatenate([_ragged(line, person, locks), _ragged(crown, person, locks * 0.8)])

@@ -158,13 +158,12 @@ def _hat(canvas: np.ndarray, person: Person, shot: Shot) -> None:
 def paint(person: Person, shot: Shot, skin: np.ndarray, hair: np.ndarray) -> np.ndarray:
     """The whole person on a transparent canvas: uint8 RGBA [SIDE, SIDE, 4], colours premultiplied at soft edges."""
     canvas = np.zeros((SIDE, SIDE, 4), np.uint8)
-    hair = cv2.convertScaleAbs(hair, alpha=shot.hair_tone)
-    hair[..., 3] = 255
+    hair = cv2.transform(hair, np.diag([*shot.hair_tone, 1.0]))
     rear, front = rear_outline(person, shot), front_outline(person, shot)
     if rear is not None:
         paste(canvas, hair, rear)
     _body(canvas, person, shot)
-    if person.style not in ("bob", "long"):  # their hair hides the ears
+    if shot.style not in ("bob", "long"):  # their hair hides the ears
         _ears(canvas, person)
     paste(canvas, skin, head_outline(person, 4.0 * shot.opening))
     for side in (-1, 1):

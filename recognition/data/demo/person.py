@@ -49,6 +49,7 @@ class Person:
     asymmetry: float
     # hair
     style: str
+    other_style: str  # how they wear their hair now and then
     hairline: float
     peak: float
     parting: float
@@ -118,7 +119,9 @@ def draw_person(seed: int, identity: int) -> Person:
     lips = skin * 0.62 + np.array([168.0, 84.0, 84.0]) * (0.36 - 0.18 * melanin) + rng.uniform(-10, 10, 3)
     chances = np.array([0.3, 1.6, 1.6, 0.9, 1.0, 1.2, 0.9, 0.7])
     chances *= np.where(np.isin(HAIR_STYLES, ("bald", "crop", "receding")), 0.15 + masculine, 1.15 - masculine * 0.9)
-    style = HAIR_STYLES[int(rng.choice(len(HAIR_STYLES), p=chances / chances.sum()))]
+    style, other_style = (HAIR_STYLES[int(rng.choice(len(HAIR_STYLES), p=chances / chances.sum()))] for _ in range(2))
+    if "bald" in (style, other_style):
+        other_style = style
     bearded = masculine > 0.5 and rng.uniform() < 0.5
     moles = tuple(
         (float(rng.uniform(24, 88)), float(rng.uniform(26, 108)), float(rng.uniform(0.5, 1.3)))
@@ -129,7 +132,8 @@ def draw_person(seed: int, identity: int) -> Person:
         temple=normal(38.5, 1.9), cheek=normal(40.5, 2.2), jaw=normal(30.5 + 3 * masculine, 2.7),
         chin=normal(13.5 + 3 * masculine, 2.3), chin_y=normal(113.5 + masculine, 3.0), ear=normal(1.0, 0.25),
         asymmetry=normal(0.0, 0.5),
-        style=style, hairline=normal(17.0 + (-4 if style == "receding" else 0), 3.6), peak=normal(0.0, 2.4),
+        style=style, other_style=other_style,
+        hairline=normal(17.0 + (-4 if style == "receding" else 0), 3.6), peak=normal(0.0, 2.4),
         parting=normal(0.0, 11.0), volume=normal(1.0, 0.2), curl=float(rng.uniform()),
         eye_gap=normal(17.6, 1.25), eye_y=normal(51.6, 1.0), eye_width=normal(8.0, 0.85), eye_height=normal(3.7, 0.62),
         eye_tilt=normal(0.05, 0.09), lid=normal(2.4, 1.0), iris_size=normal(3.5, 0.28), bags=float(rng.uniform()) * age,

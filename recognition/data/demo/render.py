@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import cv2
@@ -16,10 +17,14 @@ from recognition.data.demo.skin import paint_hair, paint_skin
 
 
 @lru_cache(maxsize=4)
-def _figure(seed: int, identity: int) -> tuple[Person, Relief, np.ndarray, np.ndarray]:
-    """What all pictures of a person share. The arrays are read only by convention."""
+def _figure(seed: int, identity: int) -> tuple[Person, Relief, np.ndarray, np.ndarray, np.ndarray]:
+    """What all pictures of a person share: traits, relief, skin with and without beard, hair; read-only."""
     person = draw_person(seed, identity)
-    return person, build_relief(person), paint_skin(person), paint_hair(person)
+    relief, skin, hair = build_relief(person), paint_skin(person), paint_hair(person)
+    shaven = paint_skin(replace(person, beard=0.0, moustache=0.0)) if person.beard or person.moustache else skin
+    for array in (relief.depth, relief.normals, skin, shaven, hair):
+        array.setflags(write=False)
+    return person, relief, skin, shaven, hair
 
 
 def _scene(shot: Shot, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -69,10 +74,10 @@ def render(seed: int, identity: int, index: int, size: int = FRAME) -> np.ndarra
     if min(seed, identity, index) < 0 or not FRAME // 2 <= size <= FRAME * SCALE:
         raise ValueError(f"expected numbers of 0 or more and a size of 56..224, "
                          f"found seed {seed}, identity {identity}, index {index}, size {size}")
-    person, relief, skin, hair = _figure(seed, identity)
+    person, relief, bearded, shaven, hair = _figure(seed, identity)
     shot = draw_shot(seed, identity, index, person)
     rng = np.random.default_rng(shot.scene_seed)
-    canvas = cv2.GaussianBlur(paint(person, shot, skin, hair), (3, 3), 0)
+    canvas = cv2.GaussianBlur(paint(person, shot, shaven if shot.shaven else bearded, hair), (3, 3), 0)
     x, y = pose_map(person, relief, shot, size)
     canvas_x, canvas_y = ((axis + np.float32(MARGIN + 0.5)) * np.float32(SCALE) - np.float32(0.5) for axis in (x, y))
     figure = cv2.remap(canvas, canvas_x, canvas_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

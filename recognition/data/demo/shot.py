@@ -38,9 +38,11 @@ class Shot:
     hat: str  # "", "cap", "beanie"
     accent: np.ndarray  # [3], colour of hat and frame
     clothes: np.ndarray  # [3]
+    style: str  # of the hair
     hair_shift: float
     hair_growth: float
-    hair_tone: float
+    hair_tone: np.ndarray  # [3], sun, dye, water
+    shaven: bool
     lipstick: float
     scene_seed: int
 
@@ -84,6 +86,8 @@ def draw_shot(seed: int, identity: int, index: int, person: Person) -> Shot:
         if rng.uniform() < person.wears_glasses else "",
         hat=str(rng.choice(["cap", "beanie"])) if rng.uniform() < 0.06 else "",
         accent=rng.uniform(10, 210, 3), clothes=rng.uniform(15, 235, 3),
-        hair_shift=clipped(3.0, 7.0), hair_growth=clipped(1.6, 3.5), hair_tone=1.0 + clipped(0.07, 0.15),
+        style=person.other_style if rng.uniform() < 0.35 else person.style,
+        hair_shift=clipped(4.0, 9.0), hair_growth=clipped(2.0, 4.0),
+        hair_tone=np.exp(clipped(0.22, 0.45)) * _tint(rng, 0.10), shaven=bool(rng.uniform() < 0.35),
         lipstick=person.wears_lipstick * float(rng.uniform()), scene_seed=int(rng.integers(2**31)),
     )

@@ -39,8 +39,8 @@ def _enlarged(field: np.ndarray) -> np.ndarray:
 def _complexion(person: Person, rng: np.random.Generator) -> np.ndarray:
     """Skin colour with its unevenness, float32 [SIDE, SIDE, 3]."""
     skin = np.array(person.skin, np.float32)
-    brightness = 1 + 0.030 * noise(rng, (7, 7), FIELD) + 0.028 * noise(rng, (20, 20), FIELD)
-    redness = 3.0 * noise(rng, (9, 9), FIELD)
+    brightness = 1 + 0.012 * noise(rng, (7, 7), FIELD) + 0.022 * noise(rng, (20, 20), FIELD)
+    redness = 2.0 * noise(rng, (9, 9), FIELD)
     for side in (-1, 1):
         eye_x = 56 + side * person.eye_gap
         redness += 11 * person.blush * spot((56 + 24 * side, 72), (9, 7))
