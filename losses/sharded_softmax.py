@@ -12,6 +12,8 @@ Shapes: N gathered features, C classes in all, K = classes of this rank, D embed
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,11 +30,16 @@ def initial_rows(total: int, dim: int, shard: ShardRange, seed: int) -> torch.Te
     """Rows shard.start..shard.stop of a [total, dim] normal matrix that depends on the seed alone, not on the ranks."""
     rows = torch.empty(shard.size, dim)
     for first in range(shard.start - shard.start % _INIT_BLOCK, shard.stop, _INIT_BLOCK):
-        generator = torch.Generator().manual_seed((seed << 32) + first // _INIT_BLOCK)
+        generator = torch.Generator().manual_seed(_block_seed(seed, first // _INIT_BLOCK))
         block = torch.empty(min(_INIT_BLOCK, total - first), dim).normal_(0, _INIT_STD, generator=generator)
         low, high = max(first, shard.start), min(first + len(block), shard.stop)
         rows[low - shard.start : high - shard.start] = block[low - first : high - first]
     return rows
+
+
+def _block_seed(seed: int, block: int) -> int:
+    """32 bits, which is all that the generator takes; different for all blocks of a seed (the factor is odd)."""
+    return (zlib.crc32(str(seed).encode()) + block * 0x9E3779B1) & 0xFFFFFFFF
 
 
 class _ClassKeys(KeyShard):

@@ -151,7 +151,7 @@ def load(path: str, overrides: typing.Sequence[str] = ()) -> Config:
         if not equals:
             raise UserError(f"argument {argument!r}: expected key=value, such as lr=0.1")
         checked[key] = _convert(key, _parse(text), f"argument {argument!r}")
-    checked.setdefault("output", f"runs/{file.stem}")
+    checked["output"] = checked.get("output") or f"runs/{file.stem}"
     return Config(**checked)
 
 
@@ -189,7 +189,7 @@ def _parse(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _convert(key: str, value: Any, where: str) -> Any:
@@ -211,7 +211,7 @@ def _as_type(value: Any, wanted: Any) -> Any:
             raise TypeError("one of " + ", ".join(map(repr, typing.get_args(wanted))))
         return value
     if origin is types.UnionType:
-        return None if value is None else _as_type(value, typing.get_args(wanted)[0])
+        return None if value is None or value == "none" else _as_type(value, typing.get_args(wanted)[0])
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise TypeError("a list")

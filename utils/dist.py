@@ -17,7 +17,9 @@ Shapes: B images on this rank, W ranks, G = W*B gathered, V views, D embedding.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +32,9 @@ from utils.errors import UserError
 # torch 2.13 renamed these two; 2.11 and 2.12 know them by the old names only.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+_TIME_TO_SPEAK = 1.0  # seconds
+_store: dist.Store | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,9 @@ def start(timeout_minutes: float = 10.0) -> World:
     # Host-side collectives (labels, agreement) go through gloo even where features travel through NCCL.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    global _store
+    _store = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0] if "RANK" in os.environ else dist.HashStore()
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, local_rank, local_size, device)
 
 
@@ -84,6 +88,26 @@ def stop() -> None:
     """Leaves the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_mine_to_say(text: str) -> bool:
+    """True on one of the ranks that come with the same text, so that an error that all ranks meet is printed once.
+
+    Before the process group exists, ranks of a machine read the same files: the first of them speaks.
+    """
+    if _store is None:
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            return True
+        time.sleep(_TIME_TO_SPEAK)  # the launcher ends all ranks as soon as one has gone
+        return False
+    key = f"said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{hashlib.sha256(text.encode()).hexdigest()}"
+    try:
+        mine = _store.add(key, 1) == 1
+    except (RuntimeError, ConnectionError):  # the store went with the rank that held it
+        return True
+    if not mine:
+        time.sleep(_TIME_TO_SPEAK)
+    return mine
 
 
 def rank_and_world() -> tuple[int, int]:

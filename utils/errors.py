@@ -19,10 +19,14 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
-def exit_on_user_error(main: Callable[[], object]) -> None:
-    """Runs `main`; a `UserError` becomes one line on stderr and exit code 2."""
+def exit_on_user_error(main: Callable[[], object], is_mine_to_say: Callable[[str], bool] = lambda text: True) -> None:
+    """Runs `main`; a `UserError` becomes one line on stderr and exit code 2.
+
+    `is_mine_to_say` decides, where several ranks meet the same mistake, which of them prints it.
+    """
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if is_mine_to_say(str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(USER_MISTAKE) from None

@@ -1,0 +1,17 @@
+"""A small real set that every test can train on: procedural faces, packed once a test run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recognition.data.demo_faces import make_demo_set
+
+
+@pytest.fixture(scope="session")
+def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.rec (13 identities, 104 images) and demo_hq.bin, demo_mixed.bin, demo_lq.bin (20 pairs each)."""
+    folder = tmp_path_factory.mktemp("demo") / "set"
+    make_demo_set(folder, identities=13, images_per_identity=8, unseen=6, pairs=20, workers=2)
+    return folder

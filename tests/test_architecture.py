@@ -1,0 +1,75 @@
+"""Who may import whom (docs/ARCHITECTURE.md), who may talk to other ranks, and how long things may get."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.shared_files import ROOT
+
+PACKAGES = ("recognition", "backbones", "losses", "eval", "utils")
+MAY_IMPORT = {
+    "recognition": {"backbones", "losses", "eval", "utils"},
+    "losses": {"utils"},
+    "eval": {"utils"},
+    "backbones": set(),
+    "utils": set(),
+}
+ENTRY_POINTS = {"eval/__main__.py"}  # commands put the packages together; nothing imports them
+COLLECTIVES = {"utils/dist.py", "utils/sync_bn.py"}
+
+
+def _modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", _modules(), ids=_name)
+def test_imports_follow_the_rule(path):
+    package = _name(path).split("/")[0]
+    foreign = {name.split(".")[0] for name in _imports(path)} & set(PACKAGES) - {package}
+    if _name(path) not in ENTRY_POINTS:
+        assert foreign <= MAY_IMPORT[package], f"{_name(path)} may import {MAY_IMPORT[package]}, not {foreign}"
+
+
+@pytest.mark.parametrize("path", [path for path in _modules() if _name(path).startswith("backbones/")], ids=_name)
+def test_backbones_depend_on_torch_only(path):
+    outside = {name.split(".")[0] for name in _imports(path)} - {"torch", "backbones", "safetensors"}
+    standard = {"__future__", "collections", "contextlib", "dataclasses", "difflib", "functools", "itertools", "math", "pathlib",
+                "pickle", "re", "struct", "types", "typing", "warnings", "zipfile", "abc", "io", "os", "sys", "threading"}  # fmt: skip
+    assert outside <= standard, f"{_name(path)} imports {outside - standard}"
+
+
+@pytest.mark.parametrize("path", _modules(), ids=_name)
+def test_only_the_collectives_talk_to_other_ranks(path):
+    talks = {name for name in _imports(path) if name in ("torch.distributed", "torch.distributed.dist")}
+    if _name(path) not in COLLECTIVES:
+        assert not talks, f"{_name(path)} imports torch.distributed; use utils.dist"
+
+
+def test_train_py_is_short_and_holds_no_logic():
+    assert len((ROOT / "train.py").read_text().splitlines()) < 80
+
+
+def test_the_top_level_is_as_agreed():
+    allowed = {"recognition", "backbones", "losses", "eval", "utils", "configs", "scripts", "tests", "benchmarks", "docs", "train.py",
+               "run.sh", "requirements.txt", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"}  # fmt: skip
+    ignored = {"runs", "data"}
+    present = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "__"))}
+    assert present - allowed - ignored == set()

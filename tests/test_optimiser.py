@@ -1,0 +1,87 @@
+"""Optimiser, schedules, gradient arithmetic, loss scale."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import backbones
+from losses.margins import AdaFace
+from losses.sharded_softmax import ShardedSoftmax
+from recognition.optimiser import LossScale, build_schedule, global_gradient_norm, parameter_groups
+from tests.world import run_world
+from utils import dist
+from utils.config import Config
+
+
+def test_normalisation_layers_have_no_weight_decay():
+    encoder, head = backbones.build("tiny", embedding_size=16), nn.Linear(16, 3)
+    decayed, undecayed = parameter_groups(encoder, head, 5e-4)
+    norms = {id(p) for m in encoder.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for p in m.parameters()}
+    assert decayed["weight_decay"] == 5e-4 and undecayed["weight_decay"] == 0
+    assert {id(p) for p in undecayed["params"]} == {id(p) for p in encoder.parameters() if id(p) in norms and p.requires_grad}
+    everything = {id(p) for m in (encoder, head) for p in m.parameters() if p.requires_grad}
+    assert {id(p) for group in (decayed, undecayed) for p in group["params"]} == everything
+    assert id(head.bias) in {id(p) for p in decayed["params"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "multistep", "milestones": (6, 9)}, {0: 1, 59: 1, 60: 0.1, 89: 0.1, 90: 0.01, 119: 0.01}),
+        ({"schedule": "polynomial"}, {0: 1, 60: 0.25, 90: 0.0625, 120: 0}),
+        ({"schedule": "polynomial", "warmup_epoch": 2}, {0: 1 / 20, 9: 0.5, 19: 1, 20: 1, 70: 0.25}),
+        ({"schedule": "cosine"}, {0: 1, 60: 0.5, 30: (1 + math.cos(math.pi / 4)) / 2}),
+        ({"schedule": "cosine", "warmup_epoch": 0.5}, {0: 0.2, 4: 1, 5: 1}),
+    ],
+)
+def test_schedules(settings, expected):
+    learning_rate = build_schedule(Config(lr=0.2, num_epoch=12, **settings), steps_per_epoch=10)
+    for step, factor in expected.items():
+        assert learning_rate(step) == pytest.approx(0.2 * factor), step
+
+
+def _norm_on_this_rank() -> float:
+    encoder = nn.Linear(4, 3)
+    head = ShardedSoftmax(7, 5, AdaFace())
+    for parameter in encoder.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    head.weight.grad = torch.arange(35.0).view(7, 5)[head.shard.start : head.shard.stop]
+    return float(global_gradient_norm(encoder, head))
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_gradient_norm_counts_each_parameter_of_the_world_once(world):
+    expected = math.sqrt(15 * 4 + sum(value**2 for value in range(35)))
+    for norm in run_world(world, _norm_on_this_rank):
+        assert norm == pytest.approx(expected, rel=1e-6)
+
+
+def _norm_with_a_nan_on_the_last_rank() -> bool:
+    rank, world = dist.rank_and_world()
+    encoder, head = nn.Linear(2, 2), ShardedSoftmax(6, 4, AdaFace())
+    for parameter in encoder.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    head.weight.grad = torch.full_like(head.weight, math.nan if rank == world - 1 else 1.0)
+    return bool(global_gradient_norm(encoder, head).isfinite())
+
+
+def test_a_nan_on_one_rank_is_seen_by_all():
+    assert run_world(3, _norm_with_a_nan_on_the_last_rank) == [False, False, False]
+
+
+def test_loss_scale_halves_on_overflow_and_doubles_after_a_long_good_run():
+    scale = LossScale(enabled=True)
+    scale.update(finite=False)
+    assert scale.value == 32768
+    for _ in range(LossScale.GROWTH_INTERVAL - 1):
+        scale.update(finite=True)
+    assert scale.value == 32768
+    scale.update(finite=True)
+    assert scale.value == 65536
+    off = LossScale(enabled=False)
+    off.update(finite=False)
+    assert off.value == 1.0

@@ -1,0 +1,127 @@
+"""The main job, end to end: train.py in real processes on real RecordIO faces."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.commands import metrics, train
+
+CONFIG = "tests/tiny_config"
+SMALL_LR = "lr=0.002"  # rounding that differs by rank count is amplified by large steps, as any training amplifies it
+LOSSES = ("loss", "loss_classification", "loss_contrastive", "high_quality_share", "low_quality_pair_share", "gradient_norm")
+
+
+def _series(output: Path) -> list[list[float]]:
+    return [[line[name] for name in LOSSES] for line in metrics(output)]
+
+
+def _train(demo_set: Path, output: Path, *arguments: str, ranks: int = 0) -> str:
+    done = train(CONFIG, f"rec={demo_set}", f"output={output}", *arguments, ranks=ranks)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def _assert_same_training(actual: list[float], expected: list[float], when: str) -> None:
+    """Equal but for rounding: shares of features exactly, losses and gradient norm to 1 % of the loss."""
+    assert actual[3:5] == expected[3:5], when
+    tolerance = 0.01 * abs(expected[0])
+    assert actual[:3] == pytest.approx(expected[:3], abs=tolerance), when
+    assert actual[5] == pytest.approx(expected[5], rel=0.02), when
+
+
+def _tensors(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:
+    files = sorted(checkpoint.glob("*.safetensors"))
+    return {(file.name, name): value for file in files for name, value in load_file(file).items()}
+
+
+@pytest.fixture(scope="module")
+def one_process(demo_set, tmp_path_factory) -> tuple[Path, str]:
+    """A whole run of one process with synchronised BatchNorm, and what it printed."""
+    output = tmp_path_factory.mktemp("one") / "run"
+    printed = _train(demo_set, output, "sync_bn=True", SMALL_LR, "max_steps=10", "val_targets=['demo_hq', 'demo_lq']")
+    return output, printed
+
+
+def test_a_run_leaves_table_results_curves_and_checkpoint(one_process):
+    output, printed = one_process
+    assert "demo_hq" in printed and "accuracy" in printed
+    results = json.loads((output / "results.json").read_text())
+    assert set(results) == {"demo_hq", "demo_lq"} and 0 <= results["demo_hq"]["accuracy"] <= 1
+    assert [line["step"] for line in metrics(output)] == list(range(1, 11))
+    assert {"images_per_second", "lr", "norm_mean"} <= set(metrics(output)[0])
+    assert (output / "plots" / "roc.png").stat().st_size > 1000
+    assert (output / "checkpoints" / "step-00000010" / "state.json").is_file()
+    assert list((output / "tensorboard").glob("events*"))
+    config = json.loads((output / "config.json").read_text())
+    assert config["num_classes"] == 13 and config["num_image"] == 104 and config["batch_size"] == 12
+
+
+def test_both_losses_take_part(one_process):
+    """Otherwise the invariance below would compare zeros."""
+    lines = metrics(one_process[0])
+    assert any(line["loss_contrastive"] != 0 for line in lines)
+    assert any(0 < line["high_quality_share"] < 1 for line in lines)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_any_number_of_ranks_trains_the_same(one_process, demo_set, tmp_path, ranks):
+    _train(demo_set, tmp_path / "run", "sync_bn=True", SMALL_LR, "max_steps=6", f"num_workers={ranks % 3}", ranks=ranks)
+    alone, together = _series(one_process[0])[:6], _series(tmp_path / "run")
+    assert len(together) == 6
+    assert together[0] == pytest.approx(alone[0], rel=1e-5)
+    for step, (expected, actual) in enumerate(zip(alone, together, strict=True)):
+        _assert_same_training(actual, expected, f"step {step + 1} at {ranks} ranks")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resumed_run_is_bit_identical(demo_set, tmp_path, ranks):
+    """2N steps at once = N steps, stop, N steps; mid-epoch, with everything that has state."""
+    arguments = ("save_every=5", "val_targets=['demo_lq']", "verbose=4")
+    _train(demo_set, tmp_path / "whole", "max_steps=10", *arguments, ranks=ranks)
+    _train(demo_set, tmp_path / "parts", "max_steps=5", *arguments, ranks=ranks)
+    printed = _train(demo_set, tmp_path / "parts", "max_steps=10", *arguments, ranks=ranks)
+    assert "resumed from" in printed
+    assert _series(tmp_path / "parts") == _series(tmp_path / "whole")
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts")]
+    assert results[0] == results[1]
+    whole, parts = (_tensors(tmp_path / name / "checkpoints" / "step-00000010") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert {"queue.feature", "quality.mean", "optimiser.classifier.weight.momentum_buffer"} <= {key[1] for key in whole}
+    assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []
+
+
+def test_resume_at_another_number_of_ranks(one_process, demo_set, tmp_path):
+    """Saved by one process, gone on with three: the uneven classifier, its momentum and the queue are divided anew."""
+    shutil.copytree(one_process[0], tmp_path / "run")
+    _train(demo_set, tmp_path / "run", "sync_bn=True", SMALL_LR, "max_steps=13", ranks=3)
+    _train(demo_set, tmp_path / "alone", "sync_bn=True", SMALL_LR, "max_steps=13")
+    expected, actual = _series(tmp_path / "alone")[10:], _series(tmp_path / "run")[10:]
+    assert len(actual) == 3
+    for step, (one, three) in enumerate(zip(expected, actual, strict=True)):
+        _assert_same_training(three, one, f"step {step + 11}")
+
+
+def test_accumulated_gradients_are_averaged(demo_set, tmp_path):
+    """Two batches of 12 a step learn at the scale of one batch of 24, not at twice it."""
+    _train(demo_set, tmp_path / "sum", "gradient_acc=2", "max_steps=2", "queue=none", "max_grad_norm=0")
+    _train(demo_set, tmp_path / "one", "global_batch_size=24", "max_steps=2", "queue=none", "max_grad_norm=0")
+    accumulated, single = metrics(tmp_path / "sum")[0], metrics(tmp_path / "one")[0]
+    assert accumulated["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=0.35)
+
+
+def test_changed_setting_is_refused_on_resume(one_process, demo_set, tmp_path):
+    shutil.copytree(one_process[0], tmp_path / "run")
+    done = train(CONFIG, f"rec={demo_set}", f"output={tmp_path / 'run'}", "max_steps=13", "embedding_size=64")
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0 and "embedding_size=32" in done.stderr and "embedding_size=64" in done.stderr
+
+
+def test_bfloat16_runs(demo_set, tmp_path):
+    _train(demo_set, tmp_path / "run", "precision=bf16", "max_steps=2", "channels_last=False")
+    assert len(metrics(tmp_path / "run")) == 2
