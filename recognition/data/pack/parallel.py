@@ -1,0 +1,125 @@
+"""Work for several processes, in order, with a progress bar, and with no more results waiting than are needed.
+
+A worker that dies is an error, not a hang; a parent that dies takes its workers with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+import cv2
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from utils.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_END = object()
+_AHEAD = 3  # tasks in flight a worker: one at work, one waiting, one done
+
+
+def cores() -> int:
+    """Cores that this process may use; where the system does not say, those it has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def add_workers_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, default=cores(), help="processes (as many as there are cores: %(default)s)")
+
+
+def progress_bar(unit: str) -> Progress:
+    """A bar on stderr; on something that is no terminal only its last state is written."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, title: str, total: int, unit: str = "images",
+    advance: Callable[[Result], int] = lambda result: 1, shared: object = None,
+) -> Iterator[Iterator[Result]]:  # fmt: skip
+    """Gives `map(work, items)`, made by `workers` processes, which have ended when the block ends, however it ends.
+
+    work: pickles (a function of a module, or a `partial` of one). Its exceptions come out of the iterator.
+    advance: how many of `total` units a result is, for the bar.
+    shared: what `shared_object()` gives in the workers; it is inherited, not copied, whatever its size.
+    `UserError`: fewer than one worker; a worker was killed (most often by a lack of memory).
+    """
+    if workers < 1:
+        raise UserError(f"--workers {workers}: must be 1 or more")
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (shared,))
+    executor.submit(os.getpid)  # all processes start now, before the bar's thread does: it must not hold a lock that they inherit
+    with progress_bar(unit) as progress:
+        task = progress.add_task(title, total=total)
+        try:
+            yield _results(executor, work, items, _AHEAD * workers, lambda result: progress.advance(task, advance(result)))
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _results(
+    executor: ProcessPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int,
+    show: Callable[[Result], None],
+) -> Iterator[Result]:  # fmt: skip
+    waiting: deque[Future[Result]] = deque()
+    rest = iter(items)
+    more = True
+    try:
+        while more or waiting:
+            while more and len(waiting) < ahead:
+                item = next(rest, _END)
+                more = item is not _END
+                if more:
+                    waiting.append(executor.submit(work, item))  # type: ignore[arg-type]
+            if waiting:
+                result = waiting.popleft().result()
+                show(result)
+                yield result
+    except BrokenProcessPool as error:
+        raise UserError("a worker process was killed, most often for lack of memory; try again with fewer --workers") from error
+
+
+def chunks(count: int, size: int) -> list[tuple[int, int]]:
+    """(start, stop) of consecutive parts of range(count), each of at most `size`."""
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+_shared: list[object] = []
+
+
+def shared_object() -> Any:
+    """In a worker: what `in_order` was given as `shared`."""
+    return _shared[0]
+
+
+def _start_worker(shared: object) -> None:
+    _shared[:] = [shared]
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the workers in order
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is a child process"
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,90 @@
+"""Images in their order into `train.rec`, in insightface's layout, or into several shards in im2rec's (docs/DATA.md)."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from recognition.data.pack.output import new_file
+from recognition.data.record_format import EXACT_IN_FLOAT32, Label
+from recognition.data.record_writer import RecordWriter
+from utils.errors import UserError
+
+MAX_SHARDS = 100_000
+
+
+class ShardWriter:
+    """Fills a folder with a packed data set; use it as a context manager.
+
+    One file with images grouped by label: insightface's layout, images keyed 1 … N, with record 0 and a record an identity.
+    Several shards, or images in any order: every record an image, keyed 0 … N-1 over all shards.
+
+    folder: where the files go. expected: the number of images, by which shards are made equally large (fewer may come in the
+    end, in the case of images that were skipped). grouped: labels come as 0, 0, …, 1, 1, …
+    """
+
+    def __init__(self, folder: Path, expected: int, shards: int = 1, grouped: bool = True):
+        if not 1 <= shards <= min(max(expected, 1), MAX_SHARDS):
+            raise UserError(f"--shards {shards}: must be 1 to {min(max(expected, 1), MAX_SHARDS)}, for {expected} images")
+        self.folder, self.expected, self.shards = folder, expected, shards
+        self.identity_records = grouped and shards == 1
+        self.images = 0
+        self._starts = array("q")  # for each identity its first key
+        self._writer: RecordWriter | None = None
+        self._shard = -1
+
+    def write(self, label: Label, payload: bytes, id2: int = 0) -> None:
+        """Appends an image. label: a class, or several numbers of which the first is the class."""
+        shard = min(self.images * self.shards // max(self.expected, 1), self.shards - 1)
+        if shard != self._shard:
+            self._next_shard(shard)
+        assert self._writer is not None, "a shard is open"
+        if self.identity_records:
+            self._note_identity(int(np.ravel(label)[0]))
+        self._writer.write(self.images + self.identity_records, label, payload, id2=id2)
+        self.images += 1
+
+    def _note_identity(self, label: int) -> None:
+        if label == len(self._starts):
+            self._starts.append(self.images + 1)
+        assert label == len(self._starts) - 1, "labels come in order"
+        if label >= EXACT_IN_FLOAT32:
+            raise UserError(f"{self.folder}: more than {EXACT_IN_FLOAT32} classes; labels are float32 in the format")
+
+    def _next_shard(self, shard: int) -> None:
+        self._close_shard()
+        self._shard = shard
+        self._writer = RecordWriter(self.folder / ("train.rec" if self.shards == 1 else f"shard_{shard:05d}.rec"))
+
+    def _close_shard(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def close(self) -> None:
+        if self.identity_records and self._writer is not None:
+            end = self.images + 1
+            bounds = [*self._starts, end]
+            self._writer.write(0, [end, end + len(self._starts)], b"")
+            for number in range(len(self._starts)):
+                self._writer.write(end + number, bounds[number : number + 2], b"")
+        self._close_shard()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._writer is not None:
+            self._writer.abort()
+
+
+def write_property(folder: Path, num_classes: int, size: tuple[int, int]) -> None:
+    """`C,height,width`, as insightface has it."""
+    new_file(folder / "property", f"{num_classes},{size[0]},{size[1]}".encode("ascii"))
