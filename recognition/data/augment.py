@@ -5,13 +5,14 @@ own fixed places of that row: what one operation draws never depends on another'
 
     none      flip
     qgface    to low resolution and back, JPEG; then crop, colour, rotation, each with a probability; flip (QGFace, III-D)
-    adaface   crop in place, colour, low resolution, each with probability 0.2; flip (AdaFace, section 4.1)
+    adaface   crop in place, low resolution, colour, each with probability 0.2; flip (AdaFace, section 4.1)
 
-Images are RGB uint8 [H, W, 3]. Nothing is written to the input.
+Images are RGB uint8 [H, W, 3]. Nothing is written to the input. A recipe's result goes to `out`, if that is given.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 
 UNIFORMS = 24  # numbers that one image may draw
-Augmentation = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Augmentation = Callable[..., np.ndarray]  # (image, u, out=None)
 
 _INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -36,9 +37,14 @@ def _choice(u: float, options: tuple):
 # ------------------------------------------------------------------------------------------------ operations
 
 
-def flip(image: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Mirrors left and right with probability 1/2; draws u[0]."""
-    return cv2.flip(image, 1) if u[0] < 0.5 else image
+def flip(image: np.ndarray, u: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Mirrors left and right with probability 1/2; draws u[0]. Without `out` an image that stays is returned itself."""
+    if u[0] < 0.5:
+        return cv2.flip(image, 1, dst=out)
+    if out is None:
+        return image
+    np.copyto(out, image)
+    return out
 
 
 def low_resolution(image: np.ndarray, u: np.ndarray, low: float, high: float, jpeg_quality: int | None) -> np.ndarray:
@@ -55,7 +61,7 @@ def low_resolution(image: np.ndarray, u: np.ndarray, low: float, high: float, jp
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     """The image after JPEG compression. The codec takes the channels as BGR; being given RGB it swaps the roles of red and
     blue in its colour transform, so the order is turned for it and back."""
-    done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "OpenCV could not encode a JPEG"
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
     assert decoded is not None, "OpenCV could not decode its own JPEG"
@@ -63,11 +69,14 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def _crop_box(u: np.ndarray, height: int, width: int, low: float, high: float) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a crop of U(low, high) of the area and of an aspect in [3/4, 4/3]; draws u[0:4]."""
+    """Top, left, height, width of a crop; draws u[0:4]. Its area is U(low, high) of the image's, its aspect log-uniform
+    over that part of [3/4, 4/3] with which such an area fits into the image."""
     area = _between(u[0], low, high) * height * width
-    aspect = np.exp(_between(u[1], np.log(3 / 4), np.log(4 / 3)))
-    crop_width = min(width, max(1, round(np.sqrt(area * aspect))))
-    crop_height = min(height, max(1, round(np.sqrt(area / aspect))))
+    narrowest = max(3 / 4, area / height**2)
+    widest = max(narrowest, min(4 / 3, width**2 / area))
+    aspect = narrowest * (widest / narrowest) ** u[1]
+    crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
+    crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
     top, left = int(u[2] * (height - crop_height + 1)), int(u[3] * (width - crop_width + 1))
     return top, left, crop_height, crop_width
 
@@ -115,12 +124,12 @@ QGFACE_PROBABILITY = 0.2  # of crop, colour and rotation each; the paper gives n
 ADAFACE_PROBABILITY = 0.2
 
 
-def none(image: np.ndarray, u: np.ndarray) -> np.ndarray:
+def none(image: np.ndarray, u: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Flip only."""
-    return flip(image, u)
+    return flip(image, u, out)
 
 
-def qgface(image: np.ndarray, u: np.ndarray) -> np.ndarray:
+def qgface(image: np.ndarray, u: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """The low-quality view: U(0.1, 0.5) of the resolution with JPEG 75 there; crop of 0.8-1 of the area, colour 0.2,
     rotation within 45 degrees; flip."""
     image = low_resolution(image, u[1:4], 0.1, 0.5, jpeg_quality=75)
@@ -130,18 +139,18 @@ def qgface(image: np.ndarray, u: np.ndarray) -> np.ndarray:
         image = colour_jitter(image, u[10:13], 0.2)
     if u[13] < QGFACE_PROBABILITY:
         image = rotation(image, u[14:15], 45.0)
-    return flip(image, u)
+    return flip(image, u, out)
 
 
-def adaface(image: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """AdaFace's: crop of 0.2-1 of the area, kept in place; colour 0.5; U(0.2, 1) of the resolution; flip."""
+def adaface(image: np.ndarray, u: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """AdaFace's: crop of 0.2-1 of the area, kept in place; U(0.2, 1) of the resolution; colour 0.5; flip."""
     if u[1] < ADAFACE_PROBABILITY:
         image = crop_in_place(image, u[2:6], 0.2, 1.0)
     if u[6] < ADAFACE_PROBABILITY:
         image = low_resolution(image, u[7:10], 0.2, 1.0, jpeg_quality=None)
     if u[10] < ADAFACE_PROBABILITY:
         image = colour_jitter(image, u[11:14], 0.5)
-    return flip(image, u)
+    return flip(image, u, out)
 
 
 AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType({"none": none, "qgface": qgface, "adaface": adaface})

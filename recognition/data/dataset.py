@@ -65,6 +65,43 @@ class FaceDataset:
         shard, position = self.locate(image)
         return self.shards[shard].where(position)
 
+    def record_error(self, image: int, problem: str) -> RecordError:
+        """The error that says what is wrong with an image, and where it lies."""
+        shard, position = self.locate(image)
+        return _record_error(self.shards[shard], position, problem)
+
+    @cached_property
+    def file_order(self) -> npt.NDArray[np.int64] | None:
+        """int64 [images], the images in the order of the files; None where their numbers are that order already."""
+        parts = [shard.offsets[first : first + count] for shard, first, count in self._shard_images()]
+        if all((part[1:] > part[:-1]).all() for part in parts):
+            return None
+        return np.concatenate([start + part.argsort() for start, part in zip(self._start_list, parts, strict=False)])
+
+    def byte_ranges(self, start: int, stop: int) -> list[tuple[Path, int, int]]:
+        """(file, first byte, last byte + 1) that hold images start … stop-1 of `file_order`."""
+        ranges = []
+        for number in range(bisect_right(self._start_list, start) - 1, len(self.shards)):
+            low, high = (max(start, self._start_list[number]), min(stop, self._start_list[number + 1]))
+            if low < high:
+                ranges.append(self._byte_range(number, low, high))
+        return ranges
+
+    def _byte_range(self, number: int, low: int, high: int) -> tuple[Path, int, int]:
+        shard = self.shards[number]
+        bounds = []
+        for place in (low, high):
+            if place == self._start_list[number + 1]:
+                bounds.append(shard.size)
+            else:
+                image = place if self.file_order is None else int(self.file_order[place])
+                bounds.append(int(shard.offsets[self.locate(image)[1]]))
+        return shard.path, bounds[0], bounds[1]
+
+    def _shard_images(self) -> list[tuple[RecordReader, int, int]]:
+        """(reader, position of the first image, number of images) of each shard."""
+        return list(zip(self.shards, self._first, np.diff(self.starts).tolist(), strict=True))
+
     @property
     def num_images(self) -> int:
         return len(self)
@@ -96,7 +133,7 @@ class FaceDataset:
     def _labels(self) -> npt.NDArray[np.int64]:
         labels = np.empty(len(self), np.int64)
         done = 0
-        for shard, first, count in zip(self.shards, self._first, np.diff(self.starts).tolist(), strict=True):
+        for shard, first, count in self._shard_images():
             at = first
             for rows in shard.headers(first, first + count):
                 label = rows["label"]

@@ -1,125 +1,32 @@
 """The loader: uint8 batches of decoded, augmented views, made by worker processes in shared memory.
 
-What a batch holds is a function of (seed, epoch, position) only; ranks and workers merely divide the positions:
-
-    epoch e of n images = floor(n / G) batches; batch b = positions b*G .. (b+1)*G of the epoch's permutation;
-    rank r of W takes the r-th of the W equal parts of it.
-
 Workers are forked once and live until `close`. Each owns two batch-sized slots of anonymous shared memory and writes
 decoded images straight into them, so no image is copied between processes; the consumer reads a slot in place and the
-slot goes back to its worker when the next batch is asked for.
-
-Shapes: B images a rank, G = W*B, V views. View 0 is q (augmented), view 1 is k (flip only).
+slot goes back to its worker when the next batch is asked for. What batches hold is said in batch.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 import cv2
 import numpy as np
 
-from recognition.data.augment import AUGMENTATIONS, UNIFORMS
+from recognition.data.batch import IMAGE_SIZE, Batch, BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
-from recognition.data.randomness import Permutation, uniforms
+from recognition.data.order import WindowedShuffle
+from recognition.data.readahead import Readahead
 from utils.errors import UserError
 
-IMAGE_SIZE = 112
+__all__ = ["IMAGE_SIZE", "Batch", "BatchMaker", "BatchSpec", "Loader"]
+
 _SLOTS = 2  # per worker: one being read while the other is being filled
-
-
-@dataclass(frozen=True)
-class BatchSpec:
-    """What the loader's batches hold.
-
-    batch_size: B, images of one rank. augmentation: of view q, a name in `AUGMENTATIONS`. views: 2 for (q, k), 1 for q alone.
-    num_classes: labels must lie in [0, num_classes). channel_order: "RGB" or "BGR", of the images handed over.
-    """
-
-    batch_size: int
-    num_classes: int
-    seed: int = 0
-    views: int = 2
-    augmentation: str = "qgface"
-    shuffle: str = "full"
-    channel_order: str = "RGB"
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def global_batch(self) -> int:
-        return self.batch_size * self.world
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        return (self.views, self.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of a batch. `images_VBHWC` (uint8) is shared memory, valid until the next batch is asked for;
-    `labels_B` is int64; `indices_B` (int64) are the images' numbers in the data set."""
-
-    images_VBHWC: np.ndarray
-    labels_B: np.ndarray
-    indices_B: np.ndarray
-
-
-class BatchMaker:
-    """Makes any batch of any epoch: the part of the loader that a worker runs."""
-
-    def __init__(self, dataset: FaceDataset, spec: BatchSpec):
-        self.dataset, self.spec = dataset, spec
-        self.steps = len(dataset) // spec.global_batch  # the last, incomplete batch of an epoch is left out
-
-    def indices(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(positions in the epoch, numbers in the data set) of this rank's part of a batch: int64 [B] each."""
-        first = number * self.spec.global_batch + self.spec.rank * self.spec.batch_size
-        positions = np.arange(first, first + self.spec.batch_size)
-        if self.spec.shuffle == "none":
-            return positions, positions
-        return positions, Permutation(len(self.dataset), self.spec.seed, epoch)(positions)
-
-    def fill(self, epoch: int, number: int, images_VBHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Writes the batch's images; returns (labels, indices). UserError on the first record that is not a face of ours."""
-        spec = self.spec
-        positions, indices = self.indices(epoch, number)
-        draws_VBU = [uniforms(spec.seed, epoch, positions, UNIFORMS, stream=view) for view in range(spec.views)]
-        recipes = [AUGMENTATIONS[spec.augmentation], AUGMENTATIONS["none"]][: spec.views]
-        labels = np.empty(spec.batch_size, dtype=np.int64)
-        for row, index in enumerate(indices.tolist()):
-            image, labels[row] = self._read(index)
-            for view, recipe in enumerate(recipes):
-                images_VBHWC[view, row] = recipe(image, draws_VBU[view][row])
-        return labels, indices
-
-    def _read(self, index: int) -> tuple[np.ndarray, int]:
-        payload, label = self.dataset.read(index)
-        if not 0 <= label < self.spec.num_classes:
-            raise UserError(
-                f"{self.dataset.where(index)}: label {label} is outside [0, {self.spec.num_classes}); "
-                "set num_classes to the data set's count or mend the record"
-            )
-        flag = cv2.IMREAD_COLOR_RGB if self.spec.channel_order == "RGB" else cv2.IMREAD_COLOR
-        image = cv2.imdecode(np.frombuffer(payload, dtype=np.uint8), flag) if payload else None
-        if image is None:
-            raise UserError(
-                f"{self.dataset.where(index)}: the image ({len(payload)} bytes) cannot be decoded; re-pack this record "
-                "from its source or remove it"
-            )
-        if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-            height, width = image.shape[:2]
-            raise UserError(
-                f"{self.dataset.where(index)}: the image is {width}x{height}, expected {IMAGE_SIZE}x{IMAGE_SIZE}; "
-                "align and resize the faces when packing"
-            )
-        return image, label
 
 
 class Loader:
@@ -143,32 +50,64 @@ class Loader:
         """Batches of an epoch."""
         return self.maker.steps
 
+    @property
+    def slots(self) -> list[np.ndarray]:
+        """The shared memory that batches lie in, uint8 [V, B, 112, 112, 3] each; none without workers."""
+        return [slot for worker in self._workers for slot in worker.slots]
+
+    @property
+    def worker_ids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process_id for worker in self._workers]
+
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
-        if not self._workers:
-            yield from self._make_here(epoch, start)
+        with self._reading_ahead(epoch, start) as readahead:
+            if self._workers:
+                yield from self._from_workers(epoch, start, readahead)
+            else:
+                yield from self._make_here(epoch, start, readahead)
+
+    @contextlib.contextmanager
+    def _reading_ahead(self, epoch: int, start: int) -> Iterator[Readahead | None]:
+        order = self.maker.order
+        if not isinstance(order, WindowedShuffle):
+            yield None
             return
-        numbers = range(start, len(self))
+        readahead = Readahead(self.maker.dataset, order.pieces(epoch, start, self.spec.rank, self.spec.world))
         try:
-            for order, number in enumerate(numbers[: _SLOTS * len(self._workers)]):
-                self._workers[order % len(self._workers)].ask(epoch, number)
-            for order in range(len(numbers)):
+            yield readahead
+        finally:
+            readahead.close()
+
+    def _from_workers(self, epoch: int, start: int, readahead: Readahead | None) -> Iterator[Batch]:
+        numbers = range(start, len(self))
+        ahead = _SLOTS * len(self._workers)
+        try:
+            for order in range(-ahead, len(numbers)):
                 worker = self._workers[order % len(self._workers)]
-                yield worker.receive()
-                ahead = order + _SLOTS * len(self._workers)
-                if ahead < len(numbers):
-                    worker.ask(epoch, numbers[ahead])
+                if order >= 0:
+                    yield worker.receive()
+                if order + ahead < len(numbers):
+                    number = numbers[order + ahead]
+                    if readahead is not None:
+                        readahead.need(number)
+                    worker.ask(epoch, number)
         finally:
             for worker in self._workers:
                 worker.drain()
 
-    def _make_here(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _make_here(self, epoch: int, start: int, readahead: Readahead | None) -> Iterator[Batch]:
         images = np.empty(self.spec.image_shape, dtype=np.uint8)
         cv2_threads = cv2.getNumThreads()
         for number in range(start, len(self)):
+            if readahead is not None:
+                readahead.need(number)
             cv2.setNumThreads(1)
-            labels, indices = self.maker.fill(epoch, number, images)
-            cv2.setNumThreads(cv2_threads)
-            yield Batch(images, labels, indices)
+            try:
+                batch = self.maker.fill(epoch, number, images)
+            finally:
+                cv2.setNumThreads(cv2_threads)
+            yield batch
 
     def close(self) -> None:
         """Ends the workers."""
@@ -182,18 +121,23 @@ class _Worker:
 
     def __init__(self, maker: BatchMaker, inherited: list[Connection]):
         shape = maker.spec.image_shape
-        self._slots = []
+        self.slots: list[np.ndarray] = []
         for _ in range(_SLOTS):
             memory = mmap.mmap(-1, int(np.prod(shape)))  # anonymous and shared: needs no /dev/shm
-            self._slots.append(np.frombuffer(memory, dtype=np.uint8).reshape(shape))
+            self.slots.append(np.frombuffer(memory, dtype=np.uint8).reshape(shape))
         context = multiprocessing.get_context("fork")  # slots and the data set's index are shared, not pickled
         self.connection, theirs = context.Pipe()
         self._asked = self._received = 0
         self._process = context.Process(
-            target=_worker_main, args=(maker, self._slots, theirs, [*inherited, self.connection]), daemon=True
+            target=_worker_main, args=(maker, self.slots, theirs, [*inherited, self.connection]), daemon=True
         )
         self._process.start()
         theirs.close()
+
+    @property
+    def process_id(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     def ask(self, epoch: int, number: int) -> None:
         with contextlib.suppress(BrokenPipeError):  # a dead worker is reported where its batch is received
@@ -203,7 +147,7 @@ class _Worker:
     def receive(self) -> Batch:
         wait([self.connection, self._process.sentinel])
         try:
-            slot, labels, indices, error = self.connection.recv()
+            slot, labels, indices, skipped, error = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join(5)
             raise RuntimeError(
@@ -213,7 +157,7 @@ class _Worker:
         self._received += 1
         if error is not None:
             raise error
-        return Batch(self._slots[slot], labels, indices)
+        return Batch(self.slots[slot], labels, indices, skipped)
 
     def drain(self) -> None:
         """Waits for what was asked and not fetched (an epoch that was left early), so that slots are free again."""
@@ -233,6 +177,7 @@ class _Worker:
 def _worker_main(maker: BatchMaker, slots: list[np.ndarray], connection: Connection, inherited: list[Connection]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer decides when to stop, and closes the pipe
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # the collector would write to every page that holds an object, and so take it out of sharing
     for other in inherited:  # ours and older workers' far ends: kept open here, they would outlive the trainer
         other.close()
     cv2.setNumThreads(1)
@@ -242,11 +187,13 @@ def _worker_main(maker: BatchMaker, slots: list[np.ndarray], connection: Connect
         except EOFError:  # the trainer is gone, or closed us
             return
         labels = indices = error = None
+        skipped: tuple = ()
         try:
-            labels, indices = maker.fill(epoch, number, slots[slot])
+            batch = maker.fill(epoch, number, slots[slot])
+            labels, indices, skipped = batch.labels_B, batch.indices_B, batch.skipped
         except UserError as fault:
             error = fault
         try:
-            connection.send((slot, labels, indices, error))
+            connection.send((slot, labels, indices, skipped, error))
         except BrokenPipeError:
             return

@@ -1,24 +1,28 @@
 """Randomness as a pure function of (seed, epoch, position): the same for any number of ranks, workers and restarts.
 
-Nothing here holds state or costs memory in the number of records: random numbers are hashes, and the epoch's shuffle is
-a keyed permutation that maps one position at a time.
+Nothing here holds state or costs memory in the number of records: random numbers are hashes, and a shuffle is a keyed
+permutation that maps one position at a time.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
+
+UInt64Array = npt.NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ROUNDS = 6
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
+def _mix(value: UInt64Array) -> UInt64Array:
     """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection of 64 bits that scatters well."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
-def hash64(*parts: int | np.ndarray) -> np.ndarray:
+def hash64(*parts: int | np.ndarray) -> UInt64Array:
     """A 64-bit hash of integers or integer arrays (broadcast against each other): uint64 array."""
     state = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -28,7 +32,7 @@ def hash64(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, epoch: int, positions: np.ndarray, count: int, stream: int = 0) -> np.ndarray:
-    """`count` independent uniform numbers in [0, 1) for each position: float64 [N, count].
+    """`count` independent uniform numbers in [0, 1) for each position: float64 [N, count]. Fewer are a prefix of more.
 
     `stream` separates uses that must not share numbers (the two views, say).
     """
@@ -36,28 +40,45 @@ def uniforms(seed: int, epoch: int, positions: np.ndarray, count: int, stream: i
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
-class Permutation:
-    """A pseudo-random permutation of 0..length-1, evaluated where it is asked: a balanced Feistel network over the next
-    power of four, walking its cycle until it lands inside (Black and Rogaway, CT-RSA 2002). No table, no start-up cost."""
+def permute(values: np.ndarray, lengths: int | np.ndarray, keys: int | np.ndarray) -> npt.NDArray[np.int64]:
+    """The images of `values` under pseudo-random permutations of 0 … length-1, one for each key: int64.
 
-    ROUNDS = 6
+    Lengths (at least 1) and keys are numbers, or arrays that broadcast against `values`. No table: a generalised Feistel
+    network on Z_a x Z_b, a b >= length by a little, walks its cycle until it lands inside (Black and Rogaway, CT-RSA 2002).
+    """
+    value = np.array(values, dtype=np.uint64, ndmin=1)
+    length = np.broadcast_to(np.asarray(lengths).astype(np.uint64), value.shape)
+    key = np.broadcast_to(np.asarray(keys).astype(np.uint64), value.shape)
+    left_size = np.sqrt(length.astype(np.float64)).astype(np.uint64)  # any size serves; near the root it mixes best
+    left_size = np.maximum(left_size, np.uint64(1))
+    right_size = (length + left_size - np.uint64(1)) // left_size
+    walking = slice(None)
+    while True:
+        value[walking] = _feistel(value[walking], left_size[walking], right_size[walking], key[walking])
+        walking = np.flatnonzero(value >= length)  # type: ignore[assignment]
+        if not len(walking):  # type: ignore[arg-type]
+            return value.astype(np.int64).reshape(np.shape(values))
+
+
+def _feistel(value: UInt64Array, left_size: UInt64Array, right_size: UInt64Array, key: UInt64Array) -> UInt64Array:
+    left, right = value // right_size, value % right_size
+    with np.errstate(over="ignore"):
+        for number in range(0, _ROUNDS, 2):
+            left = (left + _scatter(key, number, right)) % left_size
+            right = (right + _scatter(key, number + 1, left)) % right_size
+    return left * right_size + right
+
+
+def _scatter(key: UInt64Array, number: int, value: UInt64Array) -> UInt64Array:
+    return _mix((key ^ np.uint64(number)) + value * _GOLDEN) >> np.uint64(1)  # a bit less, so that the sum cannot wrap
+
+
+class Permutation:
+    """A pseudo-random permutation of 0 … length-1 for an epoch, evaluated where it is asked: no table, no start-up cost."""
 
     def __init__(self, length: int, seed: int, epoch: int):
-        self.length, self.seed, self.epoch = length, seed, epoch
-        self._half_bits = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
-        self._mask = np.uint64((1 << int(self._half_bits)) - 1)
+        self.length, self._key = length, hash64(seed, epoch)
 
-    def _encrypt(self, value: np.ndarray) -> np.ndarray:
-        left, right = value >> self._half_bits, value & self._mask
-        for number in range(self.ROUNDS):
-            left, right = right, left ^ (hash64(self.seed, self.epoch, number, right) & self._mask)
-        return (left << self._half_bits) | right
-
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
+    def __call__(self, positions: np.ndarray) -> npt.NDArray[np.int64]:
         """Indices at `positions` (each in [0, length)): int64, of the same shape."""
-        value = self._encrypt(np.asarray(positions).astype(np.uint64))
-        outside = value >= self.length
-        while outside.any():
-            value[outside] = self._encrypt(value[outside])
-            outside = value >= self.length
-        return value.astype(np.int64)
+        return permute(positions, self.length, self._key)

@@ -71,6 +71,11 @@ class RecordReader:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._size
+
     def position(self, key: int) -> int:
         """Where `key` stands in `keys`. `UserError` if it does not."""
         position = int(self.keys.searchsorted(key)) if self._first_key is None else int(key) - self._first_key

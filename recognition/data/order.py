@@ -1,0 +1,159 @@
+"""In which order an epoch visits the images: functions of (seed, epoch, position), without a table.
+
+    none       as they lie in the data set
+    full       one pseudo-random permutation of all images: every read is a seek
+    windowed   for slow disks and data beyond memory: large pieces of the files in random order, mixed inside a window
+
+An order maps positions of the epoch to image numbers; positions b*G … b*G + G-1 are batch b of G images, over all ranks.
+
+Windowed. The images, in the order of the files and cut open at a place that each epoch draws, are divided into L equal
+lanes; each batch takes G / L rows from each, so a rank reads its own lanes and no other (L = gcd(G, 48), which any number
+of ranks from 1 to 4, 6, 8 … divides). A lane is a row of chunks of `CHUNK` images; they are visited in random order, and a
+window of consecutive ones is mixed by a permutation of its images before the next begins.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from recognition.data.randomness import hash64, permute
+
+Int64Array = npt.NDArray[np.int64]
+
+CHUNK = 128  # images read in one go: about a megabyte of 112x112 JPEGs, so that a disk spends its time reading
+_LANES = 48
+_CUT, _CHUNKS, _INSIDE = 1, 2, 3  # uses of randomness, so that none repeats another's numbers
+ORDERS = ("full", "windowed", "none")
+
+
+class Order(ABC):
+    """`order(epoch, positions)` -> image numbers, int64 of the same shape. steps: batches of an epoch."""
+
+    def __init__(self, length: int, global_batch: int):
+        self.length, self.global_batch = length, global_batch
+        self.steps = length // global_batch  # the last, incomplete batch of an epoch is left out
+
+    @abstractmethod
+    def __call__(self, epoch: int, positions: Int64Array) -> Int64Array: ...
+
+
+class InOrder(Order):
+    def __call__(self, epoch: int, positions: Int64Array) -> Int64Array:
+        return positions
+
+
+class FullShuffle(Order):
+    def __init__(self, length: int, global_batch: int, seed: int):
+        super().__init__(length, global_batch)
+        self.seed = seed
+
+    def __call__(self, epoch: int, positions: Int64Array) -> Int64Array:
+        return permute(positions, self.length, hash64(self.seed, epoch))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Images start … stop-1 in the order of the files, needed from batch `batch` of the epoch on."""
+
+    batch: int
+    start: int
+    stop: int
+
+
+class WindowedShuffle(Order):
+    """window: images that are in memory and mixed at a time, over all lanes.
+
+    file_order: int64 [length], the images in the order of the files; None where their numbers are that order.
+    """
+
+    def __init__(self, length: int, global_batch: int, seed: int, window: int, file_order: Int64Array | None = None):
+        super().__init__(length, global_batch)
+        self.seed, self.file_order = seed, file_order
+        self.lanes = math.gcd(global_batch, _LANES)
+        self.rows = global_batch // self.lanes  # of a batch, from one lane
+        self._window_chunks = max(1, window // (self.lanes * CHUNK))
+
+    def __call__(self, epoch: int, positions: Int64Array) -> Int64Array:
+        batch, row = np.divmod(positions, self.global_batch)
+        lane = row // self.rows
+        place = batch * self.rows + row % self.rows  # in the lane
+        start, size = self._lane(lane)
+        chunks = size // CHUNK
+        chunk = np.minimum(place // CHUNK, chunks - 1)
+        window = self._window_of(chunk, chunks)
+        first, stop = self._bounds(window, chunks, size)
+        place = first + permute(place - first, stop - first, hash64(self.seed, epoch, _INSIDE, lane, window))
+        image = start + self._unmix_chunks(epoch, lane, place, chunks) + self._cut(epoch)
+        image %= self.length
+        return image if self.file_order is None else self.file_order[image]
+
+    def pieces(self, epoch: int, first_batch: int, rank: int, world: int) -> Iterator[Piece]:
+        """What a rank reads from `first_batch` on: large pieces, in the order in which their windows are needed."""
+        share = self.global_batch // world
+        lanes = np.arange(rank * share // self.rows, -(-(rank + 1) * share // self.rows))
+        starts, sizes = self._lane(lanes)
+        window = 0
+        while True:
+            pieces = []
+            for lane, start, size in zip(lanes.tolist(), starts.tolist(), sizes.tolist(), strict=True):
+                pieces += self._window_pieces(epoch, lane, start, size, window, first_batch)
+            if not pieces and window >= max(self._windows(size // CHUNK) for size in sizes.tolist()):
+                return
+            needed = min((piece.batch for piece in pieces), default=0)
+            yield from (Piece(needed, piece.start, piece.stop) for piece in sorted(pieces, key=lambda piece: piece.start))
+            window += 1
+
+    def _window_pieces(self, epoch: int, lane: int, start: int, size: int, window: int, first_batch: int) -> list[Piece]:
+        chunks = size // CHUNK
+        if window >= self._windows(chunks):
+            return []
+        first, stop = (int(bound) for bound in self._bounds(np.asarray(window), np.asarray(chunks), np.asarray(size)))
+        needed = first // self.rows
+        if -(-stop // self.rows) <= first_batch or needed >= self.steps:
+            return []
+        places = np.arange(first, stop, CHUNK)
+        begins = start + self._unmix_chunks(epoch, np.full_like(places, lane), places, np.full_like(places, chunks))
+        lengths = np.minimum(CHUNK, stop - places)
+        lengths[-1] = stop - places[-1]
+        pieces = []
+        for begin, length in zip(((begins + self._cut(epoch)) % self.length).tolist(), lengths.tolist(), strict=True):
+            end = min(begin + length, self.length)
+            pieces.append(Piece(needed, begin, end))
+            if end - begin < length:  # around the end of the data set
+                pieces.append(Piece(needed, 0, length - (end - begin)))
+        return pieces
+
+    def _lane(self, lane: Int64Array) -> tuple[Int64Array, Int64Array]:
+        start = lane * self.length // self.lanes
+        return start, (lane + 1) * self.length // self.lanes - start
+
+    def _windows(self, chunks):
+        return np.maximum(1, -(-chunks // self._window_chunks))
+
+    def _window_of(self, chunk: Int64Array, chunks: Int64Array) -> Int64Array:
+        """The window w with floor(w F / n) <= chunk < floor((w + 1) F / n), F chunks and n windows."""
+        whole = np.maximum(chunks, 1)
+        return np.where(chunks > 0, ((chunk + 1) * self._windows(chunks) - 1) // whole, 0)
+
+    def _bounds(self, window: Int64Array, chunks: Int64Array, size: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """First place and last + 1; what is left over after the last whole chunk belongs to the last window."""
+        windows = self._windows(chunks)
+        stop = np.where(window == windows - 1, size, (window + 1) * chunks // windows * CHUNK)
+        return window * chunks // windows * CHUNK, stop
+
+    def _unmix_chunks(self, epoch: int, lane: Int64Array, place: Int64Array, chunks: Int64Array) -> Int64Array:
+        """From a place in the lane's random order of chunks to a place in the lane as it lies in the files."""
+        chunk, inside = np.divmod(place, CHUNK)
+        mixed = chunk < chunks
+        key = hash64(self.seed, epoch, _CHUNKS, lane)
+        moved = permute(np.where(mixed, chunk, 0), np.maximum(chunks, 1), key)
+        return np.where(mixed, moved, chunk) * CHUNK + inside
+
+    def _cut(self, epoch: int) -> int:
+        return int(hash64(self.seed, epoch, _CUT)[0] % np.uint64(self.length))
