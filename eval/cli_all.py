@@ -1,0 +1,59 @@
+"""`python -m eval all`: every benchmark that a folder holds, and one summary beside the paper's table I."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from eval import cli_ijb, cli_scface, cli_tinyface, cli_verify
+from eval.benchmark_tables import summary_table
+from eval.cli import (
+    Context,
+    Results,
+    add_bootstrap_argument,
+    add_encoder_arguments,
+    add_output_arguments,
+    on_first_rank,
+    write_json,
+)  # fmt: skip
+from eval.ijb_files import TARGETS
+from eval.tinyface import is_tinyface
+from utils.errors import UserError
+
+NAME = "all"
+HELP = "every benchmark found under a folder: *.bin, IJBB/, IJBC/, tinyface/, scface/; one summary table"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_encoder_arguments(parser)
+    parser.add_argument("--data-root", required=True, metavar="DIR", help="holds some of *.bin, IJBB/, IJBC/, tinyface/, scface/")
+    cli_ijb.add_setting_arguments(parser)
+    add_bootstrap_argument(parser)
+    add_output_arguments(parser)
+
+
+def run(arguments: argparse.Namespace, context: Context) -> None:
+    root = Path(arguments.data_root)
+    bins = sorted(root.glob("*.bin"))
+    releases = [target for target in TARGETS if (root / target / "meta").is_dir()]
+    tinyface, scface = is_tinyface(root / "tinyface"), (root / "scface").is_dir()
+    if not (bins or releases or tinyface or scface):
+        raise UserError(f"{root}: no benchmark here; looked for *.bin, IJBB/meta, IJBC/meta, tinyface/ with Probe/, scface/")
+    encoder = context.open_encoder(arguments.checkpoint)
+    results: Results = {}
+    if bins:
+        results |= cli_verify.evaluate(arguments, encoder, bins)
+    for target in releases:
+        results |= cli_ijb.evaluate(arguments, encoder, root / target, target)
+    if tinyface:
+        results |= cli_tinyface.evaluate(arguments, encoder, root / "tinyface")
+    if scface:
+        results |= cli_scface.evaluate(arguments, encoder, root / "scface")
+
+    def show() -> Results:
+        print("\nSummary (%): rank 1 on SCface and TinyFace, TAR@FAR=1e-4 on IJB, accuracy on the others")
+        print(summary_table(encoder.label, results))
+        return results
+
+    on_first_rank(show)
+    write_json(arguments, results)

@@ -1,0 +1,225 @@
+"""Search of probes in a gallery: ranks, false and true positive identification rates. Exact in float64, near float32's speed.
+
+Products are formed in float32; wherever their greatest possible rounding error leaves an order in doubt, the products in
+doubt are formed again in float64. A tie between a mate and someone else counts against the mate, so an encoder that
+gives every face the same feature finds nobody.
+
+Shapes: P probes, G gallery entries, D embedding. Features are normalised here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.errors import UserError
+
+_PROBES_AT_ONCE, _GALLERY_AT_ONCE = 256, 4096
+_MOST_IN_DOUBT = 0.02  # of a block's products; beyond, all of them in float64 are quicker
+NOBODY = -np.inf
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the search for each probe found; a mate is a gallery entry of the probe's own identity."""
+
+    mate_score: np.ndarray  # float64 [P], cosine with the most similar mate; -inf where the gallery holds none
+    other_score: np.ndarray  # float64 [P], cosine with the most similar entry of another identity; -inf for none
+    rank: np.ndarray  # int64 [P], place of the best mate, from 1; 0 where the gallery holds none
+
+    @property
+    def mated(self) -> np.ndarray:
+        """bool [P], whether the gallery holds the probe's identity."""
+        return self.rank > 0
+
+    def rank_rate(self, rank: int) -> float:
+        """Share (0..1) of the mated probes whose mate is among the first `rank`; UserError where no probe is mated."""
+        self._need_mated()
+        return float((self.rank[self.mated] <= rank).mean())
+
+    def cmc(self, most: int) -> np.ndarray:
+        """Cumulative match characteristic: `rank_rate` of 1..most, float64 [most]."""
+        self._need_mated()
+        counts = np.bincount(self.rank[self.mated].clip(max=most + 1), minlength=most + 2)[1:-1]
+        return np.cumsum(counts) / int(self.mated.sum())
+
+    def tpir(self, fpir: float) -> float:
+        """True positive identification rate at the lowest threshold whose false positive identification rate is at most
+        `fpir`: the share of the mated probes whose mate scores above the threshold (at any rank), where at most a share
+        `fpir` of the probes without mates score above it with anybody.
+
+        UserError where there are no mated, or no unmated probes.
+        """
+        self._need_mated()
+        strangers = np.sort(self.other_score[~self.mated])[::-1]
+        if len(strangers) == 0:
+            raise UserError("FPIR needs probes whose identity is not in the gallery, and there are none")
+        allowed = math.floor(fpir * len(strangers) + 1e-9)  # 0.29 x 100 is 28.999…
+        threshold = strangers[allowed] if allowed < len(strangers) else NOBODY
+        return float((self.mate_score[self.mated] > threshold).mean())
+
+    def _need_mated(self) -> None:
+        if not self.mated.any():
+            raise UserError("no probe has a mate in the gallery: are the identities of both from the same list?")
+
+
+def normalised(features: np.ndarray, describe: str) -> np.ndarray:
+    """Rows of length 1, float64 [N, D]; a row of zeros stays. UserError, naming `describe` and row, where not finite."""
+    rows = np.asarray(features)
+    if rows.ndim != 2 or len(rows) == 0:
+        raise UserError(f"{describe}: features of shape {rows.shape}; [images, size] are needed")
+    rows = rows.astype(np.float64)
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    if not np.isfinite(lengths).all():
+        raise UserError(f"{describe}: the feature in row {int(np.argmin(np.isfinite(lengths)))} is not finite")
+    rows /= np.where(lengths == 0, 1.0, lengths)[:, None]
+    return rows
+
+
+def search(
+    probes_PD: np.ndarray,
+    probe_ids: np.ndarray,
+    gallery_GD: np.ndarray,
+    gallery_ids: np.ndarray,
+    describe: str = "search",
+) -> Search:
+    """Looks for every probe in the gallery. Features are raw, of any float type; ids are whole numbers [P], [G].
+
+    Memory beyond the normalised features is that of one block of products. Raises UserError for features that are not
+    finite, and for shapes that do not match.
+    """
+    probes, gallery = normalised(probes_PD, f"{describe}, probes"), normalised(gallery_GD, f"{describe}, gallery")
+    probe_ids, gallery_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
+    if probes.shape[1] != gallery.shape[1] or len(probes) != len(probe_ids) or len(gallery) != len(gallery_ids):
+        raise UserError(
+            f"{describe}: {probes.shape} probes with {len(probe_ids)} ids, {gallery.shape} gallery with {len(gallery_ids)} ids"
+        )
+    mates = _mates(probe_ids, gallery_ids)
+    mate_score = _best_mates(probes, gallery, *mates)
+    above, other_score = np.zeros(len(probes), np.int64), np.full(len(probes), NOBODY)
+    probes_f32, gallery_f32 = probes.astype(np.float32), gallery.astype(np.float32)
+    for first in range(0, len(probes), _PROBES_AT_ONCE):
+        rows = slice(first, min(first + _PROBES_AT_ONCE, len(probes)))
+        inside = slice(*np.searchsorted(mates[0], (rows.start, rows.stop)))
+        _scan(
+            probes[rows], probes_f32[rows], gallery, gallery_f32, mate_score[rows],
+            (mates[0][inside] - first, mates[1][inside]), above[rows], other_score[rows],
+        )  # fmt: skip
+    mated = mate_score > NOBODY
+    return Search(mate_score, other_score, np.where(mated, above + 1, 0))
+
+
+def _mates(probe_ids: np.ndarray, gallery_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All (probe, gallery entry) of one identity, by ascending probe."""
+    order = np.argsort(gallery_ids, kind="stable")
+    ordered = gallery_ids[order]
+    start, stop = np.searchsorted(ordered, probe_ids, "left"), np.searchsorted(ordered, probe_ids, "right")
+    counts = stop - start
+    probe = np.repeat(np.arange(len(probe_ids)), counts)
+    within = np.arange(len(probe)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return probe, order[np.repeat(start, counts) + within]
+
+
+def _best_mates(probes: np.ndarray, gallery: np.ndarray, probe: np.ndarray, entry: np.ndarray) -> np.ndarray:
+    best = np.full(len(probes), NOBODY)
+    np.maximum.at(best, probe, _dots(probes, gallery, probe, entry))
+    return best
+
+
+def _dots(probes: np.ndarray, gallery: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Cosines in float64 of listed couples."""
+    products = np.empty(len(i))
+    for start in range(0, len(i), 4096):
+        part = slice(start, start + 4096)
+        products[part] = np.einsum("nd,nd->n", probes[i[part]], gallery[j[part]])
+    return products
+
+
+def _scan(
+    probes: np.ndarray,
+    probes_f32: np.ndarray,
+    gallery: np.ndarray,
+    gallery_f32: np.ndarray,
+    mate_score: np.ndarray,
+    mates: tuple[np.ndarray, np.ndarray],
+    above: np.ndarray,
+    other_score: np.ndarray,
+) -> None:
+    """Adds to `above` how many entries of others score as high as the best mate, and raises `other_score` to the best."""
+    # The rounding error of a product of two vectors of length 1 is below (D + 4) half-units in the last place: Cauchy, Schwarz.
+    doubt = np.float32((probes.shape[1] + 4) * 2.0**-24)
+    lowest = mate_score - (probes.shape[1] + 4) * 2.0**-53  # whoever reaches this ties with the mate, or is above
+    mate_f32 = mate_score.astype(np.float32)[:, None]
+    for first in range(0, len(gallery), _GALLERY_AT_ONCE):
+        block = slice(first, min(first + _GALLERY_AT_ONCE, len(gallery)))
+        inside = (mates[1] >= block.start) & (mates[1] < block.stop)
+        own = mates[0][inside], mates[1][inside] - first
+        products = probes_f32 @ gallery_f32[block].T
+        products[own] = NOBODY
+        best = products.max(axis=1, keepdims=True)
+        contenders = (products >= best - 2 * doubt) & (best > NOBODY)
+        products -= mate_f32  # of probes without a mate: +inf, ignored in the end
+        certain = products > doubt
+        unsure = (products >= -doubt) & ~certain
+        if np.count_nonzero(unsure) + np.count_nonzero(contenders) > _MOST_IN_DOUBT * products.size:
+            exact = probes @ gallery[block].T  # of an encoder that hardly tells faces apart
+            exact[own] = NOBODY
+            above += np.count_nonzero(exact >= lowest[:, None], axis=1)
+            np.maximum(other_score, exact.max(axis=1), out=other_score)
+            continue
+        i, j = np.nonzero(contenders)
+        np.maximum.at(other_score, i, _dots(probes, gallery, i, j + first))
+        above += np.count_nonzero(certain, axis=1)
+        i, j = np.nonzero(unsure)
+        np.add.at(above, i, _dots(probes, gallery, i, j + first) >= lowest[i])
+
+
+def search_metrics(found: Search, ranks: Sequence[int], fpirs: Sequence[float] = ()) -> dict[str, float]:
+    """`rank N` for each N and `tpir@fpir=F` for each F, rates 0..1, and the number of probes of either kind."""
+    metrics: dict[str, float] = {f"rank{rank}": found.rank_rate(rank) for rank in ranks}
+    metrics.update({f"tpir@fpir={fpir:g}": found.tpir(fpir) for fpir in fpirs})
+    return {**metrics, "mated_probes": int(found.mated.sum()), "unmated_probes": int((~found.mated).sum())}
+
+
+# -------------------------------------------------------------------------------------------------- the pooled variant
+
+
+def pooled_metrics(found: Search, probes_PD: np.ndarray, probe_ids: np.ndarray, gallery_GD: np.ndarray, gallery_ids: np.ndarray,
+                   ranks: Sequence[int] = (1, 5, 10), fars: Sequence[float] = (0.01, 0.1)) -> dict[str, float]:  # fmt: skip
+    """What insightface's `ijb_1n` prints: both galleries in one, every probe with one mate in it. `found` is the search there.
+
+    Its "far" is no FPIR: the threshold is the ceil(far x P)-th highest of ALL P x (G - 1) scores with others, and the
+    rate is the share of probes whose mate scores above it. Raises UserError where a probe has not exactly one mate.
+    """
+    mates = np.bincount(_mates(probe_ids, gallery_ids)[0], minlength=len(probe_ids))
+    if (mates != 1).any():
+        probe = int(np.argmax(mates != 1))
+        raise UserError(f"subject {probe_ids[probe]} of the probes is {mates[probe]} times in the two galleries, not once")
+    wanted = [math.ceil(far * len(probe_ids)) for far in fars]
+    highest = _highest_other_scores(probes_PD, probe_ids, gallery_GD, gallery_ids, max(wanted))
+    if len(highest) < max(wanted):
+        raise UserError(f"{len(highest)} comparisons with others are too few for a FAR of {max(fars):g}")
+    metrics: dict[str, float] = {f"pooled_rank{rank}": found.rank_rate(rank) for rank in ranks}
+    for far, place in zip(fars, wanted, strict=True):
+        metrics[f"pooled_tpr@far={far:g}"] = float((found.mate_score > highest[place - 1]).mean())
+    return metrics
+
+
+def _highest_other_scores(
+    probes_PD: np.ndarray, probe_ids: np.ndarray, gallery_GD: np.ndarray, gallery_ids: np.ndarray, count: int
+) -> np.ndarray:
+    """The `count` highest float64 cosines between probes and entries of other identities, descending."""
+    probes, gallery = normalised(probes_PD, "probes"), normalised(gallery_GD, "gallery")
+    highest = np.empty(0)
+    for first in range(0, len(probes), _PROBES_AT_ONCE):
+        products = probes[first : first + _PROBES_AT_ONCE] @ gallery.T
+        others = products[probe_ids[first : first + _PROBES_AT_ONCE, None] != gallery_ids]
+        if len(highest) == count:
+            others = others[others > highest.min()]
+        highest = np.concatenate([highest, others])
+        if len(highest) > count:
+            highest = np.partition(highest, len(highest) - count)[-count:]
+    return np.sort(highest)[::-1]

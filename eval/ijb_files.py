@@ -1,0 +1,268 @@
+"""The files of an IJB-B or IJB-C release, and files of features.
+
+    DIR/loose_crop/                           the images
+    DIR/meta/ijbb_name_5pts_score.txt         image, five landmarks, detector's score
+    DIR/meta/ijbb_face_tid_mid.txt            image, template, media (a photograph, or all frames of one video)
+    DIR/meta/ijbb_template_pair_label.txt     template, template, 1 same person or 0
+    DIR/meta/ijbb_1N_gallery_S1.csv …_S2.csv  galleries for identification (IJB-C: _G1, _G2): template, subject, …
+    DIR/meta/ijbb_1N_probe_mixed.csv          probes
+
+Shapes: N images, P pairs, D embedding.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.integer_text import parse_integers, read_integers
+from utils.errors import UserError
+
+TARGETS = ("IJBB", "IJBC")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which template and media each image belongs to, in the order of the file; int32 or int64 [N] each."""
+
+    path: Path
+    names: list[bytes]
+    templates: np.ndarray
+    medias: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Template ids [P] twice, and bool [P], whether both are of one person."""
+
+    path: Path
+    first: np.ndarray
+    second: np.ndarray
+    issame: np.ndarray
+
+
+@dataclass(frozen=True)
+class TemplateSubjects:
+    """Templates of a gallery or of the probes, each once, and whom they show; int [T] each."""
+
+    path: Path
+    templates: np.ndarray
+    subjects: np.ndarray
+
+
+class Meta:
+    """The meta folder of one release. Raises UserError, listing what was looked for, where it lacks something."""
+
+    def __init__(self, folder: str | Path, target: str):
+        self.folder, self.target = Path(folder), target
+        self.images_file = self.folder / f"{target.lower()}_face_tid_mid.txt"
+        self.pairs_file = self.folder / f"{target.lower()}_template_pair_label.txt"
+        self.landmarks_file = self.folder / f"{target.lower()}_name_5pts_score.txt"
+        galleries = {"IJBB": ("S1", "S2"), "IJBC": ("G1", "G2")}[target]
+        self.gallery_files = [self.folder / f"{target.lower()}_1N_gallery_{name}.csv" for name in galleries]
+        self.probe_file = self.folder / f"{target.lower()}_1N_probe_mixed.csv"
+
+    def need(self, *files: Path) -> None:
+        """UserError unless all these files are there."""
+        missing = [file for file in files if not file.exists()]
+        if not missing:
+            return
+        other = next((name for name in TARGETS if list(self.folder.glob(f"{name.lower()}_*")) and name != self.target), None)
+        advice = f"it holds files of {other}: give --target {other}?" if other else "complete the release, or give another folder"
+        looked = ", ".join(f"{file.name} ({'missing' if file in missing else 'found'})" for file in files)
+        raise UserError(f"{self.folder}: the {self.target} release is incomplete; looked for {looked}; {advice}")
+
+    def has_identification(self) -> bool:
+        return all(file.is_file() for file in [*self.gallery_files, self.probe_file])
+
+    def images(self) -> Images:
+        """Reads which images make up which templates."""
+        self.need(self.images_file)
+        words = self.images_file.read_bytes().split()
+        lines = _count_lines(self.images_file)
+        if len(words) != 3 * lines:
+            raise UserError(self._bad_line(self.images_file, 3, "image, template, media"))
+        if lines == 0:
+            raise UserError(f"{self.images_file}: holds no images")
+        templates, medias = (parse_integers(b"\n".join(words[column::3]), 1) for column in (1, 2))
+        if templates is None or medias is None:
+            raise UserError(self._bad_line(self.images_file, 3, "image, template, media; template and media whole numbers"))
+        return Images(self.images_file, words[0::3], templates[:, 0], medias[:, 0])
+
+    def pairs(self) -> Pairs:
+        """Reads the pairs of templates to compare."""
+        self.need(self.pairs_file)
+        columns = read_integers(self.pairs_file, 3)
+        if len(columns) == 0:
+            raise UserError(f"{self.pairs_file}: holds no pairs")
+        label = columns[:, 2]
+        if label.max() > 1:
+            row = int(np.argmax(label > 1))
+            raise UserError(f"{self.pairs_file}: pair {row + 1} is marked {label[row]}, neither 1 (same) nor 0 (different)")
+        return Pairs(self.pairs_file, columns[:, 0].copy(), columns[:, 1].copy(), label == 1)
+
+    def landmarks(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks float64 [N, 5, 2] and detector's scores float32 [N] of the images, in their order."""
+        self.need(self.landmarks_file)
+        rows = [line.split() for line in self.landmarks_file.read_bytes().splitlines() if line.strip()]
+        if len(rows) != len(images):
+            raise UserError(f"{self.landmarks_file}: {len(rows)} images, but {len(images)} in {images.path.name}")
+        for index, (row, name) in enumerate(zip(rows, images.names, strict=True)):
+            if len(row) != 12:
+                raise UserError(f"{self.landmarks_file}: image {index + 1} has {len(row)} columns instead of 12")
+            if row[0] != name:
+                raise UserError(
+                    f"{self.landmarks_file}: image {index + 1} is {_text(row[0])}, but {_text(name)} in {images.path.name}: "
+                    "the two files must be in the same order"
+                )
+        try:
+            numbers = np.array([row[1:] for row in rows]).astype(np.float64)
+        except ValueError as fault:
+            raise UserError(f"{self.landmarks_file}: {fault}; ten coordinates and a score are needed") from fault
+        if not np.isfinite(numbers).all():
+            bad = int(np.argmin(np.isfinite(numbers).all(axis=1)))
+            raise UserError(f"{self.landmarks_file}: image {bad + 1} has a coordinate or score that is not finite")
+        return numbers[:, :10].reshape(-1, 5, 2), numbers[:, 10].astype(np.float32)
+
+    def gallery(self, number: int) -> TemplateSubjects:
+        """Reads gallery 0 or 1."""
+        return _template_subjects(self.gallery_files[number])
+
+    def probes(self) -> TemplateSubjects:
+        return _template_subjects(self.probe_file)
+
+    @staticmethod
+    def _bad_line(path: Path, columns: int, wanted: str) -> str:
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            words = line.split()
+            if words and (len(words) != columns or parse_integers(b" ".join(words[1:]), columns - 1) is None):
+                return f"{path}, line {number}: {_text(line[:60])!r} is not {wanted}"
+        return f"{path}: lines of {wanted} are needed"
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _count_lines(path: Path) -> int:
+    return sum(1 for line in path.read_bytes().splitlines() if line.strip())
+
+
+def _template_subjects(path: Path) -> TemplateSubjects:
+    """The first two columns of a CSV with a heading; a template that is listed with each of its images counts once."""
+    lines = [line for line in path.read_bytes().splitlines()[1:] if line.strip()]
+    table = parse_integers(b"\n".join(b" ".join(line.split(b",")[:2]) for line in lines), 2)
+    if table is None or len(table) == 0:
+        for row, line in enumerate(path.read_bytes().splitlines()[1:], 2):
+            if line.strip() and parse_integers(b" ".join(line.split(b",")[:2]), 2) is None:
+                shown = _text(line[:60])
+                raise UserError(f"{path}, line {row}: {shown!r} does not begin with a template and a subject number")
+        raise UserError(f"{path}: holds no templates below its heading")
+    templates, first = np.unique(table[:, 0], return_index=True)
+    subjects = table[first, 1]
+    disagree = subjects[np.searchsorted(templates, table[:, 0])] != table[:, 1]
+    if disagree.any():
+        template = table[int(np.argmax(disagree)), 0]
+        raise UserError(f"{path}: template {template} is listed with two subjects")
+    return TemplateSubjects(path, templates, subjects)
+
+
+# -------------------------------------------------------------------------------------------------- features
+
+
+class FeatureRows:
+    """Rows of features [N, D] that are read block by block, so that the whole need not be in memory."""
+
+    def __init__(self, name: str, shape: Sequence[int], dtype: np.dtype):
+        self.name, self.shape, self.dtype = name, tuple(shape), np.dtype(dtype)
+        if len(self.shape) != 2 or not np.issubdtype(self.dtype, np.floating):
+            raise UserError(f"{name}: {self.dtype} of shape {self.shape}; floating-point features [images, size] are needed")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class ArrayRows(FeatureRows):
+    """Features that are in memory."""
+
+    def __init__(self, array: np.ndarray, name: str = "features"):
+        super().__init__(name, array.shape, array.dtype)
+        self.array = array
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.array[start:stop]
+
+
+class StoredRows(FeatureRows):
+    """Features that lie uncompressed in a file, from a byte offset on. Several threads may read at once."""
+
+    def __init__(self, path: Path, name: str, offset: int, shape: Sequence[int], dtype: np.dtype):
+        super().__init__(name, shape, dtype)
+        self.path, self.offset = path, offset
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        row_bytes = self.shape[1] * self.dtype.itemsize
+        wanted = (min(stop, len(self)) - start) * row_bytes
+        data = os.pread(self.descriptor, wanted, self.offset + start * row_bytes)
+        if len(data) != wanted:
+            raise UserError(f"{self.name}: the file ends within the array; copy it again")
+        return np.frombuffer(data, self.dtype).reshape(-1, self.shape[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def read_feature_file(path: str | Path) -> dict[str, FeatureRows | np.ndarray]:
+    """The arrays of a features.npz: `features` and, where present, `features_flip` as FeatureRows, `scores` as float [N].
+
+    Arrays written by `np.savez` are read where they lie; those of `np.savez_compressed` are unpacked into memory. Object
+    arrays are refused: nothing is unpickled. Raises UserError for anything else than such a file.
+    """
+    path = Path(path)
+    found: dict[str, FeatureRows | np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name == "scores":
+                    found[name] = arrays[name]
+                elif name in ("features", "features_flip"):
+                    stored = member.compress_type == zipfile.ZIP_STORED
+                    label = f"{path}, array {name!r}"
+                    found[name] = _stored(path, member, label) if stored else ArrayRows(arrays[name], label)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as fault:
+        if isinstance(fault, UserError):
+            raise
+        raise UserError(f"{path}: cannot be read as an .npz file of features ({fault})") from fault
+    if "features" not in found:
+        raise UserError(f"{path}: holds no array 'features'; it needs 'features', and may hold 'features_flip' and 'scores'")
+    return found
+
+
+def _stored(path: Path, member: zipfile.ZipInfo, label: str) -> FeatureRows:
+    """Where an uncompressed member's numbers begin, after the archive's and the array's own headings."""
+    with open(path, "rb") as file:
+        file.seek(member.header_offset)
+        heading = file.read(30)
+        if heading[:4] != b"PK\x03\x04":
+            raise UserError(f"{label}: the archive is damaged at byte {member.header_offset}")
+        file.seek(int.from_bytes(heading[26:28], "little") + int.from_bytes(heading[28:30], "little"), os.SEEK_CUR)
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(file)
+        if fortran_order or dtype.hasobject:
+            raise UserError(f"{label}: {dtype} in column order; save it again with np.ascontiguousarray")
+        return StoredRows(path, label, file.tell(), shape, dtype)
