@@ -15,8 +15,11 @@ config = edict()
 config.rec = ""  # folder with train.rec / train.idx (or many shards), or one .rec file
 config.num_classes = 0  # identities; 0 takes the data set's own count
 config.num_image = 0  # images; 0 takes the data set's own count, another number is checked against it
-config.shuffle = "full"  # "full": a permutation of the whole set each epoch; "none": in order
-config.on_error = "stop"  # a damaged record stops the run, naming file, key and offset
+config.shuffle = "full"  # "full": a permutation of the whole set each epoch; "windowed": for slow disks and sets beyond
+# memory, large sequential reads mixed in a window; "none": in order
+config.shuffle_window = 131072  # images that "windowed" mixes at a time, over all ranks: keep twice as many in free memory
+config.on_error = "stop"  # a damaged record stops the run, naming file, key and offset; "skip": it is left out of the step,
+# counted, and listed in OUTPUT/skipped.txt
 config.num_workers = 2  # loader processes a rank; 0 decodes in the training process
 config.channel_order = "RGB"  # of the images that the encoder sees: RGB (arcface_torch) or BGR (AdaFace's releases)
 config.views = 2  # 2: augmented (q) and original (k) of every image; 1: the augmented one alone
@@ -63,7 +66,7 @@ config.weight_decay = 5e-4  # not on BatchNorm
 config.schedule = "multistep"  # "multistep" (/10 at milestones), "polynomial" (power 2), "cosine"; by step, after warm-up
 config.milestones = (6, 9)  # epochs
 config.warmup_epoch = 0.0  # epochs of linear warm-up
-config.max_grad_norm = 5.0  # of all gradients together, over all ranks; 0: no clipping
+config.max_grad_norm = 0.0  # clip the norm of all gradients together, over all ranks; 0: no clipping, as in the paper
 config.max_skipped = 10  # steps in a row with a non-finite loss or gradient before the run stops
 config.seed = 2048
 

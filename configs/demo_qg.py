@@ -18,5 +18,6 @@ config = edict(
     lr=0.1,
     schedule="cosine",
     warmup_epoch=0.5,
-    quality_std=20.0,
+    quality_mean=22.0,
+    quality_std=5.0,
 )

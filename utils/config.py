@@ -29,8 +29,9 @@ class Config:
     rec: str = ""
     num_classes: int = 0
     num_image: int = 0
-    shuffle: Literal["full", "none"] = "full"
-    on_error: Literal["stop"] = "stop"
+    shuffle: Literal["full", "windowed", "none"] = "full"
+    shuffle_window: int = 131072
+    on_error: Literal["stop", "skip"] = "stop"
     num_workers: int = 2
     channel_order: Literal["RGB", "BGR"] = "RGB"
     views: int = 2
@@ -74,7 +75,7 @@ class Config:
     schedule: Literal["multistep", "polynomial", "cosine"] = "multistep"
     milestones: tuple[float, ...] = (6, 9)
     warmup_epoch: float = 0.0
-    max_grad_norm: float = 5.0
+    max_grad_norm: float = 0.0
     max_skipped: int = 10
     seed: int = 2048
     # output
@@ -111,6 +112,7 @@ _CHECKS = [
     (lambda c: 0 <= c.dropout < 1, "dropout={dropout}: must lie in [0, 1)"),
     (lambda c: 0 <= c.momentum < 1, "momentum={momentum}: must lie in [0, 1)"),
     (lambda c: c.num_workers >= 0, "num_workers={num_workers}: must be 0 (in the training process) or more"),
+    (lambda c: c.shuffle_window > 0, "shuffle_window={shuffle_window}: must be a number of images"),
     (lambda c: c.keep_last > 0, "keep_last={keep_last}: at least one checkpoint is kept"),
     (lambda c: c.frequent > 0, "frequent={frequent}: must be at least 1 step"),
     (lambda c: c.queue_size >= 0, "queue_size={queue_size}: must be a count, or 0 for num_classes"),
