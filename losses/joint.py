@@ -55,10 +55,12 @@ class JointLoss(nn.Module):
         self.queue, self.contrastive, self.contrastive_weight = queue, contrastive, contrastive_weight
 
     def forward(self, features_VGD: torch.Tensor, host_label_G: torch.Tensor) -> JointTerms:
-        """features_VGD: raw gathered features, float32, equal on all ranks, finite. host_label_G: int64 on the CPU.
+        """features_VGD: raw gathered features, float32, equal on all ranks, finite. host_label_G: int64 on the CPU; -1 marks
+        the row of a record that could not be read, and the step is that of the smaller batch without such rows.
 
         Updates the quality statistics and the queue, then computes the loss of the whole batch.
         """
+        features_VGD, host_label_G = _readable(features_VGD, host_label_G)
         views, images, _ = features_VGD.shape
         features_ND = features_VGD.flatten(0, 1)
         unit_ND = F.normalize(features_ND)
@@ -87,3 +89,13 @@ class JointLoss(nn.Module):
             low_quality_pair_share=contrasted_G.float().mean(),
             norm_mean=norm_N.mean(),
         )
+
+
+def _readable(features_VGD: torch.Tensor, host_label_G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows with a label. There is at least one: the step asks for no loss of nothing."""
+    readable_G = host_label_G >= 0
+    if bool(readable_G.all()):
+        return features_VGD, host_label_G
+    kept = readable_G.nonzero().flatten()
+    assert len(kept), "no row of the batch has a label"
+    return features_VGD.index_select(1, kept.to(features_VGD.device)), host_label_G[kept]

@@ -29,14 +29,16 @@ Proxies = Callable[[torch.Tensor], torch.Tensor]
 class FeatureQueue(nn.Module):
     """The last `size` features of the world; this rank's part, in a ring that grows when its share does.
 
-    `compensate=False` gives a plain queue (no proxies kept); with `size` = one step's features it is the batch itself.
+    `compensate=False` gives a plain queue (no proxies kept). `one_step=True` keeps the newest step's features alone: the batch
+    itself, also where it has fewer features than `size` because records could not be read.
     """
 
-    def __init__(self, size: int, embedding_size: int, classes: ShardRange, compensate: bool = True):
+    def __init__(self, size: int, embedding_size: int, classes: ShardRange, compensate: bool = True, one_step: bool = False):
         super().__init__()
         if size < 1:
             raise ValueError(f"a queue holds at least one feature, not {size}")
         self.size, self.dim, self.classes, self.compensate = size, embedding_size, classes, compensate
+        self.one_step, self._oldest = one_step, 0
         self.total = 0  # features ever enqueued by the world = the next sequence number
         self._head = self._count = 0
         share = classes.size / max(classes.total, 1)
@@ -62,7 +64,7 @@ class FeatureQueue(nn.Module):
     @property
     def filled(self) -> int:
         """The entries that the world holds, at most `size`."""
-        return min(self.total, self.size)
+        return self.total - self._oldest
 
     @property
     def capacity(self) -> int:
@@ -82,8 +84,9 @@ class FeatureQueue(nn.Module):
         """
         first = self.total
         self.total += host_label_N.numel()
-        oldest = self.total - self.size
-        self._drop_before(oldest, at_most=host_label_N.numel())
+        oldest = max(first if self.one_step else 0, self.total - self.size)
+        self._drop_before(oldest, at_most=oldest - self._oldest)
+        self._oldest = oldest
         sequence_N = torch.arange(first, self.total)
         chosen = torch.nonzero(self.classes.owns(host_label_N) & (sequence_N >= oldest)).flatten()
         chosen_device = chosen.to(feature_ND.device, non_blocking=True)
@@ -92,7 +95,7 @@ class FeatureQueue(nn.Module):
         self._append(feature_ND.detach().float()[chosen_device], label_K, proxy_KD, sequence_N[chosen])
 
     def _drop_before(self, oldest: int, at_most: int) -> None:
-        """Forgets this rank's entries with a sequence number below `oldest`; a step expires no more than it brings."""
+        """Forgets this rank's entries with a sequence number below `oldest`: `at_most` so many."""
         if self._count:
             sequence_K = self._sequence[self._slots(0, min(at_most, self._count))]
             gone = int(torch.searchsorted(sequence_K, oldest))
@@ -175,7 +178,7 @@ class FeatureQueue(nn.Module):
         counts = torch.bincount(owner, minlength=world).tolist()
         mine = {name: exchange_rows(value[order], counts) for name, value in rows.items()}
         sequence = exchange_rows(sequence[order], counts)  # senders hold increasing ranges: already oldest first
-        self.total, self._head, self._count = total, 0, 0
+        self.total, self._oldest, self._head, self._count = total, total - filled, 0, 0
         device = self._feature.device
         proxy = mine["proxy"].to(device) if self.compensate else None
         self._append(mine["feature"].to(device), mine["label"].to(device), proxy, sequence)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
 from losses.margins import AdaFace, ArcFace, Combined, CosFace, Margin
@@ -30,11 +32,23 @@ def open_dataset(config: Config) -> FaceDataset:
     """The training set, checked against what the configuration says of it."""
     if not config.rec:
         raise UserError("rec is not set: give the folder with train.rec, such as rec=/data/faces_vgg_112x112")
-    dataset = FaceDataset(config.rec)
+    dataset = FaceDataset(config.rec, strict=config.on_error == "stop")
     if config.num_image and config.num_image != len(dataset):
         raise UserError(f"{config.rec}: holds {len(dataset)} images, but num_image={config.num_image}")
     dataset.check_labels(config.num_classes or dataset.num_classes)
     return dataset
+
+
+def classes_without_images(config: Config, dataset: FaceDataset) -> str:
+    """For the start of a run: how many of the classes no image belongs to, or nothing. Labels have been checked."""
+    labels = dataset.labels()
+    empty = np.flatnonzero(np.bincount(labels[labels >= 0], minlength=config.num_classes) == 0)
+    if not len(empty):
+        return ""
+    return (
+        f"warning: {len(empty)} of num_classes={config.num_classes} classes have no image in {config.rec} (the first: "
+        f"{empty[0]}); their classifier rows are never a target"
+    )
 
 
 def settle(config: Config, dataset: FaceDataset, world: World) -> Config:
@@ -58,7 +72,7 @@ def build_loader(config: Config, dataset: FaceDataset, world: World) -> Loader:
     spec = BatchSpec(
         batch_size=config.batch_size, num_classes=config.num_classes, seed=config.seed, views=config.views,
         augmentation=config.augmentation, shuffle=config.shuffle, channel_order=config.channel_order,
-        rank=world.rank, world=world.size,
+        window=config.shuffle_window, on_error=config.on_error, rank=world.rank, world=world.size,
     )  # fmt: skip
     return Loader(dataset, spec, config.num_workers)
 
@@ -77,7 +91,8 @@ def build_joint_loss(config: Config, world: World) -> JointLoss:
     if config.queue != "none":
         in_step = config.views * config.batch_size * world.size
         size = in_step if config.queue == "batch" else config.queue_size
-        queue = FeatureQueue(size, config.embedding_size, classifier.shard, compensate=config.queue == "proxy")
+        one_step = config.queue == "batch"
+        queue = FeatureQueue(size, config.embedding_size, classifier.shard, config.queue == "proxy", one_step)
         contrastive = ContrastiveLoss(config.contrastive_scale, config.contrastive_denominator)
     partition = Partition(config.quality_threshold)
     joint = JointLoss(classifier, quality, partition, queue, contrastive, config.contrastive_weight)

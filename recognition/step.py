@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from losses.joint import JointLoss, JointTerms
-from recognition.data.loader import Batch
+from recognition.data.prefetch import DeviceBatch
 from recognition.encoder import to_input
 from recognition.optimiser import LossScale, global_gradient_norm, scale_gradients
 from utils import dist
@@ -22,10 +22,12 @@ from utils import dist
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did. `skipped` is empty, or says on which rank what was not finite; then nothing was learned."""
+    """What a step did. `skipped` is empty, or says on which rank what was not finite; then nothing was learned.
+    unreadable: records of the whole world that the step left out because they are damaged."""
 
     terms: JointTerms | None
     gradient_norm: torch.Tensor | None
+    unreadable: int
     skipped: str = ""
 
 
@@ -45,20 +47,23 @@ class TrainStep:
         self.loss_scale, self.autocast, self.max_grad_norm, self.device = loss_scale, autocast, max_grad_norm, device
         self._running = RunningStatistics(encoder)
 
-    def __call__(self, batches: Sequence[Batch]) -> StepResult:
+    def __call__(self, batches: Sequence[DeviceBatch]) -> StepResult:
         self._running.remember()
-        terms = None
+        terms, unreadable = None, 0
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with contextlib.nullcontext() if last else self.encoder.no_sync():
                 # Views and encoder: both views in one pass.
-                features_VBD = self._encode(torch.from_numpy(batch.images_VBHWC))
+                features_VBD = self._encode(batch.images_VBHWC)
 
                 # Gather: the whole world's features and labels, on every rank.
                 features_VGD = dist.gather_rows(features_VBD)
-                host_label_G = dist.gather_labels(torch.from_numpy(batch.labels_B))
+                host_label_G = dist.gather_labels(batch.labels_B)
+                unreadable += int((host_label_G < 0).sum())
+                if unreadable and not bool((host_label_G >= 0).any()):
+                    return self._skip("every record of the batch is damaged", unreadable)
                 if not bool(torch.isfinite(features_VGD).all()):
-                    return self._skip(_where_not_finite(features_VGD))
+                    return self._skip(_where_not_finite(features_VGD), unreadable)
 
                 # Quality, partition, sharded softmax, contrastive term.
                 terms = self.joint(features_VGD, host_label_G)
@@ -72,12 +77,12 @@ class TrainStep:
         finite = bool(norm.isfinite())
         self.loss_scale.update(finite)
         if not finite:
-            return self._skip(_where_gradients_are_not_finite(self._parameters()))
+            return self._skip(_where_gradients_are_not_finite(self._parameters()), unreadable)
         if self.max_grad_norm > 0:
             scale_gradients(self._parameters(), (self.max_grad_norm / norm).clamp(max=1.0).float())
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return StepResult(terms, norm)
+        return StepResult(terms, norm, unreadable)
 
     def _encode(self, images_VBHWC: torch.Tensor) -> torch.Tensor:
         views, images = images_VBHWC.shape[:2]
@@ -89,10 +94,10 @@ class TrainStep:
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]
 
-    def _skip(self, why: str) -> StepResult:
+    def _skip(self, why: str, unreadable: int) -> StepResult:
         self.optimiser.zero_grad(set_to_none=True)
         self._running.restore()
-        return StepResult(None, None, why)
+        return StepResult(None, None, unreadable, why)
 
 
 class RunningStatistics:

@@ -14,11 +14,12 @@ from eval.roc import Roc
 from eval.tables import verification_table, write_results
 from eval.verification import TenFold
 from recognition import build, checkpoint, state
-from recognition.data.loader import Batch
+from recognition.data.prefetch import DeviceBatch, Prefetcher
 from recognition.encoder import Embedder, build_encoder
 from recognition.optimiser import LossScale, build_optimiser, build_schedule
 from recognition.precision import autocast_type
 from recognition.progress import Progress
+from recognition.skipped import SkippedRecords
 from recognition.step import StepResult, TrainStep
 from utils import dist
 from utils.config import Config
@@ -40,6 +41,8 @@ class Trainer:
         self.output = Path(config.output)
         self.bins = build.verification_sets(config)
         self.loader = build.build_loader(config, dataset, world)  # before there are threads: workers are forked
+        self.class_gaps = build.classes_without_images(config, dataset)
+        self.prefetcher = Prefetcher(world.device, self.loader.slots, keep=config.gradient_acc > 1)
         self.autocast = autocast_type(config.precision, world.device)
         self.encoder = build_encoder(config).to(world.device)
         if config.sync_bn:
@@ -63,6 +66,7 @@ class Trainer:
     def run(self) -> dict[str, dict[str, float]]:
         """Trains to the end; returns the final verification, set -> metric -> value."""
         dist.on_first_rank(self._prepare_output)
+        self.unreadable = SkippedRecords(self.output)
         resumed_from = self._resume() if self.config.resume else None
         train = TrainStep(
             self._distributed_encoder(), self.joint, self.optimiser, self.loss_scale, self.autocast,
@@ -73,6 +77,7 @@ class Trainer:
             while self.step_number < self.total_steps:
                 self._epoch(train, progress)
             results = self._finish(progress)
+        self.prefetcher.close()
         self.loader.close()
         return results
 
@@ -81,16 +86,16 @@ class Trainer:
         epoch, done = divmod(self.step_number, self.steps_per_epoch)
         accumulate = self.config.gradient_acc
         stop = min(self.total_steps, (epoch + 1) * self.steps_per_epoch)
-        batches = self.loader.epoch(epoch, start=done * accumulate)
+        batches = self.prefetcher(self.loader.epoch(epoch, start=done * accumulate))
         self.encoder.train()
         images_since = 0
         try:
             while self.step_number < stop:
                 self._set_learning_rate()
-                # Batches view the loader's memory until the next is asked for; where several are needed, they are copied.
-                step_batches = [_keep(next(batches), copy=accumulate > 1) for _ in range(accumulate)]
+                step_batches = [next(batches) for _ in range(accumulate)]
                 result = train(step_batches)
                 self.step_number += 1
+                self._mind_unreadable(result, step_batches, progress)
                 images_since += self.config.batch_size * self.world.size * accumulate
                 self._mind_skipped(result, progress)
                 if result.terms is not None and self._due(self.config.frequent):
@@ -100,6 +105,8 @@ class Trainer:
                     self._periodically(progress)
         finally:
             batches.close()
+        if line := self.unreadable.epoch_line():
+            progress.say(f"epoch {epoch + 1}: {line}")
 
     def _periodically(self, progress: Progress) -> None:
         """Verification and checkpoint, where the configuration wants them after this step."""
@@ -131,6 +138,12 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate(self.step_number)
 
+    def _mind_unreadable(self, result: StepResult, batches: list[DeviceBatch], progress: Progress) -> None:
+        """Lists the damaged records that any rank left out of the step; all ranks know their number from the labels."""
+        if result.unreadable:
+            count = self.unreadable.add([fault for batch in batches for fault in batch.skipped])
+            progress.event(self.step_number, unreadable_records=count)
+
     def _mind_skipped(self, result: StepResult, progress: Progress) -> None:
         if not result.skipped:
             self.skipped_in_a_row = 0
@@ -139,9 +152,12 @@ class Trainer:
         progress.say(f"step {self.step_number}: skipped on all ranks, {result.skipped}")
         progress.event(self.step_number, skipped=result.skipped)
         if self.skipped_in_a_row >= self.config.max_skipped:
+            advice = f"check the disk and the files in {self.unreadable.path}" if result.unreadable else (
+                "lower lr, or use precision=fp32"
+            )
             raise UserError(
                 f"step {self.step_number}: {result.skipped}, {self.skipped_in_a_row} steps in a row (max_skipped); the last "
-                f"checkpoint is {checkpoint.newest(self.output)}; lower lr, or use precision=fp32"
+                f"checkpoint is {checkpoint.newest(self.output)}; {advice}"
             )
 
     def _report(self, result: StepResult, images: int, progress: Progress) -> None:
@@ -228,10 +244,8 @@ class Trainer:
             f"{config.views} view(s) a step, {self.steps_per_epoch} steps an epoch, {self.total_steps} in all; "
             f"output {self.output}"
         )
+        if self.class_gaps:
+            progress.say(self.class_gaps)
         if resumed_from is not None:
             progress.say(f"resumed from {resumed_from}")
             progress.event(self.step_number, resumed_from=str(resumed_from))
-
-
-def _keep(batch: Batch, copy: bool) -> Batch:
-    return Batch(batch.images_VBHWC.copy(), batch.labels_B, batch.indices_B) if copy else batch

@@ -48,7 +48,7 @@ def test_every_key_is_read_by_the_code():
                 owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
                 if owner in ("config", "settings", "c") and path.name != "config.py":
                     read.add(node.attr)
-    refused = {"sample_rate", "interclass_filtering_threshold", "on_error"}  # only one value is accepted so far
+    refused = {"sample_rate", "interclass_filtering_threshold"}  # only one value is accepted so far
     assert {field.name for field in dataclasses.fields(Config)} - read - refused == set()
 
 

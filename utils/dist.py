@@ -248,6 +248,13 @@ def broadcast_object(value):
     return box[0]
 
 
+def gather_objects(value) -> list:
+    """All ranks' values (plain Python data) in rank order, on all ranks."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def on_first_rank(action: Callable[[], None]) -> None:
     """Runs `action` on rank 0 while the others wait; a UserError or OSError of it is raised, as UserError, on all ranks."""
     fault = None

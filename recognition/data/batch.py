@@ -129,7 +129,8 @@ class BatchMaker:
         try:
             height, width = image_size(payload)
         except ValueError as fault:
-            raise self.dataset.record_error(index, f"{fault}; pack this record again or remove it") from None
+            problem = f"the image ({len(payload)} bytes) cannot be decoded: {fault}"
+            raise self.dataset.record_error(index, f"{problem}; pack this record again or remove it") from None
         if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
             problem = f"the image is {width}x{height}, expected {IMAGE_SIZE}x{IMAGE_SIZE}"
             raise self.dataset.record_error(index, f"{problem}; align and resize the faces when packing")

@@ -1,0 +1,89 @@
+"""From the loader's shared memory to the device, while the device computes the step before.
+
+On a GPU the slots are page-locked once, and a stream of its own copies batch i+1 while batch i is learned from; a slot goes
+back to its worker only when its copy is complete. On the CPU a batch is used where it lies.
+
+Shapes: V views, B images of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recognition.data.batch import Batch
+from recognition.data.record_format import RecordError
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """images_VBHWC: uint8 on the device. labels_B: int64 on the host, -1 in the rows of `skipped` records."""
+
+    images_VBHWC: torch.Tensor
+    labels_B: torch.Tensor
+    indices_B: np.ndarray
+    skipped: tuple[RecordError, ...]
+
+
+class Prefetcher:
+    """`prefetcher(batches)` -> the same batches on `device`.
+
+    slots: the loader's shared memory. keep: a batch stays valid after the next has been asked for (on a GPU it always
+    does); without it, as with the loader, only until then.
+    """
+
+    def __init__(self, device: torch.device, slots: list[np.ndarray], keep: bool = False):
+        self.device, self.keep = device, keep
+        self._pinned = slots if device.type == "cuda" else []
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        for slot in self._pinned:
+            status = int(torch.cuda.cudart().cudaHostRegister(slot.ctypes.data, slot.nbytes, 0))
+            if status:
+                raise UserError(
+                    f"{slot.nbytes} bytes of loader memory cannot be page-locked (CUDA error {status}); raise `ulimit -l`, or "
+                    "lower num_workers or batch_size"
+                )
+
+    def __call__(self, batches: Generator[Batch, None, None]) -> Generator[DeviceBatch, None, None]:
+        try:
+            if self._stream is None:
+                yield from map(self._in_place, batches)
+            else:
+                yield from self._copied(batches, self._stream)
+        finally:
+            batches.close()
+
+    def close(self) -> None:
+        """Unlocks the slots. To be called before the loader gives them up."""
+        for slot in self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(slot.ctypes.data)
+        self._pinned = []
+
+    def _in_place(self, batch: Batch) -> DeviceBatch:
+        images = torch.from_numpy(batch.images_VBHWC)
+        images = images.clone() if self.keep else images
+        return DeviceBatch(images, torch.from_numpy(batch.labels_B), batch.indices_B, batch.skipped)
+
+    def _copied(self, batches: Generator[Batch, None, None], stream: torch.cuda.Stream) -> Generator[DeviceBatch, None, None]:
+        waiting: tuple[DeviceBatch, torch.cuda.Event] | None = None
+        for batch in batches:
+            with torch.cuda.stream(stream):
+                images = torch.from_numpy(batch.images_VBHWC).to(self.device, non_blocking=True)
+                copied = stream.record_event()
+            moved = DeviceBatch(images, torch.from_numpy(batch.labels_B), batch.indices_B, batch.skipped)
+            if waiting is not None:
+                yield self._arrived(*waiting)
+            copied.synchronize()  # the step before has been queued by now; then the slot may go back
+            waiting = moved, copied
+        if waiting is not None:
+            yield self._arrived(*waiting)
+
+    def _arrived(self, batch: DeviceBatch, copied: torch.cuda.Event) -> DeviceBatch:
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(copied)
+        batch.images_VBHWC.record_stream(computing)  # allocated on the other stream; not to be reused too early
+        return batch
