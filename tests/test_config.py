@@ -86,7 +86,7 @@ def test_overrides_are_converted_without_loss():
     )
     assert loaded.lr == 1.0 and isinstance(loaded.lr, float)
     assert loaded.quality_threshold is None and loaded.queue == "none" and loaded.compile is True
-    assert loaded.val_targets == ("a", "b") and loaded.rec == "/data/3" and loaded.milestones == (1.0, 2.0)
+    assert loaded.val_targets == ("a", "b") and loaded.rec == "/d/3" and loaded.milestones == (1.0, 2.0)
 
 
 def test_saved_configuration_comes_back_equal(tmp_path):

@@ -19,5 +19,6 @@ config = edict(
     frequent=1,
     precision="fp32",
     num_workers=1,
+    max_grad_norm=5.0,
     seed=3,
 )
