@@ -46,9 +46,11 @@ def permute(values: np.ndarray, lengths: int | np.ndarray, keys: int | np.ndarra
     Lengths (at least 1) and keys are numbers, or arrays that broadcast against `values`. No table: a generalised Feistel
     network on Z_a x Z_b, a b >= length by a little, walks its cycle until it lands inside (Black and Rogaway, CT-RSA 2002).
     """
-    value = np.array(values, dtype=np.uint64, ndmin=1)
-    length = np.broadcast_to(np.asarray(lengths).astype(np.uint64), value.shape)
-    key = np.broadcast_to(np.asarray(keys).astype(np.uint64), value.shape)
+    shape = np.broadcast_shapes(np.shape(values), np.shape(lengths))
+    value, length, key = (
+        np.broadcast_to(np.asarray(each).astype(np.uint64), shape or 1).ravel() for each in (values, lengths, keys)
+    )
+    value = value.copy()
     left_size = np.sqrt(length.astype(np.float64)).astype(np.uint64)  # any size serves; near the root it mixes best
     left_size = np.maximum(left_size, np.uint64(1))
     right_size = (length + left_size - np.uint64(1)) // left_size
@@ -57,7 +59,7 @@ def permute(values: np.ndarray, lengths: int | np.ndarray, keys: int | np.ndarra
         value[walking] = _feistel(value[walking], left_size[walking], right_size[walking], key[walking])
         walking = np.flatnonzero(value >= length)  # type: ignore[assignment]
         if not len(walking):  # type: ignore[arg-type]
-            return value.astype(np.int64).reshape(np.shape(values))
+            return value.astype(np.int64).reshape(shape)
 
 
 def _feistel(value: UInt64Array, left_size: UInt64Array, right_size: UInt64Array, key: UInt64Array) -> UInt64Array:

@@ -1,0 +1,188 @@
+"""Each augmentation against a plain reference: ranges, probabilities, borders, determinism."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from recognition.data import augment
+from recognition.data.randomness import uniforms
+
+INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
+
+
+def _face(seed: int = 0) -> np.ndarray:
+    """A smooth RGB picture with an uneven colour balance; no value near 0 or 255, so that nothing is cut off."""
+    rng = np.random.default_rng(seed)
+    noise = rng.uniform(0, 1, (14, 14, 3)).astype(np.float32) * (90, 60, 40) + (90, 70, 50)
+    return cv2.resize(noise.astype(np.float32), (112, 112), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+
+
+def _draws(count: int, seed: int = 1) -> np.ndarray:
+    return uniforms(seed, 0, np.arange(count), augment.UNIFORMS)
+
+
+def test_flip_mirrors_half_of_the_images():
+    image = _face()
+    assert np.array_equal(augment.flip(image, np.array([0.49])), image[:, ::-1])
+    assert np.array_equal(augment.flip(image, np.array([0.5])), image)
+    flipped = sum(not np.array_equal(augment.none(image, u), image) for u in _draws(4000))
+    assert abs(flipped - 2000) < 4 * 1000**0.5
+
+
+@pytest.mark.parametrize("down", range(5))
+@pytest.mark.parametrize("up", range(5))
+def test_low_resolution_equals_two_resizes(down, up):
+    image = _face()
+    for u, side in ((0.0, 11), (0.5, 34), (0.999, 56)):  # 0.1, 0.3 and 0.5 of 112
+        small = cv2.resize(image, (side, side), interpolation=INTERPOLATIONS[down])
+        expected = cv2.resize(small, (112, 112), interpolation=INTERPOLATIONS[up])
+        row = np.array([u, (down + 0.5) / 5, (up + 0.5) / 5])
+        assert np.array_equal(augment.low_resolution(image, row, 0.1, 0.5, None), expected)
+        expected = cv2.resize(augment.jpeg(small, 75), (112, 112), interpolation=INTERPOLATIONS[up])
+        assert np.array_equal(augment.low_resolution(image, row, 0.1, 0.5, 75), expected)
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_jpeg_equals_pillows(quality):
+    image = _face(3)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    expected = np.asarray(Image.open(buffer)).astype(int)
+    difference = np.abs(augment.jpeg(image, quality) - expected)
+    assert difference.mean() < 0.5  # exchanged colours would differ by several levels
+    swapped = np.abs(augment.jpeg(image[..., ::-1].copy(), quality)[..., ::-1] - expected)
+    assert difference.mean() < swapped.mean()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.8, 1.0), (0.2, 1.0)])
+def test_crop_boxes_lie_inside_and_have_the_areas_asked_for(low, high):
+    boxes = np.array([augment._crop_box(u, 112, 112, low, high) for u in _draws(5000)])
+    top, left, height, width = boxes.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 112).all() and (left + width <= 112).all()
+    area = height * width / 112**2
+    assert area.min() > low - 0.012 and area.max() <= high  # a pixel of rounding
+    assert abs(area.mean() - (low + high) / 2) < 0.02 * (high - low) + 0.002
+    assert (width / height).min() > 0.73 and (width / height).max() < 1.37
+    free_rows, free_columns = 112 - height, 112 - width
+    for offset, free in ((top, free_rows), (left, free_columns)):
+        room = free > 8
+        assert abs((offset[room] / free[room]).mean() - 0.5) < 0.03
+        assert (offset[room] == 0).any() and (offset[room] == free[room]).any()
+
+
+def test_resized_crop_equals_pillows():
+    image, u = _face(1), np.array([0.3, 0.4, 0.9, 0.2])
+    top, left, height, width = augment._crop_box(u, 112, 112, 0.8, 1.0)
+    box = (left, top, left + width, top + height)
+    expected = np.asarray(Image.fromarray(image).resize((112, 112), Image.Resampling.BILINEAR, box=box)).astype(int)
+    assert np.abs(augment.resized_crop(image, u, 0.8, 1.0) - expected).max() <= 2
+
+
+def test_crop_in_place_keeps_what_it_keeps_and_blackens_the_rest():
+    image = _face()
+    for u in _draws(50):
+        top, left, height, width = augment._crop_box(u, 112, 112, 0.2, 1.0)
+        result = augment.crop_in_place(image, u, 0.2, 1.0)
+        inside = np.zeros((112, 112), bool)
+        inside[top : top + height, left : left + width] = True
+        assert np.array_equal(result[inside], image[inside]) and not result[~inside].any()
+
+
+JITTERS = [(0, 0.5, 0.5), (1, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 1, 0.5), (0.5, 0.5, 0), (0.5, 0.5, 1), (0.2, 0.9, 0.1)]
+
+
+@pytest.mark.parametrize("u", JITTERS)
+def test_colour_jitter_equals_pillows_enhancers_in_turn(u):
+    image = _face(2)
+    expected = Image.fromarray(image)
+    for enhancer, draw in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), u, strict=True):
+        expected = enhancer(expected).enhance(0.8 + 0.4 * draw)
+    difference = np.abs(augment.colour_jitter(image, np.array(u), 0.2) - np.asarray(expected).astype(int))
+    assert difference.max() <= 3  # Pillow rounds three times
+
+
+def test_rotation_turns_as_pillow_does_and_leaves_no_black_border():
+    image = _face(4)
+    for u, degrees in ((0.0, -45), (0.5, 0), (0.8, 27), (1.0, 45)):
+        turned = augment.rotation(image, np.array([u]), 45.0)
+        expected = np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR)).astype(int)
+        centre = np.hypot(*(np.indices((112, 112)) - 55.5)) < 50
+        assert np.abs(turned - expected)[centre].max() <= 6 and np.abs(turned - expected)[centre].mean() < 1
+        assert turned.min() >= image.min()  # what comes in from outside is the border's colour
+    flat = np.full((112, 112, 3), 201, np.uint8)
+    assert (augment.rotation(flat, np.array([0.93]), 45.0) == 201).all()
+
+
+# -- recipes
+
+
+def test_qgface_applies_each_operation_with_its_probability():
+    image, base = _face(), np.full(augment.UNIFORMS, 0.9)
+    low = augment.low_resolution(image, base[1:4], 0.1, 0.5, 75)
+    for place, operation in (
+        (4, lambda part: augment.resized_crop(part, base[5:9], 0.8, 1.0)),
+        (9, lambda part: augment.colour_jitter(part, base[10:13], 0.2)),
+        (13, lambda part: augment.rotation(part, base[14:15], 45.0)),
+    ):
+        u = base.copy()
+        u[place] = augment.QGFACE_PROBABILITY
+        assert np.array_equal(augment.qgface(image, u), low)
+        u[place] = np.nextafter(augment.QGFACE_PROBABILITY, 0)
+        assert np.array_equal(augment.qgface(image, u), operation(low))
+    everything = base.copy()
+    everything[[0, 4, 9, 13]] = 0
+    expected = augment.resized_crop(low, base[5:9], 0.8, 1.0)
+    expected = augment.rotation(augment.colour_jitter(expected, base[10:13], 0.2), base[14:15], 45.0)
+    assert np.array_equal(augment.qgface(image, everything), expected[:, ::-1])
+    assert augment.QGFACE_PROBABILITY == augment.ADAFACE_PROBABILITY == 0.2
+
+
+def test_adaface_leaves_half_of_the_images_alone():
+    image = _face()
+    same = 0
+    for u in _draws(3000):
+        result = augment.adaface(image, u)
+        same += np.array_equal(result, image[:, ::-1] if u[0] < 0.5 else image)
+    assert abs(same / 3000 - 0.8**3) < 0.04
+
+
+def test_adafaces_operations_in_its_order():
+    image, u = _face(), np.full(augment.UNIFORMS, 0.6)
+    u[[1, 6, 10]] = 0.1
+    expected = augment.crop_in_place(image, u[2:6], 0.2, 1.0)
+    expected = augment.low_resolution(expected, u[7:10], 0.2, 1.0, None)
+    assert np.array_equal(augment.adaface(image, u), augment.colour_jitter(expected, u[11:14], 0.5))
+
+
+@pytest.mark.parametrize("name", sorted(augment.AUGMENTATIONS))
+def test_recipes_are_pure_functions(name):
+    recipe, image = augment.AUGMENTATIONS[name], _face()
+    image.flags.writeable = False
+    for u in _draws(60, seed=9):
+        u.flags.writeable = False
+        first = recipe(image, u)
+        assert first.shape == (112, 112, 3) and first.dtype == np.uint8
+        assert np.array_equal(recipe(image.copy(), u), first)
+        out = np.full((2, 112, 112, 3), 7, np.uint8)
+        recipe(image, u, out[1])
+        assert np.array_equal(out[1], first) and (out[0] == 7).all()
+
+
+GATES = {"qgface": {4: (5, 9), 9: (10, 13), 13: (14, 15)}, "adaface": {1: (2, 6), 6: (7, 10), 10: (11, 14)}}
+
+
+@pytest.mark.parametrize(("name", "gates"), GATES.items())
+def test_an_operation_that_is_not_done_changes_no_other_draw(name, gates):
+    recipe, image = augment.AUGMENTATIONS[name], _face()
+    for u in _draws(20, seed=4):
+        for gate, (start, stop) in gates.items():
+            closed = u.copy()
+            closed[gate] = 0.9
+            other = closed.copy()
+            other[start:stop] = 1 - other[start:stop]
+            assert np.array_equal(recipe(image, closed), recipe(image, other))
