@@ -75,18 +75,20 @@ class JointLoss(nn.Module):
 
         classification = self.classifier(unit_ND, label_N, quality_N, classified_N / (views * images))
         contrastive = torch.zeros_like(classification)
+        contrasted_share = torch.zeros_like(classification)
         if self.queue is not None and self.contrastive is not None and views == 2:
             self.queue.enqueue(features_ND, host_label_N, self.classifier.rows_of)
             query_GD, key_GD = unit_ND.view(views, images, -1)
             contrastive = self.contrastive(
                 query_GD, key_GD, label_N[:images], contrasted_G / images, self.queue, self.classifier.rows_of
             )
+            contrasted_share = contrasted_G.float().mean()
         return JointTerms(
             loss=classification + self.contrastive_weight * contrastive,
             classification=classification.detach(),
             contrastive=contrastive.detach(),
             high_quality_share=classified_N.float().mean(),
-            low_quality_pair_share=contrasted_G.float().mean(),
+            low_quality_pair_share=contrasted_share.detach(),
             norm_mean=norm_N.mean(),
         )
 
