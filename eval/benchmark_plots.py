@@ -58,13 +58,13 @@ def plot_similarities(encoders: Mapping[str, Mapping[str, Search]], path: str | 
             panel.hist(matched, edges, density=True, color=colour, alpha=0.45, label=f"{encoder}\ngain {gain:+.3f}")
             panel.axvline(matched.mean(), color=colour, linewidth=1.6)
             panel.axvline(found.other_score[found.mated].mean(), color=colour, linewidth=1.3, linestyle=(0, (2, 2)))
-        panel.set_title(f"{name} ({metres[name]:g} m)", loc="left", fontsize=11, fontweight="bold", color=INK)
+        panel.set_title(f"{name} ({metres[name]} m)", loc="left", fontsize=11, fontweight="bold", color=INK)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(colors=INK, labelsize=9)
-        panel.set_ylim(top=panel.get_ylim()[1])
         panel.legend(fontsize=8, frameon=False, labelcolor=INK, loc="upper left")
         panel.set_xlabel("cosine similarity with the own mugshot", color=INK, fontsize=9)
     panels[0].set_ylabel("density", color=INK)
+    panels[0].set_ylim(top=1.3 * max(panel.dataLim.y1 for panel in panels))  # room for the legends
     figure.suptitle(
         "SCface, matched similarity by distance   (line: its mean, dotted: mean of the most similar other person)",
         fontsize=10, color=INK,

@@ -57,7 +57,7 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, root: Path, baseli
         _print(dict(zip(labels, searches, strict=True)), data)
         folder = plot_folder(arguments)
         if folder:
-            curves = {f"{name} ({METRES[d]:g} m)": searches[0][name] for d, name in DISTANCES.items() if name in searches[0]}
+            curves = {f"{name} ({METRES[d]} m)": searches[0][name] for d, name in DISTANCES.items() if name in searches[0]}
             written = plot_cmc(curves, folder / "cmc_scface", "SCface, identification by distance")
             written += plot_similarities(dict(zip(labels, searches, strict=True)), folder / "similarity_scface")
             print("plots:", ", ".join(map(str, written)))
@@ -84,7 +84,7 @@ def _embed(arguments: argparse.Namespace, data: ScFace, encoder: Encoder) -> np.
 
 
 def _print(searches: dict[str, dict[str, Search]], data: ScFace) -> None:
-    columns = {f"{name} ({METRES[distance]:g} m)": name for distance, name in DISTANCES.items()}
+    columns = {f"{name} ({METRES[distance]} m)": name for distance, name in DISTANCES.items()}
     rows = {label: {name: each.rank_rate(1) for name, each in found.items()} for label, found in searches.items()}
     names = dict(zip(columns, (paper.SC1, paper.SC2, paper.SC3), strict=True))
     people, probes = int((data.distances == 0).sum()), int((data.distances > 0).sum())

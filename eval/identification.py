@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from utils.errors import UserError
 
-_PROBES_AT_ONCE, _GALLERY_AT_ONCE = 256, 4096
+_PROBES_AT_ONCE, _GALLERY_AT_ONCE = 1024, 2048
+_THREADS = 2
 _MOST_IN_DOUBT = 0.02  # of a block's products; beyond, all of them in float64 are quicker
 NOBODY = -np.inf
 
@@ -101,13 +103,15 @@ def search(
     mate_score = _best_mates(probes, gallery, *mates)
     above, other_score = np.zeros(len(probes), np.int64), np.full(len(probes), NOBODY)
     probes_f32, gallery_f32 = probes.astype(np.float32), gallery.astype(np.float32)
-    for first in range(0, len(probes), _PROBES_AT_ONCE):
+
+    def scan(first: int) -> None:
         rows = slice(first, min(first + _PROBES_AT_ONCE, len(probes)))
         inside = slice(*np.searchsorted(mates[0], (rows.start, rows.stop)))
-        _scan(
-            probes[rows], probes_f32[rows], gallery, gallery_f32, mate_score[rows],
-            (mates[0][inside] - first, mates[1][inside]), above[rows], other_score[rows],
-        )  # fmt: skip
+        own = mates[0][inside] - first, mates[1][inside]
+        _scan(probes[rows], probes_f32[rows], gallery, gallery_f32, mate_score[rows], own, above[rows], other_score[rows])
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # one's comparisons beside the other's products
+        list(pool.map(scan, range(0, len(probes), _PROBES_AT_ONCE)))
     mated = mate_score > NOBODY
     return Search(mate_score, other_score, np.where(mated, above + 1, 0))
 
@@ -152,28 +156,28 @@ def _scan(
     # The rounding error of a product of two vectors of length 1 is below (D + 4) half-units in the last place: Cauchy, Schwarz.
     doubt = np.float32((probes.shape[1] + 4) * 2.0**-24)
     lowest = mate_score - (probes.shape[1] + 4) * 2.0**-53  # whoever reaches this ties with the mate, or is above
-    mate_f32 = mate_score.astype(np.float32)[:, None]
+    mate_f32 = np.where(mate_score > NOBODY, mate_score, np.inf).astype(np.float32)  # nobody reaches the mate that is not there
     for first in range(0, len(gallery), _GALLERY_AT_ONCE):
         block = slice(first, min(first + _GALLERY_AT_ONCE, len(gallery)))
         inside = (mates[1] >= block.start) & (mates[1] < block.stop)
         own = mates[0][inside], mates[1][inside] - first
         products = probes_f32 @ gallery_f32[block].T
         products[own] = NOBODY
-        best = products.max(axis=1, keepdims=True)
-        contenders = (products >= best - 2 * doubt) & (best > NOBODY)
-        products -= mate_f32  # of probes without a mate: +inf, ignored in the end
-        certain = products > doubt
-        unsure = (products >= -doubt) & ~certain
-        if np.count_nonzero(unsure) + np.count_nonzero(contenders) > _MOST_IN_DOUBT * products.size:
+        best = products.max(axis=1)
+        raising = np.flatnonzero((best >= other_score - doubt) & (best > NOBODY))
+        row, j = np.nonzero(products[raising] >= (best[raising] - 2 * doubt)[:, None])
+        reaching = np.flatnonzero(products >= (mate_f32 - doubt)[:, None])
+        i = reaching // products.shape[1]
+        certain = products.reshape(-1)[reaching] > (mate_f32 + doubt)[i]
+        if len(row) + len(i) - np.count_nonzero(certain) > _MOST_IN_DOUBT * products.size:
             exact = probes @ gallery[block].T  # of an encoder that hardly tells faces apart
             exact[own] = NOBODY
             above += np.count_nonzero(exact >= lowest[:, None], axis=1)
             np.maximum(other_score, exact.max(axis=1), out=other_score)
             continue
-        i, j = np.nonzero(contenders)
-        np.maximum.at(other_score, i, _dots(probes, gallery, i, j + first))
-        above += np.count_nonzero(certain, axis=1)
-        i, j = np.nonzero(unsure)
+        np.maximum.at(other_score, raising[row], _dots(probes, gallery, raising[row], j + first))
+        above += np.bincount(i[certain], minlength=len(probes))
+        i, j = i[~certain], reaching[~certain] % products.shape[1]
         np.add.at(above, i, _dots(probes, gallery, i, j + first) >= lowest[i])
 
 

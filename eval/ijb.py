@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -150,22 +151,32 @@ def _weighted_sums(
         rows = source.features.read(first, last).astype(np.float64)
         if setting.flip and source.flipped is not None:
             rows += source.flipped.read(first, last)
-        squares = np.einsum("nd,nd->n", rows, rows)
-        if not np.isfinite(squares).all():
-            bad = first + int(np.argmin(np.isfinite(squares)))
-            raise UserError(f"{source.features.name}: row {bad} (with its mirror image, if used) is not finite")
         factor = weights[first:last]
         if not setting.keep_norm:
-            factor = factor / np.sqrt(np.where(squares == 0, 1.0, squares))
-        rows *= factor[:, None]
+            lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+            factor = factor / np.where(lengths == 0, 1.0, lengths)
+        with np.errstate(invalid="ignore"):  # complained of below
+            rows *= factor[:, None]
         owner = template_of[first:last]
         order = np.argsort(owner, kind="stable")
         owner = owner[order]
         if (np.diff(order) != 1).any():
             rows = rows[order]
         run_starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        sums[owner[run_starts]] += np.add.reduceat(rows, run_starts, axis=0)
+        block_sums = np.add.reduceat(rows, run_starts, axis=0)
+        if not np.isfinite(block_sums).all():
+            _complain_of_row(source, setting, first, last)
+        sums[owner[run_starts]] += block_sums
     return sums
+
+
+def _complain_of_row(source: ImageFeatures, setting: Setting, first: int, last: int) -> NoReturn:
+    for array in (source.features, source.flipped):
+        if array is not None and (setting.flip or array is source.features):
+            finite = np.isfinite(array.read(first, last)).all(axis=1)
+            if not finite.all():
+                raise UserError(f"{array.name}: row {first + int(np.argmin(finite))} is not finite; embed the images again")
+    raise UserError(f"{source.features.name}: rows {first} to {last - 1} are too large to be added")
 
 
 # -------------------------------------------------------------------------------------------------- pairs

@@ -46,7 +46,7 @@ def plain_search(probes, probe_ids, gallery, gallery_ids):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("blocks", [(256, 4096), (7, 13)])
+@pytest.mark.parametrize("blocks", [(1024, 2048), (7, 13)])
 @pytest.mark.parametrize("most_in_doubt", [0.0, 1.0])
 def test_search_equals_a_plain_loop(seed, blocks, most_in_doubt, monkeypatch):
     monkeypatch.setattr(identification, "_MOST_IN_DOUBT", most_in_doubt)
