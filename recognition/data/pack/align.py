@@ -4,8 +4,9 @@
     python -m recognition.data.pack align photos/ aligned/ --detector face_detection_yunet_2023mar.onnx
 
 --landmarks: a line an image, its path below the folder (the suffix may be absent) and ten numbers x1 y1 … x5 y5 in pixels:
-left eye, right eye, nose, left and right corner of the mouth, left and right as one sees them. Blanks, tabs or commas between;
-a first line of names is passed over. Images that are not listed are an error, or with --on-error skip are left out.
+left eye, right eye, nose, left and right corner of the mouth, left and right as one sees them. Blanks, tabs or commas between
+(a path with blanks needs one of the latter); an eleventh number, a score, and a first line of names are passed over. An image
+that is not listed is an error, or with --on-error skip is left out.
 
 --detector: your copy of OpenCV's YuNet; of several faces the largest is taken. What it found is written to landmarks.csv,
 which --landmarks reads.

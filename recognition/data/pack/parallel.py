@@ -61,8 +61,11 @@ def in_order(
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: must be 1 or more")
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # ends OpenCV's threads, if it has any: a forked process would wait for them for ever
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (shared,))
-    executor.submit(os.getpid)  # all processes start now, before the bar's thread does: it must not hold a lock that they inherit
+    executor.submit(os.getpid)  # starts all processes now, before the bar's thread, which may hold a lock at any time
+    cv2.setNumThreads(threads)
     with progress_bar(unit) as progress:
         task = progress.add_task(title, total=total)
         try:

@@ -1,0 +1,219 @@
+"""Image headers, limits before decoding, encoding; alignment by landmarks and by a detector."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from skimage.transform import SimilarityTransform
+
+from recognition.data.pack.align import align_image
+from recognition.data.pack.detector import FaceDetector
+from recognition.data.pack.face_encoding import FaceFormat, decode, encode, fit_square, packed_face
+from recognition.data.pack.image_header import ImageHeader, check_size, read_header
+from recognition.data.pack.landmarks import read_landmarks
+from tests.pack_tools import LANDMARKS_IN_CELL, encoded, pack, picture, png_claiming, write_detector, write_files
+from tests.shared_files import FACES, ROOT, needs_faces
+from utils.errors import UserError
+
+ARCFACE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+
+
+def test_headers_agree_with_the_decoder() -> None:
+    for suffix, kind in ((".jpg", "jpeg"), (".png", "png"), (".bmp", "bmp"), (".ppm", "pnm")):
+        for height, width in ((112, 92), (1, 300), (250, 7)):
+            assert read_header(encoded(picture(1, height, width), suffix)) == ImageHeader(kind, width, height)
+    grey = cv2.cvtColor(picture(2, 30, 40), cv2.COLOR_BGR2GRAY)
+    assert read_header(encoded(grey, ".pgm")) == ImageHeader("pnm", 40, 30)
+    assert read_header(b"P5 # a remark\n# another\n 92\t112 255\n" + bytes(92 * 112)) == ImageHeader("pnm", 92, 112)
+    progressive = cv2.imencode(".jpg", picture(3, 20, 50), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    assert read_header(progressive) == ImageHeader("jpeg", 50, 20)
+
+
+def test_a_jpeg_with_a_large_remark_and_a_thumbnail_inside() -> None:
+    """The size is that of the picture, not of a picture inside a comment."""
+    plain = encoded(picture(4, 60, 80))
+    thumbnail = encoded(picture(5, 8, 8))
+    remark = b"\xff\xfe" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail
+    assert read_header(plain[:2] + remark + plain[2:]) == ImageHeader("jpeg", 80, 60)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"hello", b"P5\n12", b"P5\n0 10\n255\n", b"BM" + bytes(10),
+                                  b"\x89PNG\r\n\x1a\n" + bytes(30), b"\xff\xd8\xff\xe0\0\1", b"\xff\xd8\xff\xd9"])  # fmt: skip
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        read_header(data)
+    with pytest.raises(UserError, match="somewhere"):
+        decode(data, "somewhere")
+
+
+def test_random_damage_gives_declared_errors_only() -> None:
+    draw = np.random.default_rng(0)
+    for suffix in (".jpg", ".png", ".bmp", ".ppm"):
+        sound = encoded(picture(6, 24, 20), suffix)
+        for _ in range(400):
+            data = bytearray(sound[: draw.integers(1, len(sound) + 1)])
+            for place in draw.integers(0, min(len(data), 64), 3):
+                data[place] = draw.integers(0, 256)
+            try:
+                header = read_header(bytes(data))
+            except ValueError:
+                continue
+            assert header.width >= 1 and header.height >= 1
+
+
+def test_decompression_bombs_are_not_decoded() -> None:
+    """In a process that may take 2 GB: 30000x30000 would be 2.7 GB."""
+    bomb = png_claiming(30_000, 30_000)
+    with pytest.raises(ValueError, match="900,000,000 pixels"):
+        check_size(read_header(bomb))
+    script = (
+        "import sys; from recognition.data.pack.face_encoding import decode\n"
+        "try: decode(sys.stdin.buffer.read(), 'bomb')\n"
+        "except ValueError as error: print(error)"
+    )
+    limit = 2 << 30
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=bomb, capture_output=True, cwd=ROOT, check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert b"bomb: its header announces 30000x30000" in done.stdout
+
+
+def test_truncated_images_are_refused() -> None:
+    for suffix in (".jpg", ".png"):
+        data = encoded(picture(7), suffix)
+        for cut in (len(data) - 2, len(data) // 2):
+            with pytest.raises(UserError, match="cut short or damaged"):
+                decode(data[:cut], "x")
+
+
+def test_what_fits_is_copied_and_the_rest_is_encoded(tmp_path: Path) -> None:
+    face = FaceFormat()
+    sound, small, png = encoded(picture(8)), encoded(picture(8, 90, 70)), encoded(picture(8), ".png")
+    write_files(tmp_path, {"a.jpg": sound, "b.jpg": small, "c.png": png, "d.jpg": png})
+    assert packed_face(tmp_path / "a.jpg", face) == sound
+    for name in ("b.jpg", "c.png", "d.jpg"):
+        assert read_header(packed_face(tmp_path / name, face)) == ImageHeader("jpeg", 112, 112)
+    lossless = FaceFormat(png=True)
+    assert packed_face(tmp_path / "c.png", lossless) == png
+    assert np.array_equal(decode(packed_face(tmp_path / "a.jpg", lossless), ""), decode(sound, ""))
+
+
+def test_ways_to_a_square() -> None:
+    image = np.zeros((60, 100, 3), np.uint8)
+    image[:, 20:80] = 200
+    assert (fit_square(image, 60, "crop") == 200).all()
+    padded = fit_square(image, 100, "pad")
+    assert padded.shape == (100, 100, 3) and not padded[:20].any() and np.array_equal(padded[20:80], image)
+    assert fit_square(image, 50, "stretch").shape == (50, 50, 3)
+    assert fit_square(picture(1), 112, "crop").shape == (112, 112, 3)
+
+
+def test_alignment_is_scikit_images_transform() -> None:
+    photo = picture(9, 300, 260)
+    points = ARCFACE * 1.7 + [20, 35] + np.random.default_rng(1).normal(0, 3, (5, 2))
+    for size in (112, 224):
+        estimate = SimilarityTransform.from_estimate(points, ARCFACE * size / 112)
+        expected = cv2.warpAffine(photo, estimate.params[:2], (size, size), borderValue=0.0)
+        found = align_image(photo, points, size, "x")
+        assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_senseless_landmarks_are_refused() -> None:
+    for points in (np.full((5, 2), 7.0), ARCFACE + 5000):
+        with pytest.raises(UserError, match="photo"):
+            align_image(picture(1), points, 112, "photo.jpg")
+
+
+def _line(name: str, separator: str) -> str:
+    return separator.join([name, *(f"{value:.3f}" for value in ARCFACE.ravel())])
+
+
+def test_landmark_files_of_several_kinds(tmp_path: Path) -> None:
+    file = tmp_path / "points.txt"
+    for text, names in (
+        (_line("a/b.jpg", " ") + "\n\n" + _line("c", " ") + " 0.99\n", ["a/b.jpg", "c"]),
+        ("NAME_ID,P1X,P1Y\n" + _line('"n1/x y, z"', ",") + "\n", ["n1/x y, z"]),
+        (_line("with blank.png", "\t"), ["with blank.png"]),
+    ):
+        file.write_text(text)
+        table = read_landmarks(file)
+        assert list(table) == names
+        assert all(np.allclose(points, ARCFACE, atol=1e-3) for points in table.values())
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a.jpg 1 2 3", "line 1"), (_line("a", " ") + "\n" + _line("a", " "), "line 2.*second time"), ("", "lists no"),
+    (_line("../a", " "), "inside"), (_line("/etc/a", " "), "inside"), (_line("a", " ")[:-6] + "nan", "not finite"),
+    (_line("with blank", " "), "line 1"), (_line("a", " ") + "\nname x y", "line 2"),
+])  # fmt: skip
+def test_bad_landmark_files(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "points.txt"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_landmarks(file)
+
+
+def _photo_with_square(left: int, top: int, side: int, colours: np.ndarray) -> np.ndarray:
+    photo = np.zeros((480, 640, 3), np.uint8)
+    photo[top : top + side, left : left + side] = colours
+    return photo
+
+
+def test_detector_finds_the_largest_face_in_photo_pixels(tmp_path: Path) -> None:
+    write_detector(tmp_path / "squares.onnx")
+    detector = FaceDetector(tmp_path / "squares.onnx")
+    photo = _photo_with_square(96, 64, 32, 255) | _photo_with_square(400, 400, 8, 255)
+    expected = np.array(LANDMARKS_IN_CELL) * 32 + [96, 64]
+    assert np.allclose(detector.largest_face(photo, "x"), expected, atol=1e-3)
+    large = cv2.resize(photo, (1920, 1440), interpolation=cv2.INTER_NEAREST)
+    assert np.allclose(detector.largest_face(large, "x"), 3 * expected, atol=1e-2)
+    with pytest.raises(UserError, match=r"dark\.jpg: no face was found"):
+        detector.largest_face(np.zeros((100, 80, 3), np.uint8), "dark.jpg")
+
+
+def test_align_with_a_detector_then_with_what_it_found(tmp_path: Path) -> None:
+    photos, model = tmp_path / "photos", tmp_path / "squares.onnx"
+    write_detector(model)
+    sound = encoded(_photo_with_square(96, 64, 32, 255), ".png")
+    dark = encoded(np.zeros((64, 64, 3), np.uint8), ".png")
+    write_files(photos, {"ann/1.png": sound, "bob/2.png": sound, "bob/dark.png": dark})
+    with pytest.raises(UserError, match=r"dark\.png: no face was found"):
+        pack("align", photos, tmp_path / "stopped", "--detector", model)
+    assert not (tmp_path / "stopped").exists()
+    pack("align", photos, tmp_path / "once", "--detector", model, "--on-error", "skip", "--png")
+    assert "dark.png" in (tmp_path / "once/skipped.csv").read_text()
+    pack("align", photos, tmp_path / "again", "--landmarks", tmp_path / "once/landmarks.csv", "--on-error", "skip", "--png")
+    points = np.array(LANDMARKS_IN_CELL) * 32 + [96, 64]
+    expected = align_image(decode(sound, ""), points, 112, "")
+    for folder in ("once", "again"):
+        for name in ("ann/1.png", "bob/2.png"):
+            image = decode((tmp_path / folder / name).read_bytes(), name)
+            assert np.abs(image.astype(int) - expected).mean() < 0.5
+
+
+@pytest.mark.parametrize("content", [None, b"no model", b"\x08\x08"])
+def test_a_file_that_is_no_detector(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(UserError, match=r"m\.onnx"):
+        FaceDetector(tmp_path / "m.onnx")
+
+
+@needs_faces
+def test_align_real_crops_by_their_protocol_files(tmp_path: Path) -> None:
+    """Landmarks that are the template's own leave an aligned face as it is, but for the last encoding."""
+    source, listed = FACES / "val/scface/aligned", FACES / "val/scface/all.txt"
+    pack("align", source, tmp_path / "out", "--landmarks", listed, "--png")
+    name = "001_cam1_2"
+    before = decode((source / f"{name}.jpg").read_bytes(), name)
+    after = decode((tmp_path / f"out/{name}.jpg.png").read_bytes(), name)
+    assert np.abs(before.astype(int) - after).mean() < 1
+    assert len(list((tmp_path / "out").glob("*.png"))) == 584
+    assert encode(after, FaceFormat(png=True)) == (tmp_path / f"out/{name}.jpg.png").read_bytes()
