@@ -336,10 +336,7 @@ def test_every_flipped_byte_of_a_part_head_is_noticed(tmp_path: Path) -> None:
                             assert reader.read_raw(key) != records[key] and length_only
                         except RecordError as error:
                             assert (error.key, error.offset) == (key, original.offsets[key])
-                    elif key == hit - 1 and at < head + 4 and head in original.offsets:
-                        with pytest.raises(RecordError, match=f"no record follows at byte {head}"):
-                            reader.read(key)
-                    else:
+                    else:  # the one before, too: the index says that its successor's magic is damaged, not its length
                         assert reader.read_raw(key) == records[key]
 
 

@@ -109,7 +109,7 @@ class BatchMaker:
             except RecordError as fault:
                 if spec.on_error == "stop":
                     raise
-                skipped.append(fault)
+                skipped.append(fault.with_traceback(None))  # which would keep the frames, and so the images, alive
                 images_VBHWC[:, row], labels[row] = _MID_GREY, UNREADABLE
                 continue
             for view, recipe in enumerate(recipes):

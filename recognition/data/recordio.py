@@ -233,7 +233,10 @@ class RecordReader:
         rest = b""
         if length <= _BIG or self._ends_at(self._pread(4, end), 0, end):
             rest = self._pread(body + 4, begin)
-        if not self._ends_at(rest, body, end):
+        if length <= _BIG and len(rest) < body:
+            problem = f"it ends at byte {end}, but the file has become shorter since it was opened: it is truncated"
+            raise RecordError(self.path, key, offset, f"{problem}; copy the file again")
+        if not self._ends_at(rest, body, end) and not self._index_ends_it(rest, body, end):
             problem = f"no record follows at byte {end}, where this one of {length} bytes ends: {_damage(None)}"
             raise RecordError(self.path, key, offset, problem)
         return rest[:length]
@@ -243,14 +246,17 @@ class RecordReader:
 
         So a wrong length is always noticed, unless it is wrong within the padding only.
         """
-        at = rest.find(MAGIC_BYTES)
-        while at % 4 and 0 <= at < body:
-            at = rest.find(MAGIC_BYTES, at + 4)
+        at = _first_magic(rest, body)
         if at == body:
             return True
         tail = rest[body:]
         cut = len(tail) < 4 and MAGIC_BYTES.startswith(tail) and end + len(tail) == self._size  # in the next magic
         return at < 0 and cut and len(rest) >= body
+
+    def _index_ends_it(self, rest: bytes, body: int, end: int) -> bool:
+        """Whether, by the index, another record begins at `end`: then not this length but that record's magic is damaged."""
+        inside = _first_magic(rest, body)
+        return len(rest) >= body and not 0 <= inside < body and bool((self.offsets == end).any())
 
     # -- the index
 
@@ -284,6 +290,14 @@ class RecordReader:
                 f"{self.idx_path}: covers bytes {first} to {end} of the {self._size} in {self.path.name}; "
                 "records outside are not used"
             )
+
+
+def _first_magic(data: bytes, stop: int) -> int:
+    """Where the first magic at a multiple of 4 begins, if that is before `stop`; otherwise any place from there on, or -1."""
+    at = data.find(MAGIC_BYTES)
+    while at % 4 and 0 <= at < stop:
+        at = data.find(MAGIC_BYTES, at + 4)
+    return at
 
 
 def _warn(message: str) -> None:
