@@ -14,7 +14,6 @@ import torch
 
 from eval.cli import Context, Encoder
 from eval.feature_cache import fingerprint
-from recognition import checkpoint
 from recognition.encoder import load_run
 from utils import dist
 from utils.errors import exit_on_user_error
@@ -45,8 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
 def open_encoder(device: torch.device, path: str) -> Encoder:
     """The encoder of `--checkpoint`."""
     embed, config = load_run(path, device)
-    folder = Path(path) if checkpoint.is_complete(Path(path)) else checkpoint.newest(Path(path))
-    return Encoder(embed, f"{Path(path).name or path} ({config.network})", fingerprint([folder or path]))
+    of_run = Path(path) / "checkpoints"
+    key = fingerprint([of_run if of_run.is_dir() else path])
+    return Encoder(embed, f"{Path(path).resolve().name} ({config.network})", key)
 
 
 def main() -> None:
