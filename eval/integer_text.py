@@ -64,7 +64,7 @@ def _block(descriptor: int, start: int, stop: int, columns: int) -> np.ndarray |
 
 def parse_integers(text: bytes, columns: int) -> np.ndarray | None:
     """The numbers of whole lines of text, [lines, columns]; None where the text is not that."""
-    characters = np.frombuffer(text + b"\n", np.uint8)
+    characters = np.frombuffer(text if text.endswith(b"\n") else text + b"\n", np.uint8)
     blank = (characters == 32) | (characters - np.uint8(9) < 5)  # as for bytes.split
     digits = characters - np.uint8(48)  # wraps round: whatever is no digit is above 9
     if ((digits > 9) & ~blank).any():
