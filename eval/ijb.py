@@ -26,7 +26,7 @@ from utils.errors import UserError
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 _THREADS = 2
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 256  # a block in float64 stays in the cache
 _PAIRS_AT_ONCE = 1 << 20
 _DENSE_CELLS_A_PAIR = 6  # products of all templates beat products of the listed pairs where the list is this dense
 

@@ -110,7 +110,7 @@ def test_tar_equals_the_authors_code(setting):
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-@pytest.mark.parametrize("rows_at_once", [1024, 17])
+@pytest.mark.parametrize("rows_at_once", [256, 17])
 def test_templates_equal_a_plain_loop(release, setting, rows_at_once, monkeypatch):
     monkeypatch.setattr(ijb, "_ROWS_AT_ONCE", rows_at_once)
     templates = pool_templates(release.meta.images(), release.source, setting)
