@@ -3,35 +3,39 @@
     OUTPUT/checkpoints/step-00000120/
         shard-*.safetensors   tensors; sharded ones in parts, readable by any number of ranks
         config.json           the run's resolved configuration
-        state.json            counters, names of the sharded tensors; written last
+        state.json            counters, names of the sharded tensors
+        manifest.json         size and checksum of each file above; written last
+    OUTPUT/checkpoints/best   link to the best one, where `keep_best` names a metric
 
 A checkpoint is written under a temporary name and renamed when it is whole, so a crash or a full disk leaves the one
-before it in place. Nothing in it is ever unpickled: tensors are safetensors, the rest is JSON.
+before it in place; one that was damaged later is found by its checksums and passed over. Nothing in it is ever unpickled:
+tensors are safetensors, the rest is JSON. Writing is in writer.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from recognition import manifest
 from utils import dist
 from utils.config import Config, load_json
 from utils.errors import UserError
 
-FORMAT = 1
-STATE, CONFIG = "state.json", "config.json"
+FORMAT = 2
+STATE, CONFIG, BEST = "state.json", "config.json", "best"
 
 
 @dataclass(frozen=True)
@@ -55,90 +59,80 @@ def folder_of(output: Path, step: int) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    return (folder / STATE).is_file()
+    """Whether a folder was written to its end. Whether it still is what was written, `manifest.damage` says."""
+    return manifest.exists(folder)
 
 
-def newest(output: Path) -> Path | None:
-    """The complete checkpoint of the largest step in a run folder, or None."""
-    complete = [folder for folder in (output / "checkpoints").glob("step-*") if is_complete(folder)]
-    return max(complete, default=None, key=lambda folder: folder.name)
+def complete_ones(output: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, the newest first."""
+    folders = [folder for folder in (output / "checkpoints").glob("step-*") if is_complete(folder)]
+    return sorted(folders, key=lambda folder: folder.name, reverse=True)
 
 
-# ------------------------------------------------------------------------------------------------ writing
+def newest(output: Path, say: Callable[[str], None] | None = None) -> Path | None:
+    """The newest undamaged checkpoint of a run folder, or None where there is none at all. Each damaged one that was passed
+    over is told to `say` (default: standard error).
+
+    Raises UserError where there are checkpoints, but none is sound.
+    """
+    return _newest(output, say or _warn, manifest.damage)
 
 
-def save(output: Path, step: int, checkpoint: Checkpoint, config: Config, keep_last: int) -> Path:
-    """Writes a checkpoint, all ranks together, and removes all but the last `keep_last`. Returns its folder."""
-    final = folder_of(output, step)
-    partial = final.with_name(f".partial-{final.name}")
-    dist.on_first_rank(lambda: _make_room(partial))
-    state = {name: _for_storage(value) for name, value in checkpoint.tensors.items()}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the storage announces itself as new at every call
-            dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
-    except (dcp.CheckpointException, OSError) as fault:  # raised on all ranks if it happened on one
-        if dist.rank_and_world()[0] == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{final}: cannot be written ({_cause(fault)}); the checkpoint before it is intact") from fault
-    dist.on_first_rank(lambda: _publish(partial, final, step, checkpoint, config, keep_last))
-    return final
+def newest_for_all(output: Path, say: Callable[[str], None]) -> Path | None:
+    """`newest` for all ranks together, which divide the checking. Collective."""
+
+    def damage(folder: Path) -> str:
+        rank, world = dist.rank_and_world()
+        return next((found for found in dist.gather_objects(manifest.damage(folder, rank, world)) if found), "")
+
+    return _newest(output, say, damage, dist.broadcast_object(complete_ones(output)))
 
 
-def _make_room(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as fault:
-        raise UserError(f"{partial}: cannot be created ({fault.strerror}); set output= to a writable folder") from fault
+def _newest(
+    output: Path, say: Callable[[str], None], damage: Callable[[Path], str], folders: list[Path] | None = None
+) -> Path | None:
+    folders = complete_ones(output) if folders is None else folders
+    for folder in folders:
+        found = damage(folder)
+        if not found:
+            return folder
+        say(f"warning: {folder} is damaged ({found}) and is not used; the checkpoint before it is")
+    if folders:
+        raise UserError(
+            f"{output}: all {len(folders)} checkpoints are damaged, the newest because {damage(folders[0])}; restore one from a "
+            "copy, or choose another output= to begin anew"
+        )
+    return None
 
 
-def _publish(partial: Path, final: Path, step: int, checkpoint: Checkpoint, config: Config, keep_last: int) -> None:
-    """Makes a written checkpoint the newest one, and forgets those beyond `keep_last`."""
-    sharded = sorted(name for name, value in checkpoint.tensors.items() if isinstance(value, ShardedRows))
-    config.save(partial / CONFIG)
-    document = {"format": FORMAT, "step": step, "sharded": sharded, **checkpoint.values}
-    _write_durably(partial / STATE, json.dumps(document, indent=1) + "\n")
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    _sync_folder(final.parent)
-    for old in sorted(folder for folder in final.parent.glob("step-*") if is_complete(folder))[:-keep_last]:
-        shutil.rmtree(old)
+def set_aside_after(output: Path, sound: Path) -> None:
+    """Renames the checkpoints after `sound`, which are damaged, so that they neither count among those that are kept nor
+    are taken for the newest again."""
+    for folder in complete_ones(output):
+        if folder.name <= sound.name:
+            return
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
 
 
-def _for_storage(value: torch.Tensor | ShardedRows) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().contiguous()
-    return _as_dtensor(value.rows.detach().cpu().contiguous(), value.total)
+def find(path: str | Path) -> Path:
+    """The checkpoint that a user means by a run folder (its newest sound one) or a checkpoint folder. UserError: none."""
+    folder = Path(path)
+    if not folder.exists():
+        raise UserError(f"{folder}: no such run or checkpoint folder")
+    if is_complete(folder):
+        if found := manifest.damage(folder):
+            raise UserError(f"{folder}: the checkpoint is damaged ({found}); use another one of this run")
+        return folder
+    inside = newest(folder)
+    if inside is None:
+        raise UserError(f"{folder}: holds no complete checkpoint; give a run's output folder or one of its checkpoints")
+    return inside
 
 
-def _as_dtensor(rows: torch.Tensor, total: int) -> DTensor:
-    _, world = dist.rank_and_world()
-    shape = torch.Size([total, *rows.shape[1:]])
-    stride = torch.empty(shape, device="meta").stride()
-    mesh = init_device_mesh("cpu", (world,))
-    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
-
-
-def _cause(fault: BaseException) -> str:
-    failures = getattr(fault, "failures", None) or {}
-    causes = [str(wrapped[0] if isinstance(wrapped, tuple) else wrapped) for wrapped in failures.values()]
-    return "; ".join(dict.fromkeys(causes)) or str(fault)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -174,7 +168,7 @@ def read_tensors(folder: Path, prefix: str = "", sharded: list[str] | None = Non
             dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
     except (dcp.CheckpointException, OSError, RuntimeError, ValueError) as fault:
         raise UserError(
-            f"{folder}: the checkpoint cannot be read ({_cause(fault)}); remove it to go on from the one before"
+            f"{folder}: the checkpoint cannot be read ({cause(fault)}); remove it to go on from the one before"
         ) from fault
     return {
         name: ShardedRows(value.to_local(), value.shape[0]) if isinstance(value, DTensor) else value
@@ -186,9 +180,28 @@ def _room_for(described: Any, sharded: bool) -> torch.Tensor:
     shape, dtype = described.size, described.properties.dtype
     if not sharded:
         return torch.empty(shape, dtype=dtype)
-    return _as_dtensor(torch.empty((dist.shard_range(shape[0]).size, *shape[1:]), dtype=dtype), shape[0])
+    return as_dtensor(torch.empty((dist.shard_range(shape[0]).size, *shape[1:]), dtype=dtype), shape[0])
 
 
 def read_config(folder: Path) -> Config:
     """The resolved configuration of the run that wrote a checkpoint."""
     return load_json(folder / CONFIG)
+
+
+# ------------------------------------------------------------------------------------------------ both
+
+
+def as_dtensor(rows: torch.Tensor, total: int) -> DTensor:
+    """This rank's rows as part of a tensor of `total` rows that DCP knows how to divide."""
+    _, world = dist.rank_and_world()
+    shape = torch.Size([total, *rows.shape[1:]])
+    stride = torch.empty(shape, device="meta").stride()
+    mesh = init_device_mesh("cpu", (world,))
+    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+def cause(fault: BaseException) -> str:
+    """What went wrong on the ranks, without DCP's wrapping."""
+    failures = getattr(fault, "failures", None) or {}
+    causes = [str(wrapped[0] if isinstance(wrapped, tuple) else wrapped) for wrapped in failures.values()]
+    return "; ".join(dict.fromkeys(causes)) or str(fault)

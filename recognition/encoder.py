@@ -27,18 +27,53 @@ def to_input(images_nHWC: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def build_encoder(config: Config) -> nn.Module:
-    """The config's backbone, drawn from its seed alone (the same on all ranks), with released weights if it names some."""
+    """The config's backbone, drawn from its seed alone (the same on all ranks). `initialise` gives it learned weights."""
     options = {"dropout": config.dropout} if config.dropout else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
             encoder = backbones.build(config.network, embedding_size=config.embedding_size, **options)
-            if config.init_from:
-                backbones.load_weights(encoder, config.init_from)
         except (ValueError, TypeError, OSError) as fault:
             raise UserError(f"network={config.network!r}: {fault}") from fault
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return encoder.to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def initialise(encoder: nn.Module, config: Config) -> str:
+    """Loads the weights of `init_from`, a file of released weights or a run or checkpoint folder, into the encoder; returns
+    what was done, for people. UserError where they do not fit."""
+    path = Path(config.init_from)
+    if path.is_dir():
+        return _initialise_from_run(encoder, config, path)
+    try:
+        backbones.load_weights(encoder, path)
+    except (ValueError, TypeError, OSError) as fault:
+        raise UserError(f"init_from={config.init_from!r}, network={config.network!r}: {fault}") from fault
+    return f"encoder: released weights from {path}; classifier, quality statistics and queue are new"
+
+
+def _initialise_from_run(encoder: nn.Module, config: Config, path: Path) -> str:
+    found = checkpoint.find(path)
+    before = checkpoint.read_config(found)
+    for key in ("network", "embedding_size", "channel_order"):
+        if getattr(before, key) != getattr(config, key):
+            raise UserError(
+                f"init_from={config.init_from!r}: that encoder has {key}={getattr(before, key)!r}, this run has "
+                f"{key}={getattr(config, key)!r}; use the same"
+            )
+    _load_encoder(encoder, found)
+    return (
+        f"encoder: from {found} ({before.network}, learned on {before.num_classes} classes); the classifier of "
+        f"{config.num_classes} classes, quality statistics and queue are new"
+    )
+
+
+def _load_encoder(encoder: nn.Module, folder: Path) -> None:
+    tensors = checkpoint.read_tensors(folder, prefix="encoder.")
+    try:
+        encoder.load_state_dict({name.removeprefix("encoder."): value for name, value in tensors.items()})
+    except RuntimeError as fault:
+        raise UserError(f"{folder}: its encoder does not fit this version's backbone: {fault}") from fault
 
 
 class Embedder:
@@ -61,16 +96,10 @@ class Embedder:
 
 
 def load_run(path: str | Path, device: torch.device) -> tuple[Embedder, Config]:
-    """The encoder of a run folder (its newest complete checkpoint) or of one checkpoint folder."""
-    folder = Path(path)
-    if not folder.exists():
-        raise UserError(f"{folder}: no such run or checkpoint folder")
-    found = folder if checkpoint.is_complete(folder) else checkpoint.newest(folder)
-    if found is None:
-        raise UserError(f"{folder}: holds no complete checkpoint; give a run's output folder or one of its checkpoints")
+    """The encoder of a run folder (its newest complete checkpoint) or of one checkpoint folder, such as RUN/checkpoints/best."""
+    found = checkpoint.find(path)
     config = checkpoint.read_config(found)
     encoder = build_encoder(config)
-    tensors = checkpoint.read_tensors(found, prefix="encoder.")
-    encoder.load_state_dict({name.removeprefix("encoder."): value for name, value in tensors.items()})
+    _load_encoder(encoder, found)
     encoder.to(device).eval()
     return Embedder(encoder, device, config.channel_order, autocast_type(config.precision, device)), config

@@ -23,16 +23,19 @@ from utils import dist
 @dataclass(frozen=True)
 class StepResult:
     """What a step did. `skipped` is empty, or says on which rank what was not finite; then nothing was learned.
-    unreadable: records of the whole world that the step left out because they are damaged."""
+    unreadable: records of the whole world that the step left out because they are damaged. requests: what the ranks had
+    asked of each other (recognition/interruption.py), joined."""
 
     terms: JointTerms | None
     gradient_norm: torch.Tensor | None
     unreadable: int
     skipped: str = ""
+    requests: int = 0
 
 
 class TrainStep:
-    """`step(batches)` learns from one step's batches (several where gradients are accumulated).
+    """`step(batches, request)` learns from one step's batches (several where gradients are accumulated). `request`: bits
+    that this rank sends to all others along with its labels.
 
     encoder: wrapped by DistributedDataParallel. joint: losses and their state. A step that meets a non-finite feature or
     gradient on any rank leaves the weights, the optimiser, the statistics of BatchNorm and the queue as they were
@@ -47,9 +50,9 @@ class TrainStep:
         self.loss_scale, self.autocast, self.max_grad_norm, self.device = loss_scale, autocast, max_grad_norm, device
         self._running = RunningStatistics(encoder)
 
-    def __call__(self, batches: Sequence[DeviceBatch]) -> StepResult:
+    def __call__(self, batches: Sequence[DeviceBatch], request: int = 0) -> StepResult:
         self._running.remember()
-        terms, unreadable = None, 0
+        terms, unreadable, requests = None, 0, 0
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with contextlib.nullcontext() if last else self.encoder.no_sync():
@@ -58,12 +61,13 @@ class TrainStep:
 
                 # Gather: the whole world's features and labels, on every rank.
                 features_VGD = dist.gather_rows(features_VBD)
-                host_label_G = dist.gather_labels(batch.labels_B)
+                host_label_G, asked = dist.gather_labels_and_requests(batch.labels_B, request)
+                requests |= asked
                 unreadable += int((host_label_G < 0).sum())
                 if unreadable and not bool((host_label_G >= 0).any()):
-                    return self._skip("every record of the batch is damaged", unreadable)
+                    return self._skip("every record of the batch is damaged", unreadable, requests)
                 if not bool(torch.isfinite(features_VGD).all()):
-                    return self._skip(_where_not_finite(features_VGD), unreadable)
+                    return self._skip(_where_not_finite(features_VGD), unreadable, requests)
 
                 # Quality, partition, sharded softmax, contrastive term.
                 terms = self.joint(features_VGD, host_label_G)
@@ -77,12 +81,12 @@ class TrainStep:
         finite = bool(norm.isfinite())
         self.loss_scale.update(finite)
         if not finite:
-            return self._skip(_where_gradients_are_not_finite(self._parameters()), unreadable)
+            return self._skip(_where_gradients_are_not_finite(self._parameters()), unreadable, requests)
         if self.max_grad_norm > 0:
             scale_gradients(self._parameters(), (self.max_grad_norm / norm).clamp(max=1.0).float())
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return StepResult(terms, norm, unreadable)
+        return StepResult(terms, norm, unreadable, requests=requests)
 
     def _encode(self, images_VBHWC: torch.Tensor) -> torch.Tensor:
         views, images = images_VBHWC.shape[:2]
@@ -94,10 +98,10 @@ class TrainStep:
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]
 
-    def _skip(self, why: str, unreadable: int) -> StepResult:
+    def _skip(self, why: str, unreadable: int, requests: int) -> StepResult:
         self.optimiser.zero_grad(set_to_none=True)
         self._running.restore()
-        return StepResult(None, None, unreadable, why)
+        return StepResult(None, None, unreadable, why, requests)
 
 
 class RunningStatistics:

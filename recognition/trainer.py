@@ -13,12 +13,17 @@ from eval.plots import plot_roc
 from eval.roc import Roc
 from eval.tables import verification_table, write_results
 from eval.verification import TenFold
-from recognition import build, checkpoint, state
+from recognition import build, checkpoint, interruption, state
 from recognition.data.prefetch import DeviceBatch, Prefetcher
-from recognition.encoder import Embedder, build_encoder
+from recognition.encoder import Embedder, build_encoder, initialise
+from recognition.interruption import Interruption
+from recognition.not_finite import FILE as NOT_FINITE
+from recognition.not_finite import SkippedSteps
 from recognition.optimiser import LossScale, build_optimiser, build_schedule
 from recognition.precision import autocast_type
 from recognition.progress import Progress
+from recognition.run_lock import RunLock
+from recognition.saver import Saver, check_metric
 from recognition.skipped import SkippedRecords
 from recognition.step import StepResult, TrainStep
 from utils import dist
@@ -40,6 +45,7 @@ class Trainer:
         self.config = config = build.settle(config, dataset, world)
         self.output = Path(config.output)
         self.bins = build.verification_sets(config)
+        check_metric(config.keep_best, list(self.bins))
         self.loader = build.build_loader(config, dataset, world)  # before there are threads: workers are forked
         self.class_gaps = build.classes_without_images(config, dataset)
         self.prefetcher = Prefetcher(world.device, self.loader.slots, keep=config.gradient_acc > 1)
@@ -58,27 +64,35 @@ class Trainer:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.learning_rate = build_schedule(config, self.steps_per_epoch)
         self.embed = Embedder(self.encoder, world.device, config.channel_order, self.autocast)
-        self.step_number = self.skipped_in_a_row = 0
+        self.not_finite = SkippedSteps(self.output / NOT_FINITE, dataset, config.max_skipped)
+        self.lock = RunLock(self.output)
+        self.step_number = self.skipped_in_a_row = self.requests = 0
         self._curves: dict[str, Roc] = {}
 
     # -------------------------------------------------------------------------------------------- the run
 
     def run(self) -> dict[str, dict[str, float]]:
-        """Trains to the end; returns the final verification, set -> metric -> value."""
+        """Trains to the end, or until asked to stop; returns the final verification, set -> metric -> value."""
         dist.on_first_rank(self._prepare_output)
         self.unreadable = SkippedRecords(self.output)
-        resumed_from = self._resume() if self.config.resume else None
+        self.saver = Saver(self.output, self.config, list(self.bins), self.steps_per_epoch, self._capture)
+        start = self._resume() or self._begin()
+        dist.on_first_rank(lambda: self.config.save(self.output / "config.json"))
         train = TrainStep(
             self._distributed_encoder(), self.joint, self.optimiser, self.loss_scale, self.autocast,
             self.config.max_grad_norm, self.world.device,
         )  # fmt: skip
-        with Progress(self.output, self.world.is_first, self.total_steps, self.step_number) as progress:
-            self._introduce(progress, resumed_from)
-            while self.step_number < self.total_steps:
+        with (
+            Progress(self.output, self.world.is_first, self.total_steps, self.step_number) as progress,
+            Interruption(self.world.is_first) as self.interruption,
+        ):
+            self._introduce(progress, start)
+            while self.step_number < self.total_steps and not self.requests & interruption.STOP:
                 self._epoch(train, progress)
-            results = self._finish(progress)
+            results = self._finish(progress) if self.step_number == self.total_steps else self._leave(progress)
         self.prefetcher.close()
         self.loader.close()
+        self.lock.release()
         return results
 
     def _epoch(self, train: TrainStep, progress: Progress) -> None:
@@ -90,14 +104,15 @@ class Trainer:
         self.encoder.train()
         images_since = 0
         try:
-            while self.step_number < stop:
+            while self.step_number < stop and not self.requests & interruption.STOP:
                 self._set_learning_rate()
                 step_batches = [next(batches) for _ in range(accumulate)]
-                result = train(step_batches)
+                result = train(step_batches, self.interruption.requests | self.saver.request)
+                self.requests = result.requests
                 self.step_number += 1
                 self._mind_unreadable(result, step_batches, progress)
                 images_since += self.config.batch_size * self.world.size * accumulate
-                self._mind_skipped(result, progress)
+                self._mind_skipped(result, step_batches, progress)
                 if result.terms is not None and self._due(self.config.frequent):
                     self._report(result, images_since, progress)
                     images_since = 0
@@ -110,15 +125,15 @@ class Trainer:
 
     def _periodically(self, progress: Progress) -> None:
         """Verification and checkpoint, where the configuration wants them after this step."""
-        if self.bins and self._due(self.config.verbose or self.steps_per_epoch):
-            self._verify(progress)
-        if self._due(self.config.save_every or self.steps_per_epoch):
-            self._save()
+        verify = bool(self.bins) and self._due(self.config.verbose or self.steps_per_epoch)
+        results = self._verify(progress) if verify else None
+        self.saver.after_step(self.step_number, self.requests, results)
 
     def _finish(self, progress: Progress) -> dict[str, dict[str, float]]:
         """The last checkpoint and verification; results.json, the ROC and the table."""
-        self._save()
+        self.saver.save(self.step_number, wait=True)
         results = self._verify(progress) if self.bins else {}
+        self.saver.at_end(self.step_number, results)
         if self.world.is_first:
             write_results(self.output / "results.json", results)
             if results:
@@ -128,6 +143,15 @@ class Trainer:
             progress.say(f"results: {self.output / 'results.json'}")
         dist.barrier()
         return results
+
+    def _leave(self, progress: Progress) -> dict[str, dict[str, float]]:
+        """Saves and says so, because a signal asks the run to stop."""
+        self.saver.save(self.step_number, wait=True)
+        folder = checkpoint.folder_of(self.output, self.step_number)
+        why = interruption.names_of(self.requests)
+        progress.event(self.step_number, stopped_by=why)
+        progress.say(f"{why}: step {self.step_number} of {self.total_steps} is saved in {folder}; the same command goes on there")
+        return {}
 
     # -------------------------------------------------------------------------------------------- parts
 
@@ -144,20 +168,25 @@ class Trainer:
             count = self.unreadable.add([fault for batch in batches for fault in batch.skipped])
             progress.event(self.step_number, unreadable_records=count)
 
-    def _mind_skipped(self, result: StepResult, progress: Progress) -> None:
+    def _mind_skipped(self, result: StepResult, batches: list[DeviceBatch], progress: Progress) -> None:
         if not result.skipped:
             self.skipped_in_a_row = 0
+            self.not_finite.forget()
             return
         self.skipped_in_a_row += 1
+        epoch, done = divmod(self.step_number - 1, self.steps_per_epoch)
+        self.not_finite.add(self.step_number, result.skipped, epoch, done * self.config.gradient_acc, batches)
         progress.say(f"step {self.step_number}: skipped on all ranks, {result.skipped}")
         progress.event(self.step_number, skipped=result.skipped)
         if self.skipped_in_a_row >= self.config.max_skipped:
             advice = f"check the disk and the files in {self.unreadable.path}" if result.unreadable else (
                 "lower lr, or use precision=fp32"
             )
+            self.not_finite.write(self.config.seed, self.config.batch_size)
             raise UserError(
-                f"step {self.step_number}: {result.skipped}, {self.skipped_in_a_row} steps in a row (max_skipped); the last "
-                f"checkpoint is {checkpoint.newest(self.output)}; {advice}"
+                f"step {self.step_number}: {result.skipped}, {self.skipped_in_a_row} steps in a row (max_skipped); their batches "
+                f"are listed in {self.not_finite.path}; the last checkpoint is "
+                f"{next(iter(checkpoint.complete_ones(self.output)), None)}; {advice}"
             )
 
     def _report(self, result: StepResult, images: int, progress: Progress) -> None:
@@ -186,25 +215,41 @@ class Trainer:
             progress.say(f"step {self.step_number:>6}: verification  {accuracies}")
         return results
 
-    def _save(self) -> None:
+    def _capture(self) -> checkpoint.Checkpoint:
         captured = state.capture(self.encoder, self.joint, self.optimiser, self.loss_scale)
         counters = {
             "skipped_in_a_row": self.skipped_in_a_row,
             "global_batch": self.config.batch_size * self.world.size,
         }
-        captured = checkpoint.Checkpoint(captured.tensors, {**captured.values, **counters})
-        checkpoint.save(self.output, self.step_number, captured, self.config, self.config.keep_last)
+        return checkpoint.Checkpoint(captured.tensors, {**captured.values, **counters, **self.saver.values})
 
-    def _resume(self) -> Path | None:
-        """Goes on from the newest complete checkpoint of the output folder, if there is one."""
-        folder = dist.broadcast_object(checkpoint.newest(self.output))
+    def _resume(self) -> list[str]:
+        """Goes on from the newest sound checkpoint of the output folder, if there is one; then returns what to say of it."""
+        notes: list[str] = []
+        if not self.config.resume:
+            return notes
+        folder = checkpoint.newest_for_all(self.output, notes.append)
         if folder is None:
-            return None
+            return notes
         self._refuse_differences(folder)
         loaded = checkpoint.load(folder)
         state.restore(loaded, self.encoder, self.joint, self.optimiser, self.loss_scale)
         self.step_number, self.skipped_in_a_row = loaded.values["step"], loaded.values["skipped_in_a_row"]
-        return folder
+        self.saver.restore(self.step_number, loaded.values)
+        dist.on_first_rank(lambda: checkpoint.set_aside_after(self.output, folder))
+        return [*notes, f"resumed from {folder}"]
+
+    def _begin(self) -> list[str]:
+        """A run from its start: initial weights, and no traces of an earlier run in the way."""
+        dist.on_first_rank(self._refuse_used_output)
+        return [initialise(self.encoder, self.config)] if self.config.init_from else []
+
+    def _refuse_used_output(self) -> None:
+        if old := checkpoint.complete_ones(self.output):
+            raise UserError(
+                f"{self.output}: holds {old[0].name} of an earlier run, and resume=False would mix the two; set another output=, "
+                "or remove the checkpoints"
+            )
 
     def _refuse_differences(self, folder: Path) -> None:
         saved = checkpoint.read_config(folder)
@@ -226,11 +271,11 @@ class Trainer:
     def _prepare_output(self) -> None:
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            self.config.save(self.output / "config.json")
         except OSError as fault:
             raise UserError(f"{self.output}: cannot be written ({fault.strerror}); set output= to a writable folder") from fault
+        self.lock.take()
 
-    def _introduce(self, progress: Progress, resumed_from: Path | None) -> None:
+    def _introduce(self, progress: Progress, start: list[str]) -> None:
         config, world = self.config, self.world
         where = f"{world.size} GPU(s)" if world.device.type == "cuda" else f"the CPU (no GPU found), {world.size} process(es)"
         number = "fp32" if self.autocast is None else str(self.autocast).removeprefix("torch.")
@@ -246,6 +291,6 @@ class Trainer:
         )
         if self.class_gaps:
             progress.say(self.class_gaps)
-        if resumed_from is not None:
-            progress.say(f"resumed from {resumed_from}")
-            progress.event(self.step_number, resumed_from=str(resumed_from))
+        for note in start:
+            progress.say(note)
+            progress.event(self.step_number, note=note)

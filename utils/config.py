@@ -86,7 +86,10 @@ class Config:
     frequent: int = 10
     verbose: int = 0
     save_every: int = 0
+    save_minutes: float = 0.0
     keep_last: int = 3
+    keep_best: str = ""
+    async_save: bool = False
     resume: bool = True
     timeout_minutes: float = 10.0
 
@@ -114,6 +117,10 @@ _CHECKS = [
     (lambda c: c.num_workers >= 0, "num_workers={num_workers}: must be 0 (in the training process) or more"),
     (lambda c: c.shuffle_window > 0, "shuffle_window={shuffle_window}: must be a number of images"),
     (lambda c: c.keep_last > 0, "keep_last={keep_last}: at least one checkpoint is kept"),
+    (lambda c: c.save_every >= 0, "save_every={save_every}: must be a number of steps, or 0"),
+    (lambda c: c.save_minutes >= 0, "save_minutes={save_minutes}: must be a time, or 0"),
+    (lambda c: c.max_skipped > 0, "max_skipped={max_skipped}: must be at least 1 step"),
+    (lambda c: c.timeout_minutes > 0, "timeout_minutes={timeout_minutes}: must be positive"),
     (lambda c: c.frequent > 0, "frequent={frequent}: must be at least 1 step"),
     (lambda c: c.queue_size >= 0, "queue_size={queue_size}: must be a count, or 0 for num_classes"),
     (

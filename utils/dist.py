@@ -23,18 +23,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
+from utils.hang import Watch
 
 # torch 2.13 renamed these two; 2.11 and 2.12 know them by the old names only.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 _TIME_TO_SPEAK = 1.0  # seconds
+_GRACE = timedelta(minutes=1)  # the backend's own time-out comes after the watch has had its say, which names the rank
 _store: dist.Store | None = None
+_watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,10 @@ def choose_device(local_rank: int, local_size: int, gpu_count: int) -> torch.dev
 
 
 def start(timeout_minutes: float = 10.0) -> World:
-    """Joins the process group that torchrun describes in the environment; without torchrun, makes a world of one."""
+    """Joins the process group that torchrun describes in the environment; without torchrun, makes a world of one.
+
+    A rank that waits longer than `timeout_minutes` for another one ends the run and names it (utils/hang.py).
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = choose_device(local_rank, local_size, torch.cuda.device_count())
@@ -77,15 +84,38 @@ def start(timeout_minutes: float = 10.0) -> World:
         torch.cuda.set_device(device)
     # Host-side collectives (labels, agreement) go through gloo even where features travel through NCCL.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(minutes=timeout_minutes)
-    global _store
+    timeout = timedelta(minutes=timeout_minutes) + _GRACE
+    global _store, _watch
     _store = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0] if "RANK" in os.environ else dist.HashStore()
     dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=timeout)
+    if size > 1:
+        _watch = _start_watch(_store, rank, size, 60 * timeout_minutes)
     return World(rank, size, local_rank, local_size, device)
+
+
+def _start_watch(store: dist.Store, rank: int, size: int, limit: float) -> Watch:
+    line = cast(Any, store).clone()  # a connection of its own: the main thread may sit waiting in the other one
+    line.set_timeout(timedelta(seconds=max(5.0, min(60.0, limit))))
+    keys = [f"collectives/{number}" for number in range(size)]
+    line.set(keys[rank], "0")
+    watch = Watch(
+        rank, limit, lambda count: line.set(keys[rank], str(count)), lambda: [int(value) for value in line.multi_get(keys)]
+    )
+    watch.start()
+    return watch
+
+
+def _enter(what: str) -> None:
+    if _watch is not None:
+        _watch.entered(what)
 
 
 def stop() -> None:
     """Leaves the process group."""
+    global _watch
+    if _watch is not None:
+        _watch.stop()
+        _watch = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -157,6 +187,7 @@ class _GatherRows(torch.autograd.Function):
         views, batch, dim = rows_VBD.shape
         world = dist.get_world_size()
         ctx.sizes = (world, views, batch, dim)
+        _enter("gathering of features")
         flat = rows_VBD.new_empty(world * views * batch, dim)
         _all_gather_single(flat, rows_VBD.contiguous().view(-1, dim))
         return flat.view(world, views, batch, dim).transpose(0, 1).reshape(views, world * batch, dim)
@@ -165,6 +196,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx, grad_VGD: torch.Tensor) -> torch.Tensor:
         world, views, batch, dim = ctx.sizes
         parts = grad_VGD.view(views, world, batch, dim).transpose(0, 1).reshape(world * views * batch, dim)
+        _enter("backward, reduce-scatter of feature gradients")
         mine = parts.new_empty(views * batch, dim)
         _reduce_scatter_single(mine, parts, op=dist.ReduceOp.SUM)
         return mine.mul_(world).view(views, batch, dim)  # times W: DDP will average (see the head of this file)
@@ -194,19 +226,31 @@ def replicated(value: torch.Tensor) -> torch.Tensor:
 
 def gather_labels(labels_B: torch.Tensor) -> torch.Tensor:
     """All ranks' labels on the host: int64 [B] -> [G]. Stays off the GPU, so that nobody waits for it."""
-    labels_G = labels_B.new_empty(dist.get_world_size() * labels_B.numel())
-    _all_gather_single(labels_G, labels_B.contiguous())
-    return labels_G
+    return gather_labels_and_requests(labels_B, 0)[0]
+
+
+def gather_labels_and_requests(labels_B: torch.Tensor, request: int) -> tuple[torch.Tensor, int]:
+    """`gather_labels`, and in the same collective the ranks' requests: a number of bits each, joined by OR, the same on all."""
+    _enter("gathering of labels")
+    mine = torch.cat([labels_B, labels_B.new_tensor([request])])
+    rows_WX = mine.new_empty(dist.get_world_size(), mine.numel())
+    _all_gather_single(rows_WX.view(-1), mine)
+    requests = 0
+    for bits in rows_WX[:, -1].tolist():
+        requests |= bits
+    return rows_WX[:, :-1].reshape(-1), requests
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over the ranks, in place; not differentiable."""
+    _enter("sum over ranks")
     dist.all_reduce(value, op=dist.ReduceOp.SUM)
     return value
 
 
 def gather_stack(value: torch.Tensor) -> torch.Tensor:
     """All ranks' tensors of equal shape stacked: [...] -> [W, ...]; not differentiable."""
+    _enter("gathering of tensors")
     stacked = value.new_empty(dist.get_world_size(), *value.shape)
     _all_gather_single(stacked.view(-1), value.contiguous().view(-1))
     return stacked
@@ -227,6 +271,7 @@ def gather_uneven_rows(rows: torch.Tensor) -> torch.Tensor:
 def exchange_rows(rows: torch.Tensor, send_counts: list[int]) -> torch.Tensor:
     """Sends consecutive blocks of rows to ranks 0..W-1 (`send_counts[r]` rows to rank r) and returns the rows received,
     in the order of the senders."""
+    _enter("exchange of rows")
     receive_counts = torch.empty(len(send_counts), dtype=torch.int64)
     dist.all_to_all_single(receive_counts, torch.tensor(send_counts))
     received = rows.new_empty(int(receive_counts.sum()), *rows.shape[1:])
@@ -236,6 +281,7 @@ def exchange_rows(rows: torch.Tensor, send_counts: list[int]) -> torch.Tensor:
 
 def any_rank(flag: bool) -> bool:
     """True on all ranks if `flag` is true on any."""
+    _enter("vote")
     votes = torch.tensor([int(flag)])
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return bool(votes.item())
@@ -243,6 +289,7 @@ def any_rank(flag: bool) -> bool:
 
 def broadcast_object(value):
     """Rank 0's value (plain Python data) on all ranks."""
+    _enter("waiting for what rank 0 does")
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -250,6 +297,7 @@ def broadcast_object(value):
 
 def gather_objects(value) -> list:
     """All ranks' values (plain Python data) in rank order, on all ranks."""
+    _enter("gathering of values")
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -271,10 +319,17 @@ def on_first_rank(action: Callable[[], None]) -> None:
 @torch.no_grad()
 def broadcast_buffers(module: torch.nn.Module) -> None:
     """Gives all ranks rank 0's buffers. DDP does this before a forward pass; checkpoints and evaluation need it in between."""
+    _enter("sharing of buffers")
     for buffer in module.buffers():
         dist.broadcast(buffer, src=0)
 
 
+def host_group() -> dist.ProcessGroup:
+    """A further group of all ranks, on the host, for a thread that must not come between the others' collectives. Collective."""
+    return dist.new_group(backend="gloo")
+
+
 def barrier() -> None:
     """Waits for all ranks. Through the host, so that it also orders file operations."""
+    _enter("barrier")
     dist.all_reduce(torch.zeros(1))

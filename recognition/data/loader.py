@@ -7,6 +7,7 @@ slot goes back to its worker when the next batch is asked for. What batches hold
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import mmap
@@ -43,6 +44,7 @@ class Loader:
                 "lower batch_size"
             )
         self._workers: list[_Worker] = []
+        atexit.register(self.close)  # however the trainer ends: before multiprocessing waits for workers that ignore SIGTERM
         for _ in range(num_workers):
             self._workers.append(_Worker(self.maker, [worker.connection for worker in self._workers]))
 
@@ -114,6 +116,7 @@ class Loader:
         for worker in self._workers:
             worker.close()
         self._workers = []
+        atexit.unregister(self.close)
 
 
 class _Worker:
@@ -176,7 +179,8 @@ class _Worker:
 
 def _worker_main(maker: BatchMaker, slots: list[np.ndarray], connection: Connection, inherited: list[Connection]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer decides when to stop, and closes the pipe
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # likewise, where a whole process group is asked to end
+    signal.set_wakeup_fd(-1)
     gc.freeze()  # the collector would write to every page that holds an object, and so take it out of sharing
     for other in inherited:  # ours and older workers' far ends: kept open here, they would outlive the trainer
         other.close()
