@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
-import sys
-from types import FrameType, ModuleType
+from types import ModuleType
 
+from recognition.data.pack.parallel import stop_on_signals
 from utils.errors import exit_on_user_error
 
 COMMANDS = (
     "folder", "align", "pairs", "tinyface", "scface", "unpack", "shuffle", "merge", "subset", "verify", "reindex", "grid",
 )  # fmt: skip
-INTERRUPTED = 128  # plus the signal's number, as shells have it
 
 
 def command_module(name: str) -> ModuleType:
@@ -39,18 +37,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(INTERRUPTED + number)
-
-
 def main() -> None:
     arguments = make_parser().parse_args()
-    signal.signal(signal.SIGTERM, _stop)  # so that drafts are removed on the way out
-    try:
-        arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was kept", file=sys.stderr, flush=True)
-        raise SystemExit(INTERRUPTED + signal.SIGINT) from None
+    stop_on_signals()
+    arguments.run(arguments)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from types import FrameType
 from typing import Any, TypeVar
 
 import cv2
@@ -26,7 +27,9 @@ from utils.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+INTERRUPTED = 128  # plus the signal's number is the exit code, as shells have it
 _END = object()
+_LISTEN = 0.2  # seconds between looks at the signals
 _AHEAD = 3  # tasks in flight a worker: one at work, one waiting, one done
 
 
@@ -64,6 +67,7 @@ def in_order(
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # ends OpenCV's threads, if it has any: a forked process would wait for them for ever
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (shared,))
+    _waiting_for.append(executor)
     executor.submit(os.getpid)  # starts all processes now, before the bar's thread, which may hold a lock at any time
     cv2.setNumThreads(threads)
     with progress_bar(unit) as progress:
@@ -72,6 +76,15 @@ def in_order(
             yield _results(executor, work, items, _AHEAD * workers, lambda result: progress.advance(task, advance(result)))
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+            _waiting_for.remove(executor)
+    _leave_if_interrupted()
+
+
+def _wait(future: Future[Result]) -> Result:
+    while True:
+        _leave_if_interrupted()
+        if future in wait([future], _LISTEN).done:
+            return future.result()
 
 
 def _results(
@@ -89,10 +102,11 @@ def _results(
                 if more:
                     waiting.append(executor.submit(work, item))  # type: ignore[arg-type]
             if waiting:
-                result = waiting.popleft().result()
+                result = _wait(waiting.popleft())
                 show(result)
                 yield result
     except BrokenProcessPool as error:
+        _leave_if_interrupted()
         raise UserError("a worker process was killed, most often for lack of memory; try again with fewer --workers") from error
 
 
@@ -103,6 +117,29 @@ def chunks(count: int, size: int) -> list[tuple[int, int]]:
 
 def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+_interruptions: list[int] = []  # signals that came
+_waiting_for: list[ProcessPoolExecutor] = []  # pools at work
+
+
+def stop_on_signals() -> None:
+    """SIGINT and SIGTERM leave by `SystemExit` with a shell's exit code, so that drafts are removed on the way out."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """While a pool is at work, the signal is only noted: raised at any place, it could leave one of the pool's locks shut."""
+    _interruptions.append(number)
+    if not _waiting_for:
+        _leave_if_interrupted()
+
+
+def _leave_if_interrupted() -> None:
+    if _interruptions:
+        print("interrupted; nothing was kept", file=sys.stderr, flush=True)
+        raise SystemExit(INTERRUPTED + _interruptions[0])
 
 
 _shared: list[object] = []
