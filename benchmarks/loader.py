@@ -1,0 +1,329 @@
+"""How fast images come from RecordIO files, beside the bare decoder, NVIDIA DALI and MXNet.
+
+    python -m benchmarks.loader                   # a few minutes
+    python -m benchmarks.loader --quick           # under a minute
+    python -m benchmarks.loader --json figures.json
+
+Every figure that is compared is a ratio inside this run: contestants take short turns, round after round, and the best round
+of each counts, because other work on the machine only ever slows a round down. "By processor time" counts what the processes
+used instead of what passed, which tells on a busy machine what a quiet one would show. Peers are optional and are left out, visibly,
+where they are missing. Each needs an environment of its own:
+
+    QGFACE_DALI_PYTHON=DALI_VENV/bin/python       # pip install nvidia-dali-cuda120==1.53.0
+    QGFACE_MXNET_PYTHON=MXNET_VENV/bin/python     # Python 3.8: pip install "numpy<1.24" mxnet==1.9.1
+
+Images: 112x112 JPEGs of quality 95, from ../shared/faces/lfw_train, otherwise from procedural faces. Exits 0 only where
+every bar that could be measured holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+
+from benchmarks.augmentations import compare_with_pillow
+from benchmarks.storage import measure_cold_reads, measure_memory
+from recognition.data import FaceDataset, RecordReader, RecordWriter
+from recognition.data.batch import BatchMaker, BatchSpec
+from recognition.data.demo_faces import make_demo_set
+from recognition.data.loader import Loader
+
+ROOT = Path(__file__).resolve().parent.parent
+LFW = ROOT.parent / "shared" / "faces" / "lfw_train"
+BATCH, WORKERS = 64, 2
+Contestant = Callable[[], float]  # does some work; gives its rate
+
+
+@dataclass
+class Figure:
+    """One line of the report. `holds` is None where there is no bar, or nothing to compare with."""
+
+    name: str
+    value: float | None
+    unit: str
+    bar: float | None = None
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        if self.value is None or self.bar is None:
+            return None
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+    def __str__(self) -> str:
+        value = "not measured" if self.value is None else f"{self.value:,.3g}" if self.value < 100 else f"{self.value:,.0f}"
+        bar = "" if self.bar is None else f"  ({'at most' if self.at_most else 'at least'} {self.bar:,g})"
+        verdict = {True: "  holds", False: "  FAILS", None: ""}[self.holds]
+        return f"{self.name:<58} {value:>12} {self.unit}{bar}{verdict}{f'   {self.note}' if self.note else ''}"
+
+
+# ------------------------------------------------------------------------------------------------ material
+
+
+def make_images(folder: Path, copies: int) -> Path:
+    """A flat RecordIO file (no metadata: DALI knows none) of quality-95 JPEGs, each image `copies` times."""
+    source = LFW
+    if not source.is_dir():
+        source = folder / "demo"
+        make_demo_set(source, identities=60, images_per_identity=10, unseen=2, pairs=2)
+    dataset = FaceDataset(source)
+    encoded = []
+    for number in range(len(dataset)):
+        payload, label = dataset.read(number)
+        image = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
+        encoded.append((float(label), cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()))
+    with RecordWriter(folder / "train.rec") as writer:
+        for key in range(copies * len(encoded)):
+            writer.write(key, *encoded[key % len(encoded)])
+    return folder / "train.rec"
+
+
+class Forked:
+    """A function in a process of its own, run whenever it is asked."""
+
+    def __init__(self, action: Callable[[], None]):
+        self.connection, theirs = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("fork").Process(target=self._serve, args=(action, theirs), daemon=True)
+        self._process.start()
+
+    def _serve(self, action: Callable[[], None], connection) -> None:
+        cv2.setNumThreads(1)
+        while connection.recv():
+            action()
+            connection.send(True)
+
+    @property
+    def process_id(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def stop(self) -> None:
+        self.connection.send(False)
+        self._process.join()
+
+
+class Peer:
+    """Another loader in another Python: a number on its stdin, seconds on its stdout."""
+
+    def __init__(self, python: str, script: str, *arguments: str):
+        command = [python, str(ROOT / "benchmarks" / "peers" / script), *arguments]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        if self._line() != "ready":
+            raise RuntimeError(f"{' '.join(command)} did not start")
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    def seconds(self, count: int) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        return float(self._line())
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def processor_seconds(*process_ids: int) -> float:
+    """What processes have used so far, all threads together (Linux: the id of a process's clock follows from its own)."""
+    return sum(time.clock_gettime(~process_id << 3 | 2) for process_id in process_ids)
+
+
+def take_turns(contestants: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
+    """Each contestant's rate, round by round; the order turns, so that none always follows the same."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        order = list(contestants)
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            rates[name].append(contestants[name]())
+    return rates
+
+
+# ------------------------------------------------------------------------------------------------ measurements
+
+
+def measure_batches(rec: Path, rounds: int) -> list[Figure]:
+    """Flip-only batches on two workers beside bare decoding in two processes, and DALI on two threads."""
+    dataset = FaceDataset(rec)
+    payloads = [np.frombuffer(dataset.read(number)[0], np.uint8) for number in range(0, len(dataset), 4)]
+
+    def decode_all() -> None:
+        for payload in payloads:
+            cv2.imdecode(payload, cv2.IMREAD_COLOR_RGB)
+
+    decoders = [Forked(decode_all) for _ in range(WORKERS)]
+    spec = BatchSpec(BATCH, dataset.num_classes, views=1, augmentation="none")
+    loader = Loader(dataset, spec, WORKERS)
+    epochs = iter(range(1 << 30))
+
+    def bare() -> float:
+        begin = time.perf_counter()
+        for decoder in decoders:
+            decoder.connection.send(True)
+        for decoder in decoders:
+            decoder.connection.recv()
+        return WORKERS * len(payloads) / (time.perf_counter() - begin)
+
+    def ours() -> float:
+        epoch, start = next(epochs), len(loader) % WORKERS  # as many batches for each worker
+        begin = time.perf_counter()
+        images = sum(len(batch.labels_B) for batch in loader.epoch(epoch, start))
+        return images / (time.perf_counter() - begin)
+
+    contestants = {"decode": bare, "loader": ours}
+    processes = {"decode": [each.process_id for each in decoders], "loader": [os.getpid(), *loader.worker_ids]}
+    python = os.environ.get("QGFACE_DALI_PYTHON")
+    dali = None
+    if python:
+        dali = Peer(python, "dali_images.py", str(rec), str(rec.with_suffix(".idx")), str(BATCH), str(WORKERS))
+        peer, batches = dali, max(1, len(dataset) // BATCH // 2)
+        contestants["dali"] = lambda: batches * BATCH / peer.seconds(batches)
+        processes["dali"] = [dali.process_id]
+    busy: dict[str, list[float]] = {name: [] for name in contestants}  # images per second of processor
+
+    def with_processor_time(name: str, contestant: Contestant, ids: list[int]) -> float:
+        before, begin = processor_seconds(*ids), time.perf_counter()
+        rate = contestant()
+        images = rate * (time.perf_counter() - begin)
+        busy[name].append(images / (processor_seconds(*ids) - before))
+        return rate
+
+    rates = take_turns(
+        {name: partial(with_processor_time, name, action, processes[name]) for name, action in contestants.items()}, rounds
+    )
+    for running in [*decoders, *([dali] if dali else [])]:
+        running.stop()
+    loader.close()
+    note = "" if dali else "DALI is absent: set QGFACE_DALI_PYTHON"
+    return [
+        Figure("cv2.imdecode alone, two processes", max(rates["decode"]), "images/s"),
+        Figure("loader, flip only, two workers", max(rates["loader"]), "images/s"),
+        Figure("  of cv2.imdecode alone", max(rates["loader"]) / max(rates["decode"]), "x", 0.85),
+        Figure("DALI's CPU pipeline, two threads", max(rates["dali"]) if dali else None, "images/s", note=note),
+        Figure("  loader to DALI", max(rates["loader"]) / max(rates["dali"]) if dali else None, "x", 1.8),
+        Figure("by processor time: loader to cv2.imdecode alone", median(busy["loader"]) / median(busy["decode"]), "x"),
+        Figure("by processor time: loader to DALI", median(busy["loader"]) / median(busy["dali"]) if dali else None, "x"),
+    ]
+
+
+def measure_pairs(rec: Path, rounds: int) -> list[Figure]:
+    """Both views in one process beside decoding the same images: small turns."""
+    dataset = FaceDataset(rec)
+    figures = []
+    for augmentation, bar in (("qgface", 2000.0), ("adaface", None)):
+        maker = BatchMaker(dataset, BatchSpec(BATCH, dataset.num_classes, augmentation=augmentation))
+        images = np.empty(maker.spec.image_shape, np.uint8)
+        decode, pairs = [], []
+        for number in range(min(6 * rounds, maker.steps)):
+            payloads = [np.frombuffer(dataset.read(i)[0], np.uint8) for i in maker.indices(0, number)[1].tolist()]
+            begin = time.perf_counter()
+            for payload in payloads:
+                cv2.imdecode(payload, cv2.IMREAD_COLOR_RGB)
+            middle = time.perf_counter()
+            maker.fill(0, number, images)
+            decode.append(BATCH / (middle - begin))
+            pairs.append(BATCH / (time.perf_counter() - middle))
+        scaled = 7000 * max(pairs) / max(decode)
+        figures.append(Figure(f"pairs of views, {augmentation}, one core, at 7,000 decoded/s", scaled, "pairs/s", bar))
+        figures.append(Figure("  as measured", max(pairs), "pairs/s"))
+    return figures
+
+
+def measure_reads(rec: Path, rounds: int) -> list[Figure]:
+    """Random records with their headers, one core."""
+    reader = RecordReader(rec)
+    keys, count = reader.keys.tolist(), 5_000
+
+    def ours() -> float:
+        wanted = random.choices(keys, k=count)
+        begin = time.perf_counter()
+        for key in wanted:
+            reader.read(key)
+        return count / (time.perf_counter() - begin)
+
+    contestants: dict[str, Contestant] = {"ours": ours}
+    python = os.environ.get("QGFACE_MXNET_PYTHON")
+    mxnet = Peer(python, "mxnet_records.py", str(rec), str(rec.with_suffix(".idx"))) if python else None
+    if mxnet:
+        peer = mxnet
+        contestants["mxnet"] = lambda: count / peer.seconds(count)
+    rates = take_turns(contestants, rounds)
+    if mxnet:
+        mxnet.stop()
+    note = "" if mxnet else "MXNet is absent: set QGFACE_MXNET_PYTHON"
+    return [
+        Figure("random record reads, one core", max(rates["ours"]), "records/s", 60_000),
+        Figure("MXNet's random record reads", max(rates["mxnet"]) if mxnet else None, "records/s", note=note),
+        Figure("  ours to MXNet's", max(rates["ours"]) / max(rates["mxnet"]) if mxnet else None, "x", 1.0),
+    ]
+
+
+def measure_storage(folder: Path, quick: bool) -> list[Figure]:
+    """Memory of workers and start of an epoch with many records; cold reads of a windowed shuffle."""
+    memory = measure_memory(folder, 1_000_000 if quick else 10_000_000)
+    cold = measure_cold_reads(folder, megabytes=200 if quick else 1000)
+    many = f"{memory['records']:,.0f} records"
+    return [
+        Figure(f"worker's private memory, {many} over 10,000", memory["private_growth_mb"], "MB", memory["bar_mb"], at_most=True),
+        Figure(f"first batch of an epoch, {many}", memory["first_batch_s"], "s", 1.0, at_most=True),
+        Figure(f"opening the index, {many}", memory["open_s"], "s"),
+        Figure("full shuffle, nothing cached, this disk", cold["full"], "records/s"),
+        Figure("windowed shuffle, nothing cached, this disk", cold["windowed"], "records/s"),
+        Figure("  windowed to full", cold["windowed"] / cold["full"], "x", 1.0),
+        Figure("  both on a disk of 8 ms a seek and 150 MB/s, computed", cold["modelled_gain"], "x", 10.0),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller files: under a minute")
+    parser.add_argument("--json", metavar="OUT", help="write the figures here")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    rounds = 12 if arguments.quick else 60
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as name:
+        rec = make_images(Path(name), copies=1)
+        for measure in (measure_batches, measure_pairs, measure_reads):
+            figures += _shown(measure(rec, rounds))
+        figures += _shown(measure_storage(Path(name), arguments.quick))
+        rows = compare_with_pillow(FaceDataset(rec), rounds // 3)
+        figures += _shown([Figure(f"{row}, to Pillow's", ratio, "x", note=f"{time_us:.0f} us") for row, time_us, ratio in rows])
+    if arguments.json:
+        rows_json = [{**asdict(figure), "holds": figure.holds} for figure in figures]
+        Path(arguments.json).write_text(json.dumps(rows_json, indent=1) + "\n")
+    return 0 if all(figure.holds is not False for figure in figures) else 1
+
+
+def _shown(figures: list[Figure]) -> list[Figure]:
+    for figure in figures:
+        print(figure, flush=True)
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
