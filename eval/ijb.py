@@ -213,7 +213,8 @@ def _from_all_products(left_LD: np.ndarray, right_RD: np.ndarray, i: np.ndarray,
 
 def _from_listed_products(features_TD: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """By rows of the left template: one sampled matrix product a share of the list, on two threads."""
-    order = np.argsort(first, kind="stable")
+    # numpy sorts numbers of 16 bits by their digits, which is several times quicker.
+    order = np.argsort(first.astype(np.uint16) if len(features_TD) <= 1 << 16 else first, kind="stable")
     features = torch.from_numpy(features_TD)
     scores = np.empty(len(first))
 
