@@ -6,8 +6,8 @@
 
 Every figure that is compared is a ratio inside this run: contestants take short turns, round after round, and the best round
 of each counts, because other work on the machine only ever slows a round down. "By processor time" counts what the processes
-used instead of what passed, which tells on a busy machine what a quiet one would show. Peers are optional and are left out, visibly,
-where they are missing. Each needs an environment of its own:
+used instead of what passed: less is lost in it to a busy machine. Peers are optional and are left out, visibly, where they
+are missing. Each needs an environment of its own:
 
     QGFACE_DALI_PYTHON=DALI_VENV/bin/python       # pip install nvidia-dali-cuda120==1.53.0
     QGFACE_MXNET_PYTHON=MXNET_VENV/bin/python     # Python 3.8: pip install "numpy<1.24" mxnet==1.9.1
