@@ -68,9 +68,9 @@ class ShardWriter:
         if self.identity_records and self._writer is not None:
             end = self.images + 1
             bounds = [*self._starts, end]
-            self._writer.write(0, [end, end + len(self._starts)], b"")
             for number in range(len(self._starts)):
                 self._writer.write(end + number, bounds[number : number + 2], b"")
+            self._writer.write(0, [end, end + len(self._starts)], b"")  # last in the file, where insightface's tools put it
         self._close_shard()
 
     def __enter__(self) -> ShardWriter:
