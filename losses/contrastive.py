@@ -14,10 +14,10 @@ Shapes: G pairs, K = queue entries of this rank, D embedding.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from losses.chunked import ChunkPlan, KeyShard, ShardedLogSumExp
+from losses.chunked import ChunkPlan, KeyShard, ShardedLogSumExp, Terms
+from losses.products import HeadPrecision, Products
 from losses.proxy_queue import FeatureQueue
 from utils.dist import replicated
 
@@ -33,22 +33,25 @@ class _QueueKeys(KeyShard):
     def __len__(self) -> int:
         return len(self.queue)
 
-    def unit_rows(self, start: int, stop: int) -> torch.Tensor:
-        return F.normalize(self.queue.features(start, stop, self.proxies))
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        return self.queue.features(start, stop, self.proxies)
 
-    def exclude_(self, logits_NC: torch.Tensor, start: int, stop: int) -> None:
-        logits_NC.masked_fill_(self.label_G[:, None] == self.queue.labels(start, stop)[None, :], -torch.inf)
+    def exclude_(self, logits_MC: torch.Tensor, start: int, stop: int, chosen_M: torch.Tensor | None) -> None:
+        label_M = self.label_G if chosen_M is None else self.label_G[chosen_M]
+        logits_MC.masked_fill_(label_M[:, None] == self.queue.labels(start, stop)[None, :], -torch.inf)
 
 
 class ContrastiveLoss(nn.Module):
     """`forward` -> the loss of the whole batch, equal on all ranks. Scale s = 64 as in the paper."""
 
-    def __init__(self, scale: float = 64.0, denominator: str = "paper", plan: ChunkPlan | None = None):
+    def __init__(
+        self, scale: float = 64.0, denominator: str = "paper", plan: ChunkPlan | None = None, precision: HeadPrecision = "fp32"
+    ):
         super().__init__()
         if denominator not in DENOMINATORS:
             raise ValueError(f"denominator must be one of {DENOMINATORS}, not {denominator!r}")
         self.scale, self.positive_in_denominator = scale, denominator == "infonce"
-        self.plan = plan or ChunkPlan()
+        self.plan, self.products = plan, Products(precision)
 
     def forward(
         self,
@@ -62,9 +65,8 @@ class ContrastiveLoss(nn.Module):
         """query_GD, key_GD: normalised gathered features of the two views (the key's gradient is stopped here).
         share_G: weight of each pair in the sum (0 where it is not contrasted). proxies: the classifier's current rows of
         labels this rank owns (`ShardedSoftmax.rows_of`), for the queue's drift compensation."""
-        negatives_G, _ = ShardedLogSumExp.apply(
-            query_GD, None, None, _QueueKeys(queue, proxies, label_G), self.scale, torch.inf, self.plan
-        )
+        terms = Terms(self.scale, plan=self.plan, products=self.products, needed_N=share_G > 0)
+        negatives_G, _ = ShardedLogSumExp.apply(query_GD, None, _QueueKeys(queue, proxies, label_G), terms)
         has_negative_G = negatives_G.detach() > -torch.inf
         negatives_G = torch.where(has_negative_G, negatives_G, 0.0)
         # The positive's logit is computed in full by every rank, unlike the negatives'.

@@ -67,13 +67,16 @@ class JointLoss(nn.Module):
         host_label_N = host_label_G.repeat(views)
         label_N = host_label_N.to(features_ND.device, non_blocking=True)
 
-        norm_N = features_ND.detach().norm(dim=1)
+        learning_norm_N = features_ND.norm(dim=1)
+        norm_N = learning_norm_N.detach()
         self.quality.update(norm_N)
         quality_N = self.quality.normalise(norm_N)
         classified_N = self.partition.high_quality(quality_N)
         contrasted_G = self.partition.low_quality_pairs(quality_N.view(views, images))
 
-        classification = self.classifier(unit_ND, label_N, quality_N, classified_N / (views * images))
+        classification = self.classifier(
+            unit_ND, label_N, quality_N, classified_N / (views * images), learning_norm_N, host_label_N
+        )
         contrastive = torch.zeros_like(classification)
         contrasted_share = torch.zeros_like(classification)
         if self.queue is not None and self.contrastive is not None and views == 2:

@@ -1,0 +1,85 @@
+"""Which classes a step compares with (partial FC: An et al., CVPR 2022 workshops, https://arxiv.org/abs/2203.15565, section 3):
+the classes that occur in the batch, and a random part of all others.
+
+Classes are cut into blocks of 100, and of every block the same number is drawn: those with the smallest hash of (seed, draw,
+class). So the sample is a function of these three alone, the same for any number of ranks; it is drawn on the device; and
+its size is known on the host without asking the device.
+
+Shapes: N labels, S sampled rows of this rank. Classes are int64.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+
+from utils.dist import ShardRange
+
+BLOCK = 100
+_LOW_32 = 0xFFFFFFFF
+_POSITION_BITS = 7  # 2^7 > BLOCK
+
+
+def _mix(value: torch.Tensor) -> torch.Tensor:
+    """The finaliser of MurmurHash3: 32-bit numbers (in int64) to 32-bit numbers, one to one."""
+    value = (value ^ (value >> 16)) * 0x85EBCA6B & _LOW_32
+    value = (value ^ (value >> 13)) * 0xC2B2AE35 & _LOW_32
+    return value ^ (value >> 16)
+
+
+@dataclass(frozen=True)
+class ClassSampler:
+    """Draws the sample of one rank's shard. `rate`: the part of the classes that is drawn, in (0, 1]."""
+
+    shard: ShardRange
+    rate: float
+    seed: int
+
+    def rows(self, draw: int, host_label_N: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The rows of the shard that take part in draw number `draw`: int64 [S] on the device, increasing.
+
+        host_label_N: the labels of all gathered features, on the CPU. Nothing waits for the device.
+        """
+        first, last = self.shard.start // BLOCK, -(-self.shard.stop // BLOCK)
+        drawn = self._chosen(draw, torch.arange(first, last, device=device)).flatten()
+        before, after = self._chosen_up_to(draw, self.shard.start), self._chosen_up_to(draw, self.shard.stop)
+        drawn = drawn[before - first * self._quota(BLOCK) :][: after - before]
+        missing = self._not_drawn(draw, host_label_N).to(device, non_blocking=True)
+        return torch.cat([drawn, missing]).sort().values - self.shard.start
+
+    def _quota(self, size: int) -> int:
+        """How many are drawn of a block of `size` classes: the nearest number."""
+        return int(self.rate * size + 0.5)
+
+    def _chosen(self, draw: int, block_P: torch.Tensor) -> torch.Tensor:
+        """The classes drawn of each block, increasing: [P, quota]; places that the last, shorter block has too many are
+        filled with a number above all classes."""
+        position_S = torch.arange(BLOCK, device=block_P.device)
+        class_PS = block_P[:, None] * BLOCK + position_S
+        base = zlib.crc32(f"{self.seed}/{draw}".encode())
+        hash_PS = _mix(_mix(class_PS & _LOW_32) ^ base)
+        key_PS = (hash_PS << _POSITION_BITS) | position_S  # the position makes all keys of a block different
+        key_PS.masked_fill_(class_PS >= self.shard.total, torch.iinfo(torch.int64).max)
+        key_PQ, chosen_PQ = key_PS.topk(self._quota(BLOCK), dim=1, largest=False, sorted=True)
+        class_PQ = class_PS.gather(1, chosen_PQ)
+        short = self.shard.total % BLOCK
+        if short:
+            surplus_Q = torch.arange(key_PQ.shape[1], device=block_P.device) >= self._quota(short)
+            is_short_P = block_P == self.shard.total // BLOCK
+            class_PQ.masked_fill_(is_short_P[:, None] & surplus_Q, 1 << 62)
+        return class_PQ.sort(dim=1).values
+
+    def _chosen_up_to(self, draw: int, index: int) -> int:
+        """How many classes below `index` are drawn, on the host."""
+        block, inside = divmod(index, BLOCK)
+        if not inside:
+            return block * self._quota(BLOCK)
+        return block * self._quota(BLOCK) + int((self._chosen(draw, torch.tensor([block])) < index).sum())
+
+    def _not_drawn(self, draw: int, host_label_N: torch.Tensor) -> torch.Tensor:
+        """The classes of this shard that occur in the batch and were not drawn, on the host."""
+        label_P = host_label_N[self.shard.owns(host_label_N)].unique()
+        drawn_PQ = self._chosen(draw, label_P // BLOCK)
+        return label_P[~(drawn_PQ == label_P[:, None]).any(dim=1)]
