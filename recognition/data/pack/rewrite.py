@@ -108,8 +108,8 @@ def read_part(part: tuple[Int64Array, Int64Array, Int64Array]) -> Rewritten:
 def _write_list(folder: Path, sources: Sequence[Source], selection: Selection, prefix: str) -> None:
     old_labels = [source.faces.labels() for source in sources]
     with CsvFile(folder / IMAGES, IMAGE_COLUMNS) as table:
-        columns = (selection.source.tolist(), selection.image.tolist(), selection.label.tolist())
-        for number, (source, image, label) in enumerate(zip(*columns, strict=True)):
+        for number in range(len(selection.label)):
+            source, image, label = (int(column[number]) for column in (selection.source, selection.image, selection.label))
             listed = sources[source].images
             assert listed is not None, "checked by the caller"
             path = str(listed.path_of(image, int(old_labels[source][image])))

@@ -70,7 +70,7 @@ class ShardWriter:
             bounds = [*self._starts, end]
             for number in range(len(self._starts)):
                 self._writer.write(end + number, bounds[number : number + 2], b"")
-            self._writer.write(0, [end, end + len(self._starts)], b"")  # last in the file, where insightface's tools put it
+            self._writer.write(0, [end, end + len(self._starts)], b"", id2=1)  # last, with id2 1: as insightface's files are
         self._close_shard()
 
     def __enter__(self) -> ShardWriter:
