@@ -45,7 +45,7 @@ from recognition.data.loader import Loader
 
 ROOT = Path(__file__).resolve().parent.parent
 LFW = ROOT.parent / "shared" / "faces" / "lfw_train"
-BATCH, WORKERS = 64, 2
+BATCH, WORKERS = 128, 2
 Contestant = Callable[[], float]  # does some work; gives its rate
 
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS
+from recognition.data.augment import none as flip_only
 from recognition.data.dataset import UNREADABLE, FaceDataset
 from recognition.data.image_header import image_size
 from recognition.data.order import FullShuffle, InOrder, Order, WindowedShuffle
@@ -100,7 +101,10 @@ class BatchMaker:
         spec = self.spec
         positions, indices = self.indices(epoch, number)
         recipes = [AUGMENTATIONS[spec.augmentation], AUGMENTATIONS["none"]][: spec.views]
-        draws_VBU = [uniforms(spec.seed, epoch, positions, UNIFORMS, stream=view) for view in range(spec.views)]
+        draws_VBU = [
+            uniforms(spec.seed, epoch, positions, 1 if recipe is flip_only else UNIFORMS, stream=view)
+            for view, recipe in enumerate(recipes)
+        ]
         labels = np.empty(spec.batch_size, dtype=np.int64)
         skipped = []
         for row, index in enumerate(indices.tolist()):

@@ -39,6 +39,7 @@ from recognition.data.record_index import HEADER_BYTES, RecordIndex, header_rows
 from utils.errors import UserError
 
 _BIG = 1 << 20  # a longer part is looked at before memory is taken for it
+_LIKELY = 1 << 16  # a longer distance to the next key is hardly one image
 _HEADERS_AT_ONCE = 1 << 16
 _DAMAGED_INDEX = "the index is damaged or belongs to another file; move it away to have it rebuilt"
 
@@ -90,7 +91,7 @@ class RecordReader:
     def read_at(self, position: int) -> Record:
         """The record of `keys[position]`, with no search for the key."""
         offset = int(self.offsets[position])
-        return self._read_common(offset) or self._read_any(int(self.keys[position]), offset)
+        return self._read_common(position, offset) or self._read_any(int(self.keys[position]), offset)
 
     def read_raw(self, key: int) -> bytes:
         """The whole record as bytes, header included, whatever it holds."""
@@ -177,23 +178,33 @@ class RecordReader:
 
     # -- one record
 
-    def _read_common(self, offset: int) -> Record | None:
-        """A record in one part, in two calls; None for anything else or anything wrong."""
-        head = self._pread(PART_AND_HEADER.size, offset)
-        if len(head) < PART_AND_HEADER.size:
+    def _read_common(self, position: int, offset: int) -> Record | None:
+        """A record in one part, mostly in one call; None for anything else or anything wrong."""
+        data = self._pread(self._expected_bytes(position, offset) + 4, offset)
+        if len(data) < PART_AND_HEADER.size:
             return None
-        magic, length, flag, _, id_, id2 = PART_AND_HEADER.unpack(head)
+        magic, length, flag, _, id_, id2 = PART_AND_HEADER.unpack_from(data)
         labels = 4 * flag
         if magic != MAGIC or not HEADER.size + labels <= length <= _BIG:  # so small a word also says that cflag is 0
             return None
-        body = padded(length) - HEADER.size
-        rest = self._pread(body + 4, offset + PART_AND_HEADER.size)
+        end = PART.size + padded(length)
+        if len(data) < end + 4:
+            data += self._pread(end + 4 - len(data), offset + len(data))
         # Not looked for here: a length that reaches over whole records to a later one. It would only append bytes to
         # the image, and the search takes longer than the read.
-        if rest[body:] != MAGIC_BYTES and (len(rest) != body or offset + PART.size + padded(length) != self._size):
+        if data[end : end + 4] != MAGIC_BYTES and (len(data) != end or offset + end != self._size):
             return None
-        label = np.frombuffer(rest[:labels], FLOAT32) if flag else np.frombuffer(head, FLOAT32, 1, 12)
-        return Record(label, rest[labels : length - HEADER.size], id_, id2, flag)
+        begin = PART_AND_HEADER.size + labels
+        label = np.frombuffer(data[PART_AND_HEADER.size : begin] if flag else data[12:16], FLOAT32)
+        return Record(label, data[begin : PART.size + length], id_, id2, flag)
+
+    def _expected_bytes(self, position: int, offset: int) -> int:
+        """The record's bytes if the next key's follows it, as in files written in one go; otherwise its header's."""
+        if position + 1 < len(self.offsets):
+            distance = int(self.offsets[position + 1]) - offset
+            if PART_AND_HEADER.size <= distance <= _LIKELY:
+                return distance
+        return PART_AND_HEADER.size
 
     def _read_any(self, key: int, offset: int) -> Record:
         """Any record, or the error that says what is wrong with it."""
