@@ -200,7 +200,7 @@ def measure_batches(rec: Path, rounds: int) -> list[Figure]:
     dali = None
     if python:
         dali = Peer(python, "dali_images.py", str(rec), str(rec.with_suffix(".idx")), str(BATCH), str(WORKERS))
-        peer, batches = dali, max(1, len(dataset) // BATCH // 2)
+        peer, batches = dali, max(1, len(dataset) // BATCH)
         contestants["dali"] = lambda: batches * BATCH / peer.seconds(batches)
         processes["dali"] = [dali.process_id]
     busy: dict[str, list[float]] = {name: [] for name in contestants}  # images per second of processor

