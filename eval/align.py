@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.image_header import MAX_BYTES, check_size, read_header
 
 SIZE = 112
 TEMPLATE = np.array(
@@ -40,11 +41,18 @@ def read_photo(path: str, where: str) -> np.ndarray:
     """An image file as uint8 RGB [H, W, 3]; UserError, beginning with `where`, if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            encoded = file.read()
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB) if encoded else None
+            encoded = file.read(MAX_BYTES + 1)
+        if len(encoded) > MAX_BYTES:
+            raise UserError(f"{where}: {path} has more than {MAX_BYTES:,} bytes, too many for an image")
+        check_size(read_header(encoded))  # before decoding: a few bytes may announce gigabytes of pixels
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     except OSError as fault:
         raise UserError(f"{where}: {path}: {fault.strerror}") from fault
-    except cv2.error:  # a header that claims an absurd size
+    except ValueError as fault:
+        if isinstance(fault, UserError):
+            raise
+        raise UserError(f"{where}: {path} is no image that can be decoded ({fault})") from fault
+    except cv2.error:
         image = None
     if image is None:
         raise UserError(f"{where}: {path} is no image that can be decoded")

@@ -23,6 +23,7 @@ import torch
 from eval.verification import TenFold, load_bin, ten_fold
 from utils.dist import gather_uneven_rows, rank_and_world, shard_range
 from utils.errors import UserError
+from utils.image_header import read_header
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 """uint8 RGB [n, 112, 112, 3] on the CPU -> float32 raw features [n, D] on the CPU. Channel order, normalisation, device
@@ -83,15 +84,19 @@ def embed_items(
 
 def decode_face(encoded: bytes, where: str) -> np.ndarray:
     """A JPEG or PNG as uint8 RGB [112, 112, 3]; UserError, beginning with `where`, if it is none or of another size."""
+    undecodable = f"{where}: {len(encoded)} bytes that are no image that can be decoded; pack the set again"
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB) if encoded else None
-    except cv2.error:  # a header that claims an absurd size
+        header = read_header(encoded)  # before decoding: a few bytes may announce gigabytes of pixels
+    except ValueError as fault:
+        raise UserError(f"{undecodable} ({fault})") from fault
+    if (header.height, header.width) != (IMAGE_SIZE, IMAGE_SIZE):
+        raise UserError(f"{where}: {header.width}x{header.height} pixels; align the faces to {IMAGE_SIZE}x{IMAGE_SIZE} first")
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
         image = None
-    if image is None:
-        raise UserError(f"{where}: {len(encoded)} bytes that are no image that can be decoded; pack the set again")
-    if image.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
-        height, width = image.shape[:2]
-        raise UserError(f"{where}: {width}x{height} pixels; align the faces to {IMAGE_SIZE}x{IMAGE_SIZE} first")
+    if image is None or image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        raise UserError(undecodable)
     return image
 
 

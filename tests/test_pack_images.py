@@ -15,11 +15,11 @@ from skimage.transform import SimilarityTransform
 from recognition.data.pack.align import align_image
 from recognition.data.pack.detector import FaceDetector
 from recognition.data.pack.face_encoding import FaceFormat, decode, encode, fit_square, packed_face
-from recognition.data.pack.image_header import ImageHeader, check_size, read_header
 from recognition.data.pack.landmarks import read_landmarks
 from tests.pack_tools import LANDMARKS_IN_CELL, encoded, pack, picture, png_claiming, write_detector, write_files
 from tests.shared_files import FACES, ROOT, needs_faces
 from utils.errors import UserError
+from utils.image_header import ImageHeader, check_size, read_header
 
 ARCFACE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 

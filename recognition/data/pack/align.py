@@ -32,11 +32,11 @@ from eval.align import TEMPLATE, similarity_transforms
 from recognition.data.pack.detector import FaceDetector
 from recognition.data.pack.face_encoding import FaceFormat, Image, decode, encode, read_bytes
 from recognition.data.pack.folder import add_on_error_argument, identity_names, image_names, show_skipped, write_skipped
-from recognition.data.pack.image_header import MAX_PIXELS, SUFFIXES
 from recognition.data.pack.landmarks import LandmarkTable, read_landmarks
 from recognition.data.pack.output import CsvFile, new_folder, write_new
 from recognition.data.pack.parallel import add_workers_argument, in_order, shared_object, warn
 from utils.errors import UserError
+from utils.image_header import MAX_PIXELS, SUFFIXES
 
 HELP = "photos -> aligned faces, from landmarks or with a detector"
 CHUNK = 16

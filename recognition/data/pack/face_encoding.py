@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from recognition.data.pack.image_header import MAX_BYTES, MAX_PIXELS, check_size, has_end, read_header
 from utils.errors import UserError
+from utils.image_header import MAX_BYTES, MAX_PIXELS, check_size, has_end, read_header
 
 FITS = ("crop", "pad", "stretch")
 Image = npt.NDArray[np.uint8]

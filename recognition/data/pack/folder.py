@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from recognition.data.pack.face_encoding import FITS, FaceFormat, packed_face
-from recognition.data.pack.image_header import KINDS, MAX_PIXELS, SUFFIXES
 from recognition.data.pack.listing import IMAGE_COLUMNS, IMAGES, inner_path, write_classes
 from recognition.data.pack.output import CsvFile, new_folder
 from recognition.data.pack.parallel import add_workers_argument, in_order, warn
 from recognition.data.pack.shard_writer import ShardWriter, write_property
 from utils.errors import UserError
+from utils.image_header import KINDS, MAX_PIXELS, SUFFIXES
 
 HELP = "image folder -> packed data set"
 SKIPPED_SHOWN = 20

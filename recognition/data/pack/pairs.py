@@ -19,10 +19,10 @@ from pathlib import Path
 from recognition.data.bins import write_bin
 from recognition.data.pack.face_encoding import FaceFormat, packed_face
 from recognition.data.pack.folder import add_format_arguments, face_format
-from recognition.data.pack.image_header import SUFFIXES
 from recognition.data.pack.listing import inner_name, inner_path, numbered_lines
 from recognition.data.pack.parallel import add_workers_argument, in_order
 from utils.errors import UserError
+from utils.image_header import SUFFIXES
 
 HELP = "list of pairs and image folder -> verification .bin"
 

@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 
 from recognition.data.dataset import FaceDataset
 from recognition.data.pack.folder import add_on_error_argument, show_skipped, write_skipped
-from recognition.data.pack.image_header import read_header
 from recognition.data.pack.listing import ImageList, class_names, image_list
 from recognition.data.pack.output import new_folder, write_new
 from recognition.data.pack.parallel import add_workers_argument, chunks, in_order, shared_object
 from utils.errors import UserError
+from utils.image_header import read_header
 
 HELP = "packed data set -> image folder"
 CHUNK = 64
