@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from losses.joint import JointLoss, JointTerms
+from recognition.data.batch import IMAGE_SIZE
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoder import to_input
 from recognition.optimiser import LossScale, global_gradient_norm, scale_gradients
@@ -87,6 +88,16 @@ class TrainStep:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return StepResult(terms, norm, unreadable, requests=requests)
+
+    def settle_buckets(self, views: int, images: int) -> None:
+        """To be called once, before the first step. DDP orders its gradient buckets anew after the first backward pass, and
+        so, from three ranks on, the order of summation: without a pass ahead of time, the first step of a resumed run would
+        differ in the last bit from the same step of a run that never stopped. Learns nothing and changes no state."""
+        self._running.remember()
+        grey_VBHWC = torch.full((views, images, IMAGE_SIZE, IMAGE_SIZE, 3), 128, dtype=torch.uint8)
+        self._encode(grey_VBHWC).sum().backward()
+        self.optimiser.zero_grad(set_to_none=True)
+        self._running.restore()
 
     def _encode(self, images_VBHWC: torch.Tensor) -> torch.Tensor:
         views, images = images_VBHWC.shape[:2]

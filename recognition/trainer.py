@@ -22,6 +22,7 @@ from recognition.not_finite import SkippedSteps
 from recognition.optimiser import LossScale, build_optimiser, build_schedule
 from recognition.precision import autocast_type
 from recognition.progress import Progress
+from recognition.randomness import seed_step
 from recognition.run_lock import RunLock
 from recognition.saver import Saver, check_metric
 from recognition.skipped import SkippedRecords
@@ -82,6 +83,8 @@ class Trainer:
             self._distributed_encoder(), self.joint, self.optimiser, self.loss_scale, self.autocast,
             self.config.max_grad_norm, self.world.device,
         )  # fmt: skip
+        if self.world.size > 2:
+            train.settle_buckets(self.config.views, self.config.batch_size)
         with (
             Progress(self.output, self.world.is_first, self.total_steps, self.step_number) as progress,
             Interruption(self.world.is_first) as self.interruption,
@@ -105,7 +108,7 @@ class Trainer:
         images_since = 0
         try:
             while self.step_number < stop and not self.requests & interruption.STOP:
-                self._set_learning_rate()
+                self._prepare_step()
                 step_batches = [next(batches) for _ in range(accumulate)]
                 result = train(step_batches, self.interruption.requests | self.saver.request)
                 self.requests = result.requests
@@ -158,7 +161,9 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step_number % every == 0 or self.step_number == self.total_steps
 
-    def _set_learning_rate(self) -> None:
+    def _prepare_step(self) -> None:
+        """What depends on the step's number alone: random numbers of dropout and the like, and the learning rate."""
+        seed_step(self.config.seed, self.step_number, self.world.rank)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate(self.step_number)
 

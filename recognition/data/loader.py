@@ -7,7 +7,6 @@ slot goes back to its worker when the next batch is asked for. What batches hold
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import mmap
@@ -15,6 +14,7 @@ import multiprocessing
 import signal
 from collections.abc import Generator, Iterator
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 
 import cv2
 import numpy as np
@@ -44,7 +44,8 @@ class Loader:
                 "lower batch_size"
             )
         self._workers: list[_Worker] = []
-        atexit.register(self.close)  # however the trainer ends: before multiprocessing waits for workers that ignore SIGTERM
+        # However this process ends: before multiprocessing waits for workers, which ignore its SIGTERM.
+        Finalize(self, _close_all, args=(self._workers,), exitpriority=10)
         for _ in range(num_workers):
             self._workers.append(_Worker(self.maker, [worker.connection for worker in self._workers]))
 
@@ -113,10 +114,12 @@ class Loader:
 
     def close(self) -> None:
         """Ends the workers."""
-        for worker in self._workers:
-            worker.close()
-        self._workers = []
-        atexit.unregister(self.close)
+        _close_all(self._workers)
+
+
+def _close_all(workers: list[_Worker]) -> None:
+    while workers:
+        workers.pop().close()
 
 
 class _Worker:

@@ -1,0 +1,147 @@
+"""Starts real training runs whose plug can be pulled: ranks are processes that tests may signal, stop and kill.
+
+Ranks are forked from a server that has imported everything, so a run starts in a fraction of the time of the command; what
+runs in them is train.py's own `main`, in processes with the environment that torchrun gives.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.commands import metrics
+from tests.shared_files import ROOT
+from tests.world import free_port
+
+CONFIG = "tests/tiny_config"
+SEED = int(os.environ.get("PLUG_SEED", os.getpid()))  # of the random moments; printed where a test fails
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch.utils.tensorboard", "recognition.trainer"])
+
+
+def _rank_main(rank: int, world: int, port: int, log: str, arguments: tuple[str, ...], before: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(ROOT)
+    os.environ.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    if world > 1:
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        )  # fmt: skip
+    torch.set_num_threads(1)
+    sys.argv = ["train.py", *arguments]
+    if before:
+        exec(before, {"rank": rank})  # what the test lets go wrong in this rank
+    import train
+    from utils import dist
+    from utils.errors import exit_on_user_error
+
+    exit_on_user_error(train.main, dist.is_mine_to_say)
+
+
+class Run:
+    """A run that has been started. `before`: Python that each rank executes first (it sees `rank`)."""
+
+    def __init__(self, demo_set: Path, output: Path, *arguments: str, ranks: int = 1, before: str = ""):
+        self.output, self.log = output, output.with_name(f"{output.name}.{time.monotonic_ns()}.log")
+        given = (CONFIG, f"rec={demo_set}", f"output={output}", *arguments)
+        self._from = self._lines()
+        port = free_port()
+        self.processes = [
+            _CONTEXT.Process(target=_rank_main, args=(rank, ranks, port, str(self.log), given, before)) for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def _lines(self) -> int:
+        path = self.output / "metrics.jsonl"
+        return len(path.read_bytes().splitlines()) if path.is_file() else 0
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    @property
+    def alive(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    def wait_for_step(self, step: int, timeout: float = 120) -> None:
+        """Until the run has reported `step` in this life."""
+        self._wait_until(lambda: f"step {step:>6}/" in self.text, f"step {step}", timeout)
+
+    def wait_for_file(self, pattern: str, timeout: float = 120) -> None:
+        """Until something below the output folder matches."""
+        self._wait_until(lambda: any(self.output.glob(pattern)), pattern, timeout)
+
+    def _wait_until(self, condition, what: str, timeout: float) -> None:
+        end = time.monotonic() + timeout
+        while not condition():
+            assert self.alive, f"the run ended before {what}:\n{self.text[-3000:]}"
+            assert time.monotonic() < end, f"{what} did not come in {timeout} s:\n{self.text[-3000:]}"
+            time.sleep(0.005)
+
+    def signal(self, number: signal.Signals, rank: int = 0) -> None:
+        process = self.processes[rank]
+        assert process.pid is not None
+        os.kill(process.pid, number)
+
+    def wait(self, timeout: float = 180) -> list[int | None]:
+        """The ranks' exit codes; those that do not end are killed, and fail the test."""
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        hanging = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        for process in self.processes:
+            process.kill()
+            process.join()
+        assert not hanging, f"ranks {hanging} did not end in {timeout} s:\n{self.text[-3000:]}"
+        return [process.exitcode for process in self.processes]
+
+    def succeed(self, timeout: float = 180) -> str:
+        """Waits for exit code 0 of all ranks; returns what they printed."""
+        codes = self.wait(timeout)
+        assert set(codes) == {0}, f"exit codes {codes}:\n{self.text[-3000:]}"
+        return self.text
+
+
+def pull_the_plug(run: Run, last_step: int, generator: random.Random) -> str:
+    """Kills a random rank at a random moment before `last_step`; says which and when."""
+    step, rank, delay = generator.randrange(1, last_step), generator.randrange(len(run.processes)), generator.uniform(0, 0.4)
+    run.wait_for_step(step)
+    time.sleep(delay)
+    run.signal(signal.SIGKILL, rank)
+    run.wait(60)
+    return f"rank {rank} killed {delay:.2f} s after step {step} (PLUG_SEED={SEED})"
+
+
+def tensors(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:
+    files = sorted(checkpoint.glob("*.safetensors"))
+    return {(file.name, name): value for file in files for name, value in load_file(file).items()}
+
+
+def series(output: Path) -> list[tuple[float, ...]]:
+    """Step and all measured figures that do not depend on time."""
+    return [(line["step"], line["loss"], line["gradient_norm"], line["quality_mean"]) for line in metrics(output)]
+
+
+def assert_same_run(actual: Path, expected: Path, step: int, what: str = "") -> None:
+    """All tensors of the checkpoint of `step`, its counters and all reported losses are equal to the last bit."""
+    one, two = (folder / "checkpoints" / f"step-{step:08d}" for folder in (actual, expected))
+    state_one, state_two = (json.loads((folder / "state.json").read_text()) for folder in (one, two))
+    assert state_one == state_two, what
+    tensors_one, tensors_two = tensors(one), tensors(two)
+    assert tensors_one.keys() == tensors_two.keys() and len(tensors_one) > 50, what
+    assert [key for key in tensors_one if not torch.equal(tensors_one[key], tensors_two[key])] == [], what
+    assert series(actual) == series(expected), what
