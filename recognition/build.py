@@ -10,21 +10,28 @@ import numpy as np
 
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
-from losses.margins import AdaFace, ArcFace, Combined, CosFace, Margin
+from losses.margins import AdaFace, ArcFace, Combined, CosFace, CurricularFace, MagFace, Margin
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
-from losses.sharded_softmax import ShardedSoftmax
+from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
 from utils.config import Config
 from utils.dist import World
 from utils.errors import UserError
 
+
+def _magface(l_a: float, u_a: float, l_m: float, u_m: float, lambda_g: float, s: float) -> Margin:
+    return MagFace(l_a, u_a, l_m, u_m, lambda_g, s)
+
+
 MARGINS: dict[str, Callable[[Config], Margin]] = {
     "adaface": lambda c: AdaFace(c.margin_m, c.scale),
     "arcface": lambda c: ArcFace(c.margin_m, c.scale),
     "cosface": lambda c: CosFace(c.margin_m, c.scale),
     "combined": lambda c: Combined(c.margin_list[0], c.margin_list[1], c.margin_list[2], c.scale),
+    "magface": lambda c: _magface(*c.magface, s=c.scale),
+    "curricularface": lambda c: CurricularFace(c.margin_m, c.scale),
 }
 
 
@@ -83,7 +90,12 @@ def build_margin(config: Config) -> Margin:
 
 def build_joint_loss(config: Config, world: World) -> JointLoss:
     """Classifier shard, statistics, partition, queue and contrastive term, on the device."""
-    classifier = ShardedSoftmax(config.num_classes, config.embedding_size, build_margin(config), config.seed)
+    options = HeadOptions(
+        config.sample_rate, config.interclass_filtering_threshold, precision=config.head_precision
+    )  # fmt: skip
+    classifier = ShardedSoftmax(
+        config.num_classes, config.embedding_size, build_margin(config), config.seed, options=options
+    )  # fmt: skip
     quality = QualityStatistics(
         config.quality_concentration, config.quality_rate, config.quality_mean, config.quality_std
     )  # fmt: skip
@@ -93,7 +105,9 @@ def build_joint_loss(config: Config, world: World) -> JointLoss:
         size = in_step if config.queue == "batch" else config.queue_size
         one_step = config.queue == "batch"
         queue = FeatureQueue(size, config.embedding_size, classifier.shard, config.queue == "proxy", one_step)
-        contrastive = ContrastiveLoss(config.contrastive_scale, config.contrastive_denominator)
+        contrastive = ContrastiveLoss(
+            config.contrastive_scale, config.contrastive_denominator, precision=config.head_precision
+        )
     partition = Partition(config.quality_threshold)
     joint = JointLoss(classifier, quality, partition, queue, contrastive, config.contrastive_weight)
     return joint.to(world.device)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from recognition.row_optimiser import RowAdamW, RowSGD
 from utils.config import Config
 from utils.dist import sum_over_ranks
 
@@ -34,11 +35,11 @@ def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float) -
 
 
 def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum as in the paper, or AdamW."""
+    """SGD with momentum as in the paper, or AdamW. Both leave rows that a step did not sample alone (`row_optimiser`)."""
     groups = parameter_groups(encoder, head, config.weight_decay)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        return RowAdamW(groups, lr=config.lr, fused=True)
+    return RowSGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
 
 
 def build_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
@@ -79,14 +80,31 @@ def global_gradient_norm(encoder: nn.Module, head: nn.Module) -> torch.Tensor:
 
 
 def _gradients(module: nn.Module) -> list[torch.Tensor]:
-    return [p.grad for p in module.parameters() if p.grad is not None]
+    return [gradient_values(p.grad) for p in module.parameters() if p.grad is not None]
+
+
+def gradient_values(gradient: torch.Tensor) -> torch.Tensor:
+    """The numbers of a gradient: all of them, or those of the rows that a sparse one holds (each row once)."""
+    if not gradient.is_sparse:
+        return gradient
+    assert gradient.is_coalesced(), "coalesce_gradients comes before anything that looks at gradients"
+    return gradient.values()
+
+
+def coalesce_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sums what several backward passes of a step gave the same row of a sparse gradient, in place."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse and not parameter.grad.is_coalesced():
+            parameter.grad = parameter.grad.coalesce()
 
 
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: torch.Tensor | float) -> None:
     """Multiplies all gradients, in place."""
+    if isinstance(factor, float) and factor == 1.0:  # what a loss scale of one asks for: spare the pass over everything
+        return
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad.mul_(factor)
+            gradient_values(parameter.grad).mul_(factor)
 
 
 class LossScale:

@@ -1,7 +1,7 @@
 """The complete state of a run as named tensors and numbers, and back, for any number of ranks.
 
-Names: `encoder.*`, `classifier.weight`, `quality.*`, `queue.*`, and `optimiser.<parameter>.<quantity>` (momentum and the
-like). What is sharded over classes, or over the queue's order, is marked as `ShardedRows`.
+Names: `encoder.*`, `classifier.weight`, `margin.*`, `quality.*`, `queue.*`, and `optimiser.<parameter>.<quantity>` (momentum and
+the like). What is sharded over classes, or over the queue's order, is marked as `ShardedRows`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,19 @@ def capture(
     classes = joint.classifier.num_classes
     tensors: dict[str, torch.Tensor | ShardedRows] = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     tensors |= {f"quality.{name}": value for name, value in joint.quality.state_dict().items()}
+    if isinstance(joint.classifier.margin, nn.Module):
+        tensors |= {f"margin.{name}": value for name, value in joint.classifier.margin.state_dict().items()}
     tensors[_CLASSIFIER] = ShardedRows(joint.classifier.weight.detach(), classes)
     for name, parameter in _named_parameters(encoder, joint):
         for quantity, value in optimiser.state[parameter].items():
             if value is None:
                 continue
-            sharded = name == _CLASSIFIER and value.shape == parameter.shape
+            sharded = name == _CLASSIFIER and value.dim() > 0  # a number for each row, or one (a step count) for all
             tensors[f"optimiser.{name}.{quantity}"] = ShardedRows(value, classes) if sharded else value
     values = {
         "loss_scale": loss_scale.value,
         "loss_scale_good_steps": loss_scale.good_steps,
+        "class_samples_drawn": joint.classifier.draws,
     }
     if joint.queue is not None and joint.queue.filled:
         rows = joint.queue.global_rows()
@@ -59,6 +62,9 @@ def restore(
     tensors = checkpoint.tensors
     encoder.load_state_dict(_part(tensors, "encoder."))
     joint.quality.load_state_dict(_part(tensors, "quality."))
+    if isinstance(joint.classifier.margin, nn.Module):
+        joint.classifier.margin.load_state_dict(_part(tensors, "margin."))
+    joint.classifier.draws = checkpoint.values["class_samples_drawn"]
     joint.classifier.weight.copy_(_plain(tensors[_CLASSIFIER]))
     for name, parameter in _named_parameters(encoder, joint):
         for quantity, value in _part(tensors, f"optimiser.{name}.").items():

@@ -17,7 +17,7 @@ from losses.joint import JointLoss, JointTerms
 from recognition.data.batch import IMAGE_SIZE
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoder import to_input
-from recognition.optimiser import LossScale, global_gradient_norm, scale_gradients
+from recognition.optimiser import LossScale, coalesce_gradients, global_gradient_norm, gradient_values, scale_gradients
 from utils import dist
 
 
@@ -77,6 +77,7 @@ class TrainStep:
                 (terms.loss * (self.loss_scale.value / len(batches))).backward()
 
         # Agree, clip, optimise.
+        coalesce_gradients(self._parameters())
         scale_gradients(self._parameters(), 1 / self.loss_scale.value)
         norm = global_gradient_norm(self.encoder, self.joint.classifier)
         finite = bool(norm.isfinite())
@@ -141,6 +142,6 @@ def _where_not_finite(features_VGD: torch.Tensor) -> str:
 
 
 def _where_gradients_are_not_finite(parameters: Sequence[nn.Parameter]) -> str:
-    here = all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None)
+    here = all(bool(gradient_values(p.grad).isfinite().all()) for p in parameters if p.grad is not None)
     votes = dist.gather_stack(torch.tensor([int(here)])).flatten()
     return f"gradients of rank {', '.join(str(r) for r, good in enumerate(votes.tolist()) if not good)} are not finite"

@@ -34,7 +34,7 @@ from utils.errors import UserError
 from utils.sync_bn import convert_sync_batchnorm
 
 _MUST_MATCH = ("network", "embedding_size", "num_classes", "num_image", "batch_size", "views", "gradient_acc", "seed",
-               "optimizer", "queue", "queue_size")  # fmt: skip
+               "optimizer", "queue", "queue_size", "sample_rate")  # fmt: skip
 
 
 class Trainer:

@@ -48,8 +48,7 @@ def test_every_key_is_read_by_the_code():
                 owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
                 if owner in ("config", "settings", "c") and path.name != "config.py":
                     read.add(node.attr)
-    refused = {"sample_rate", "interclass_filtering_threshold"}  # only one value is accepted so far
-    assert {field.name for field in dataclasses.fields(Config)} - read - refused == set()
+    assert {field.name for field in dataclasses.fields(Config)} - read == set()
 
 
 @pytest.mark.parametrize(
@@ -70,6 +69,9 @@ def test_every_key_is_read_by_the_code():
         ("views=1", "needs both views"),
         ("quality_threshold=2", "must lie in [0, 1]"),
         ("margin_list=(1,2)", "must be three numbers"),
+        ("sample_rate=0.05", "must lie in [0.1, 1]"),
+        ("interclass_filtering_threshold=1", "must be a cosine below 1"),
+        ("magface=(10,110)", "must be five numbers"),
         ("lr", "expected key=value"),
     ],
 )

@@ -51,10 +51,12 @@ class Config:
     quality_mean: float = 20.0
     quality_std: float = 100.0
     quality_threshold: float | None = 0.2
-    margin: Literal["adaface", "arcface", "cosface", "combined"] = "adaface"
+    margin: Literal["adaface", "arcface", "cosface", "combined", "magface", "curricularface"] = "adaface"
     margin_m: float = 0.4
     margin_list: tuple[float, ...] = (1.0, 0.5, 0.0)
+    magface: tuple[float, ...] = (10.0, 110.0, 0.45, 0.8, 35.0)
     scale: float = 64.0
+    head_precision: Literal["fp32", "bf16"] = "fp32"
     sample_rate: float = 1.0
     interclass_filtering_threshold: float = 0.0
     queue: Literal["none", "batch", "proxy"] = "proxy"
@@ -133,12 +135,16 @@ _CHECKS = [
     ),
     (lambda c: len(c.margin_list) == 3, "margin_list={margin_list}: must be three numbers (m1, m2, m3)"),
     (
-        lambda c: c.sample_rate == 1.0,
-        "sample_rate={sample_rate}: sampling of classes is not there yet; leave it at 1.0",
+        lambda c: 0.1 <= c.sample_rate <= 1,
+        "sample_rate={sample_rate}: must lie in [0.1, 1]; 1 compares with all classes",
     ),
     (
-        lambda c: c.interclass_filtering_threshold == 0,
-        "interclass_filtering_threshold={interclass_filtering_threshold}: not there yet; leave it at 0",
+        lambda c: 0 <= c.interclass_filtering_threshold < 1,
+        "interclass_filtering_threshold={interclass_filtering_threshold}: must be a cosine below 1, or 0 for no filtering",
+    ),
+    (
+        lambda c: len(c.magface) == 5 and 0 < c.magface[0] < c.magface[1],
+        "magface={magface}: must be five numbers (l_a, u_a, l_m, u_m, lambda_g) with 0 < l_a < u_a",
     ),
     (
         lambda c: list(c.milestones) == sorted(c.milestones),

@@ -1,0 +1,297 @@
+"""How fast the sharded classifier is, and how much memory it takes, beside the textbook way and beside its floor.
+
+    python benchmarks/head.py                    # about three minutes on two free cores
+    python benchmarks/head.py --quick            # under a minute: fewer repetitions
+    python benchmarks/head.py --json figures.json
+
+Two real ranks (gloo, one thread each) with 128 images each, one view: 256 gathered features of 512 numbers, all of them
+classified; forward, backward and one SGD step with momentum and weight decay, in float32, for 8,631, 100,000 and 500,000
+classes. `ours` is `losses.sharded_softmax` with ArcFace's margin. `textbook` is what the field's reference code does: rows
+normalised, all G x C/W logits at once, acos, margin and cos over all of them, softmax, autograd; the same fused SGD, so that
+the head alone makes the difference. `floor` is the three matrix products alone (logits, gradient of the features, gradient of
+the weight). `2 views` is ours with 512 features, for information.
+
+Every measurement is a pair of fresh processes. Time is the fastest step of the slower rank: wall clock, or with --cpu-time
+the processor's time, which other work on the machine disturbs less. Extra memory is the kernel's peak over the steps, less
+what the process held before the first and less gradient and momentum. Then the whole joint step without the encoder, queue
+full, against an iresnet34 step (both views) at 8,631 classes: forward and backward of a few images, scaled to the batch.
+Exits 0 only where every bar holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own folder
+
+import backbones  # noqa: E402
+from losses.contrastive import ContrastiveLoss  # noqa: E402
+from losses.joint import JointLoss  # noqa: E402
+from losses.margins import AdaFace, ArcFace  # noqa: E402
+from losses.proxy_queue import FeatureQueue  # noqa: E402
+from losses.quality import Partition, QualityStatistics  # noqa: E402
+from losses.sharded_softmax import HeadOptions, ShardedSoftmax  # noqa: E402
+from utils import dist  # noqa: E402
+
+RANKS, IMAGES, DIM = 2, 128, 512
+SIZES = (8_631, 100_000, 500_000)
+BARS = {  # of ours / textbook
+    ("time", 500_000): 0.35,
+    ("memory", 500_000): 0.25,
+    ("time", 8_631): 1.0,
+}
+JOINT_BAR = 0.10
+ENCODER_IMAGES = 8
+
+Step = Callable[[], None]
+
+
+# ---------------------------------------------------------------------------------------------------- the three ways
+
+
+def _features(views: int = 1) -> torch.Tensor:
+    """This rank's normalised features, a leaf."""
+    generator = torch.Generator().manual_seed(dist.rank_and_world()[0])
+    return F.normalize(torch.randn(views, IMAGES, DIM, generator=generator), dim=2).requires_grad_()
+
+
+def _labels(classes: int) -> torch.Tensor:
+    return torch.randint(0, classes, (RANKS * IMAGES,), generator=torch.Generator().manual_seed(9))
+
+
+def _sgd(weight: torch.nn.Parameter) -> torch.optim.Optimizer:
+    weight.grad = None
+    return torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
+
+
+def ours(classes: int, views: int = 1, options: HeadOptions | None = None) -> tuple[Step, torch.nn.Parameter]:
+    head = ShardedSoftmax(classes, DIM, ArcFace(), options=options)
+    features_VBD, labels_N = _features(views), _labels(classes).repeat(views)
+    count = views * RANKS * IMAGES
+    quality_N, share_N = torch.zeros(count), torch.full((count,), 1 / count)
+    optimiser = _sgd(head.weight)
+
+    def step() -> None:
+        unit_ND = dist.gather_rows(features_VBD).flatten(0, 1)
+        head(unit_ND, labels_N, quality_N, share_N).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step, head.weight
+
+
+class _TextbookSoftmax(torch.autograd.Function):
+    """Softmax cross-entropy of logits whose columns are spread over the ranks: probabilities of all of them are kept."""
+
+    @staticmethod
+    def forward(ctx, logits_NK, target_N):
+        held_N = target_N >= 0
+        maximum_N1 = logits_NK.amax(dim=1, keepdim=True)
+        torch.distributed.all_reduce(maximum_N1, torch.distributed.ReduceOp.MAX)
+        probability_NK = logits_NK.sub(maximum_N1).exp_()
+        total_N1 = dist.sum_over_ranks(probability_NK.sum(dim=1, keepdim=True))
+        probability_NK.div_(total_N1)
+        own_N1 = probability_NK.gather(1, target_N.clamp_min(0)[:, None]) * held_N[:, None]
+        ctx.save_for_backward(probability_NK, target_N)
+        return -dist.sum_over_ranks(own_N1).clamp_min(1e-30).log().mean()
+
+    @staticmethod
+    def backward(ctx, grad):
+        probability_NK, target_N = ctx.saved_tensors
+        held = (target_N >= 0).nonzero().flatten()
+        probability_NK[held, target_N[held]] -= 1
+        return probability_NK.mul_(grad / len(target_N)), None
+
+
+def textbook(classes: int) -> tuple[Step, torch.nn.Parameter]:
+    shard = dist.shard_range(classes)
+    weight = torch.nn.Parameter(torch.empty(shard.size, DIM).normal_(0, 0.01))
+    features_VBD, labels_N = _features(), _labels(classes)
+    target_N = torch.where(shard.owns(labels_N), labels_N - shard.start, -1)
+    held = (target_N >= 0).nonzero().flatten()
+    optimiser = _sgd(weight)
+
+    def step() -> None:
+        unit_ND = dist.gather_rows(features_VBD).flatten(0, 1)
+        cosine_NK = F.linear(unit_ND, F.normalize(weight)).clamp(-1 + 1e-4, 1 - 1e-4)
+        margin_NK = torch.zeros_like(cosine_NK)
+        margin_NK[held, target_N[held]] = 0.5
+        logits_NK = (cosine_NK.acos() + margin_NK).cos() * 64.0
+        _TextbookSoftmax.apply(logits_NK, target_N).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step, weight
+
+
+def floor(classes: int) -> tuple[Step, torch.nn.Parameter]:
+    shard = dist.shard_range(classes)
+    weight = torch.nn.Parameter(torch.empty(shard.size, DIM).normal_(0, 0.01))
+    unit_ND, chunk = torch.randn(RANKS * IMAGES, DIM), 2048
+    logits_NC, grad_ND, grad_CD = torch.empty(len(unit_ND), chunk), torch.zeros_like(unit_ND), torch.empty(chunk, DIM)
+
+    @torch.no_grad()
+    def step() -> None:
+        for start in range(0, shard.size, chunk):
+            rows_CD = weight[start : start + chunk]
+            out_NC = logits_NC if len(rows_CD) == chunk else None
+            part_NC = torch.mm(unit_ND, rows_CD.T, out=out_NC)
+            grad_ND.addmm_(part_NC, rows_CD)
+            torch.mm(part_NC.T, unit_ND, out=grad_CD if len(rows_CD) == chunk else None)
+
+    return step, weight
+
+
+# ---------------------------------------------------------------------------------------------------- the joint step
+
+
+def joint(classes: int) -> tuple[Step, torch.nn.Parameter]:
+    """Both views, quality partition, full queue of `classes` entries, contrastive term; a fifth of low quality."""
+    head = ShardedSoftmax(classes, DIM, AdaFace())
+    queue = FeatureQueue(classes, DIM, head.shard)
+    loss = JointLoss(head, QualityStatistics(initial_std=6.0), Partition(0.2), queue, ContrastiveLoss())
+    filling = torch.randn(classes, DIM)
+    queue.enqueue(filling, torch.arange(classes), head.rows_of)
+    generator = torch.Generator().manual_seed(dist.rank_and_world()[0])
+    norm_VB1 = 20 + 6 * torch.randn(2, IMAGES, 1, generator=generator)
+    features_VBD = (_features(2).detach() * norm_VB1).requires_grad_()
+    labels_G, optimiser = _labels(classes), _sgd(head.weight)
+
+    def step() -> None:
+        loss(dist.gather_rows(features_VBD), labels_G).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step, head.weight
+
+
+def encoder_step(_: int) -> tuple[Step, torch.nn.Parameter]:
+    """Forward and backward of an iresnet34 over a few of a rank's images."""
+    encoder = backbones.build("r34").train()
+    images = torch.randn(ENCODER_IMAGES, 3, 112, 112)
+
+    def step() -> None:
+        encoder(images).square().sum().backward()
+        for parameter in encoder.parameters():
+            parameter.grad = None
+
+    return step, next(encoder.parameters())
+
+
+WAYS = {"ours": ours, "textbook": textbook, "floor": floor, "2 views": lambda c: ours(c, 2), "joint": joint,
+        "encoder": encoder_step, "bf16": lambda c: ours(c, options=HeadOptions(precision="bf16"))}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- measuring
+
+
+def _resident(name: str) -> int:
+    """A figure of /proc/self/status in bytes: VmRSS now, VmHWM the peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"the kernel does not report {name}")
+
+
+def measure(way: str, classes: int, repetitions: int) -> None:
+    """One rank's measurement, printed as JSON."""
+    torch.set_num_threads(1)
+    dist.start()
+    step, weight = WAYS[way](classes)
+    dist.barrier()
+    held = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    walls, processors = [], []
+    for _ in range(repetitions + 1):  # the first step is a warm-up, and the one that makes the momentum
+        dist.barrier()
+        wall, processor = time.perf_counter(), time.process_time()
+        step()
+        walls.append(time.perf_counter() - wall)
+        processors.append(time.process_time() - processor)
+    extra = _resident("VmHWM") - held - 2 * weight.nbytes
+    print(json.dumps({"wall": min(walls[1:]), "cpu": min(processors[1:]), "extra": max(extra, 0)}))
+    dist.stop()
+
+
+def in_fresh_processes(way: str, classes: int, repetitions: int) -> dict[str, float]:
+    """The slower, larger rank's figures."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, __file__, "--measure", way, "--classes", str(classes), "--repetitions", str(repetitions)]
+    ranks = []
+    for rank in range(RANKS):
+        place = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
+        environment = {**os.environ, **{k: str(v) for k, v in place.items()}, "MASTER_ADDR": "127.0.0.1"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT))
+    outputs = [process.communicate(timeout=600)[0] for process in ranks]
+    if any(process.returncode for process in ranks):
+        raise RuntimeError(f"the measurement of {way} at {classes} classes failed")
+    figures = [json.loads(output.splitlines()[-1]) for output in outputs]
+    return {key: max(figure[key] for figure in figures) for key in figures[0]}
+
+
+def compare(classes: int, ways: list[str], repetitions: int, clock: str) -> dict[str, dict[str, float]]:
+    figures = {}
+    for way in ways:
+        figures[way] = in_fresh_processes(way, classes, repetitions)
+        figure = figures[way]
+        extra = figure["extra"] / 2**20
+        print(f"{classes:>8,} classes  {way:<9} {1e3 * figure[clock]:9.1f} ms   {extra:8.1f} MiB extra", flush=True)
+    return figures
+
+
+def verdict(name: str, value: float, bar: float) -> bool:
+    print(f"  {name:<58} {value:6.3f}   bar {bar:4.2f}   {'holds' if value <= bar else 'DOES NOT HOLD'}", flush=True)
+    return value <= bar
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures")
+    parser.add_argument("--cpu-time", action="store_true", help="compare processor time instead of wall clock")
+    parser.add_argument("--measure", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--classes", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--repetitions", type=int, default=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        return measure(arguments.measure, arguments.classes, arguments.repetitions)
+    clock = "cpu" if arguments.cpu_time else "wall"
+    document: dict[str, object] = {"clock": clock}
+    good = True
+    for classes in SIZES:
+        ways = ["ours", "textbook", "floor"] + ([] if arguments.quick else ["2 views", "bf16"])
+        repetitions = 10 if classes == SIZES[0] else 1 if arguments.quick else 3
+        figures = document[str(classes)] = compare(classes, ways, repetitions, clock)
+        for key, what in ((clock, "time"), ("extra", "memory")):
+            ratio = figures["ours"][key] / figures["textbook"][key]
+            bar = BARS.get((what, classes))
+            if bar is not None:
+                good &= verdict(f"{what} of ours / textbook at {classes:,} classes", ratio, bar)
+    both = document["joint"] = compare(SIZES[0], ["joint", "encoder"], 3, clock)
+    share = both["joint"][clock] / (2 * IMAGES / ENCODER_IMAGES * both["encoder"][clock])
+    good &= verdict("joint step without the encoder / r34 step, 8,631 classes", share, JOINT_BAR)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
