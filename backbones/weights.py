@@ -45,6 +45,7 @@ DICTIONARIES = ("AttributeDict", "EasyDict", "DictConfig")
 # What torch.load raises on a truncated or foreign file; which one depends on where the damage lies.
 DAMAGE = (
     RuntimeError,
+    OSError,
     EOFError,
     ValueError,
     LookupError,
@@ -117,7 +118,7 @@ def _shells(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], s
     """Harmless stand-ins for the bookkeeping classes that the file names. Anything else stays forbidden."""
     try:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, pickle.UnpicklingError):
+    except (*DAMAGE, pickle.UnpicklingError):
         return []  # not a zip checkpoint: torch.load says what is wrong with it, or reads the older format
     known = [name for name in wanted if name.startswith(BOOKKEEPING)]
     return [(OrderedDict if name.endswith(DICTIONARIES) else _Shell, name) for name in known]

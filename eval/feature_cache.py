@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -37,6 +41,13 @@ def _add(digest, path: Path) -> None:
     digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
 
 
+UNREADABLE_NPZ = (
+    OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise on a damaged .npz; which one depends on where the damage lies."""
+
+
 class FeatureCache:
     """A folder of .npz files, one for each (encoder, image set)."""
 
@@ -65,7 +76,7 @@ class FeatureCache:
         try:
             with np.load(path, allow_pickle=False) as file:
                 features = file["features"]
-        except (OSError, ValueError, KeyError) as fault:
+        except UNREADABLE_NPZ as fault:
             raise UserError(f"{path}: kept features that cannot be read ({fault}); remove the file") from fault
         print(f"features: {path}")
         return features

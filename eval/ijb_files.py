@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.feature_cache import UNREADABLE_NPZ
 from eval.integer_text import parse_integers, read_integers
 from utils.errors import UserError
 
@@ -243,7 +244,7 @@ def read_feature_file(path: str | Path) -> dict[str, FeatureRows | np.ndarray]:
                     stored = member.compress_type == zipfile.ZIP_STORED
                     label = f"{path}, array {name!r}"
                     found[name] = _stored(path, member, label) if stored else ArrayRows(arrays[name], label)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as fault:
+    except UNREADABLE_NPZ as fault:
         if isinstance(fault, UserError):
             raise
         raise UserError(f"{path}: cannot be read as an .npz file of features ({fault})") from fault

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -36,6 +37,13 @@ from utils.errors import UserError
 
 FORMAT = 2
 STATE, CONFIG, BEST = "state.json", "config.json", "best"
+
+
+# What DCP and safetensors raise on a file that is none; which one depends on where the damage lies.
+_UNREADABLE = (
+    dcp.CheckpointException, SafetensorError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, OverflowError, EOFError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,11 +156,12 @@ def load(folder: Path) -> Checkpoint:
 def read_state(folder: Path) -> dict[str, Any]:
     """The plain values of a checkpoint."""
     try:
-        values = json.loads((folder / STATE).read_text())
-    except (OSError, json.JSONDecodeError) as fault:
+        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
         raise UserError(f"{folder / STATE}: cannot be read ({fault}); remove this checkpoint to use the one before") from fault
-    if values.get("format") != FORMAT:
-        raise UserError(f"{folder}: checkpoint format {values.get('format')}, this version reads {FORMAT}")
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}")
     return values
 
 
@@ -166,7 +175,7 @@ def read_tensors(folder: Path, prefix: str = "", sharded: list[str] | None = Non
             names = [name for name in described if name.startswith(prefix)]
             state = {name: _room_for(described[name], name in (sharded or ())) for name in names}
             dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
-    except (dcp.CheckpointException, OSError, RuntimeError, ValueError) as fault:
+    except _UNREADABLE as fault:
         raise UserError(
             f"{folder}: the checkpoint cannot be read ({cause(fault)}); remove it to go on from the one before"
         ) from fault

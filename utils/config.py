@@ -173,9 +173,11 @@ def load(path: str, overrides: typing.Sequence[str] = ()) -> Config:
 def load_json(path: Path) -> Config:
     """A configuration written by `Config.save`."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as fault:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:  # ValueError: no JSON, no UTF-8, a number of thousands of digits
         raise UserError(f"{path}: cannot be read as a saved configuration ({fault})") from fault
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: cannot be read as a saved configuration (it holds {type(values).__name__}, not keys)")
     return Config(**{key: _convert(key, value, str(path)) for key, value in values.items()})
 
 
