@@ -238,9 +238,9 @@ class _Walk:
 
     def _exponentials(self, number: int, rows_CD: torch.Tensor, total_M: torch.Tensor) -> torch.Tensor:
         """d n / d(s cos) of a chunk but for the factor of each query, zero where clamped or excluded: [M, c]."""
-        if number < len(self.kept):
-            kept_MC, self.kept[number] = self.kept[number], None
-            assert kept_MC is not None, "the backward pass of a step is run once"
+        kept_MC = self.kept[number] if number < len(self.kept) else None
+        if kept_MC is not None:
+            self.kept[number] = None  # freed as we go; a second backward pass would compute it again
             return self._drop_clamped_(kept_MC)
         scaled_MC = self._scaled_cosines(number, rows_CD, fresh=False)
         if self.plain:

@@ -21,8 +21,9 @@ from utils.dist import World
 from utils.errors import UserError
 
 
-def _magface(l_a: float, u_a: float, l_m: float, u_m: float, lambda_g: float, s: float) -> Margin:
-    return MagFace(l_a, u_a, l_m, u_m, lambda_g, s)
+def _magface(config: Config) -> Margin:
+    l_a, u_a, l_m, u_m, lambda_g = config.magface
+    return MagFace(l_a, u_a, l_m, u_m, lambda_g, config.scale)
 
 
 MARGINS: dict[str, Callable[[Config], Margin]] = {
@@ -30,7 +31,7 @@ MARGINS: dict[str, Callable[[Config], Margin]] = {
     "arcface": lambda c: ArcFace(c.margin_m, c.scale),
     "cosface": lambda c: CosFace(c.margin_m, c.scale),
     "combined": lambda c: Combined(c.margin_list[0], c.margin_list[1], c.margin_list[2], c.scale),
-    "magface": lambda c: _magface(*c.magface, s=c.scale),
+    "magface": _magface,
     "curricularface": lambda c: CurricularFace(c.margin_m, c.scale),
 }
 

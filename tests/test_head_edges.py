@@ -1,0 +1,204 @@
+"""Corners of the sharded head: fewer classes than ranks, nothing to learn from, reduced precision, a state that moves between
+numbers of ranks, and the GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from losses.chunked import ChunkPlan
+from losses.contrastive import ContrastiveLoss
+from losses.joint import JointLoss
+from losses.margins import ArcFace, CurricularFace
+from losses.products import Products
+from losses.proxy_queue import FeatureQueue
+from losses.quality import Partition, QualityStatistics
+from losses.sharded_softmax import HeadOptions, ShardedSoftmax
+from recognition import checkpoint, state
+from recognition.optimiser import LossScale, coalesce_gradients
+from recognition.row_optimiser import RowAdamW, RowSGD
+from recognition.writer import CheckpointWriter
+from tests.world import run_world
+from utils import dist
+from utils.config import Config
+
+DIM = 6
+
+
+def _joint(classes: int, rate: float = 1.0, margin=None, queue_size: int = 50, threshold: float | None = 0.2) -> JointLoss:
+    head = ShardedSoftmax(classes, DIM, margin or ArcFace(scale=16.0), seed=3, options=HeadOptions(sample_rate=rate))
+    queue = FeatureQueue(queue_size, DIM, head.shard)
+    return JointLoss(head, QualityStatistics(initial_std=4.0), Partition(threshold), queue, ContrastiveLoss(16.0))
+
+
+def _batch(step: int, classes: int, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole world's features and labels of a step."""
+    generator = torch.Generator().manual_seed(step)
+    features_VGD = torch.randn(2, images, DIM, generator=generator) * 40 * torch.rand(2, images, 1, generator=generator)
+    return features_VGD, torch.randint(0, classes, (images,), generator=generator)
+
+
+def _few_classes() -> list[dict[str, torch.Tensor]]:
+    return [_two_classes(rate) for rate in (1.0, 0.5)]
+
+
+def _two_classes(rate: float) -> dict[str, torch.Tensor]:
+    joint, losses = _joint(2, rate), []
+    optimiser = RowSGD([joint.classifier.weight], lr=0.1, momentum=0.9, fused=True)
+    for step in range(3):
+        features_VGD, label_G = _batch(step, 2, 7)  # seven images: no batch is of a round size
+        features_VGD.requires_grad_()
+        terms = joint(features_VGD, label_G)
+        terms.loss.backward()
+        coalesce_gradients([joint.classifier.weight])
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(torch.stack([terms.classification, terms.contrastive]))
+    return {"losses": torch.stack(losses), "features": features_VGD.grad, "weight": joint.classifier.weight.detach().clone()}
+
+
+def test_fewer_classes_than_ranks():
+    """With two classes on three ranks, the last rank has none; it must take part all the same."""
+    (cases,), worlds = run_world(1, _few_classes), run_world(3, _few_classes)
+    for alone, *ranks in zip(cases, *worlds, strict=True):
+        assert [len(rank["weight"]) for rank in ranks] == [1, 1, 0]
+        for rank in ranks:
+            torch.testing.assert_close(rank["losses"], alone["losses"], rtol=1e-5, atol=1e-6)
+        assert alone["losses"].isfinite().all() and (alone["losses"][:, 0] > 0).all()
+        torch.testing.assert_close(torch.cat([rank["weight"] for rank in ranks]), alone["weight"], rtol=1e-4, atol=1e-6)
+
+
+def _nothing_to_learn() -> list[tuple[float, float]]:
+    """Largest gradients of features and weight for: all features unclassified and uncontrasted, with and without sampling."""
+    result = []
+    for rate in (1.0, 0.3):
+        for margin in (ArcFace(scale=16.0), CurricularFace(scale=16.0)):
+            joint = _joint(200, rate, margin, threshold=1.0)  # nothing is of high quality ...
+            joint.contrastive_weight = 0.0  # ... and what is of low quality has no say
+            features_VGD, label_G = _batch(0, 200, 5)
+            features_VGD.requires_grad_()
+            terms = joint(features_VGD, label_G)
+            terms.loss.backward()
+            assert terms.loss.item() == 0.0 and terms.contrastive.isfinite()
+            gradient = joint.classifier.weight.grad
+            result.append((features_VGD.grad.abs().max().item(), gradient.to_dense().abs().max().item()))
+            if isinstance(margin, CurricularFace):
+                assert margin.t.item() == 0.0, "a step without a classified sample moves t"
+    return result
+
+
+def test_nothing_to_learn_from_gives_zero_and_no_nan():
+    for rank in run_world(2, _nothing_to_learn):
+        assert rank == [(0.0, 0.0)] * 4
+
+
+def _bf16_losses(classes: int) -> dict[str, float]:
+    """The loss of features that have begun to find their classes, in both precisions."""
+    head = ShardedSoftmax(classes, 128, ArcFace(0.5))
+    generator = torch.Generator().manual_seed(0)
+    label_N = torch.randint(0, classes, (64,), generator=generator)
+    noise_ND = 0.1 * torch.randn(64, 128, generator=generator)
+    unit_ND = F.normalize(F.normalize(head.weight.detach()[label_N]) + noise_ND)
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        head.products = Products(precision)
+        losses[precision] = head(unit_ND, label_N, torch.zeros(64), torch.full((64,), 1 / 64)).item()
+    return losses
+
+
+def test_bf16_loss_at_half_a_million_classes():
+    (losses,) = run_world(1, _bf16_losses, 500_000)
+    assert losses["fp32"] > 1
+    assert abs(losses["bf16"] / losses["fp32"] - 1) < 1e-3
+
+
+# ---------------------------------------------------------------------------------------------------- state over ranks
+
+OPTIMISERS = {
+    "sgd": lambda p: RowSGD(p, lr=0.1, momentum=0.9, fused=True),
+    "adamw": lambda p: RowAdamW(p, lr=0.05, fused=True),
+}
+CASES = [("sgd", 1.0), ("sgd", 0.3), ("adamw", 1.0), ("adamw", 0.3)]
+IMAGES, CLASSES = 6, 211
+
+
+def _steps(joint: JointLoss, optimiser: torch.optim.Optimizer, first: int, last: int) -> list[torch.Tensor]:
+    losses = []
+    for step in range(first, last):
+        terms = joint(*_batch(step, CLASSES, IMAGES))
+        terms.loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(terms.loss.detach())
+    return losses
+
+
+def _parts(name: str, rate: float):
+    encoder, joint = torch.nn.Linear(2, 2), _joint(CLASSES, rate, CurricularFace(scale=16.0), queue_size=30)
+    torch.nn.init.zeros_(encoder.weight)
+    return encoder, joint, OPTIMISERS[name]([joint.classifier.weight]), LossScale(enabled=True)
+
+
+def _save_all(folder) -> list[list[torch.Tensor]]:
+    return [_save(folder / str(number), *case) for number, case in enumerate(CASES)]
+
+
+def _load_all(folder) -> list[list[torch.Tensor]]:
+    return [_load(folder / str(number), *case) for number, case in enumerate(CASES)]
+
+
+def _save(folder, name: str, rate: float) -> list[torch.Tensor]:
+    """Four steps, a checkpoint, and what the four steps after it lose."""
+    encoder, joint, optimiser, scale = _parts(name, rate)
+    _steps(joint, optimiser, 0, 4)
+    captured = state.capture(encoder, joint, optimiser, scale)
+    CheckpointWriter(folder, Config(), False).save(4, captured)
+    return _steps(joint, optimiser, 4, 8)
+
+
+def _load(folder, name: str, rate: float) -> list[torch.Tensor]:
+    encoder, joint, optimiser, scale = _parts(name, rate)
+    state.restore(checkpoint.load(checkpoint.newest(folder)), encoder, joint, optimiser, scale)
+    return _steps(joint, optimiser, 4, 8)
+
+
+def test_head_state_moves_between_numbers_of_ranks(tmp_path):
+    """Classifier, optimiser state, queue, CurricularFace's t and the count of draws, written by two ranks, read by three."""
+    expected = run_world(2, _save_all, tmp_path)[0]
+    for rank in run_world(3, _load_all, tmp_path):
+        for case, got, wanted in zip(CASES, rank, expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5, msg=lambda text, case=case: f"{case}: {text}")
+
+
+# ---------------------------------------------------------------------------------------------------- GPU
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+
+
+def _on_device(device: str, precision: str, rate: float) -> dict[str, torch.Tensor]:
+    options = HeadOptions(sample_rate=rate, plan=ChunkPlan(1 << 12, 1 << 14), precision=precision)
+    head = ShardedSoftmax(700, 32, ArcFace(scale=32.0), seed=1, options=options).to(device)
+    unit_ND = F.normalize(torch.randn(24, 32, generator=torch.Generator().manual_seed(0)), dim=1).to(device).requires_grad_()
+    label_N = torch.arange(24) * 29
+    share_N = torch.full((24,), 1 / 24, device=device)
+    loss = head(unit_ND, label_N.to(device), torch.zeros_like(share_N), share_N, host_label_N=label_N)
+    loss.backward()
+    return {"loss": loss.detach().cpu(), "unit": unit_ND.grad.cpu(), "weight": head.weight.grad.to_dense().cpu()}
+
+
+def _both_devices(precision: str, rate: float) -> list[dict[str, torch.Tensor]]:
+    return [_on_device(device, precision, rate) for device in ("cpu", "cuda")]
+
+
+@needs_gpu
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gpu_equals_cpu(precision, rate):
+    dist.start()
+    try:
+        cpu, gpu = _both_devices(precision, rate)
+    finally:
+        dist.stop()
+    for key, value in cpu.items():
+        assert (gpu[key] - value).norm() / value.norm() < (1e-4 if precision == "fp32" else 2e-2), key

@@ -1,0 +1,180 @@
+"""Every margin through the sharded softmax, on 1 and 3 real ranks, against its equation over a full matrix in float64; alone,
+under class sampling and with inter-class filtering; and against numeric differences.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from losses.chunked import ChunkPlan
+from losses.margins import AdaFace, ArcFace, Combined, CosFace, CurricularFace, MagFace
+from losses.sharded_softmax import HeadOptions, ShardedSoftmax
+from tests.world import run_world
+
+CLASSES, DIM, COUNT, STEPS, SCALE = 230, 8, 14, 2, 16.0
+MARGINS = {
+    "adaface": lambda: AdaFace(0.4, SCALE),
+    "arcface": lambda: ArcFace(0.5, SCALE),
+    "cosface": lambda: CosFace(0.35, SCALE),
+    "combined": lambda: Combined(0.9, 0.3, 0.15, SCALE),
+    "magface": lambda: MagFace(scale=SCALE),
+    "curricularface": lambda: CurricularFace(0.5, SCALE, rate=0.5),
+}
+VARIANTS = {
+    "plain": HeadOptions(plan=ChunkPlan(COUNT * 64, COUNT * 64 * 4)),  # one chunk kept, the others computed again
+    "sampled": HeadOptions(sample_rate=0.3, plan=ChunkPlan(COUNT * 64, 0)),
+    "filtered": HeadOptions(filter_above=0.3),
+    "large scale": HeadOptions(),  # beyond float32's range without a maximum: the general way
+}
+
+
+def _batches():
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(STEPS):
+        direction = F.normalize(torch.randn(COUNT, DIM, generator=generator), dim=1)
+        norm = 3 + 250 * torch.rand(COUNT, 1, generator=generator) ** 2  # beyond MagFace's limits on both sides
+        share = torch.rand(COUNT, generator=generator) * (torch.rand(COUNT, generator=generator) > 0.3)
+        yield direction * norm, torch.randint(0, CLASSES, (COUNT,), generator=generator), share
+
+
+def _weight() -> torch.Tensor:
+    return torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(1))
+
+
+def _quality(feature_ND: torch.Tensor) -> torch.Tensor:
+    return (feature_ND.detach().norm(dim=1) / 70 - 1).clamp(-1, 1)
+
+
+def _margin(name: str, variant: str):
+    margin = MARGINS[name]()
+    if variant == "large scale" and name != "curricularface":
+        return type(margin)(**{**vars(margin), "scale": 100.0})
+    return margin
+
+
+# ---------------------------------------------------------------------------------------------------- plain reference
+
+
+def _dense(name, margin, variant, weight_CD, feature_ND, label_N, share_N, t, sampled):
+    """The loss as the papers write it, and CurricularFace's new t."""
+    limit, s = margin.cosine_limit, margin.scale
+    cosine_NC = F.normalize(feature_ND) @ F.normalize(weight_CD).T
+    own_NC = F.one_hot(label_N, CLASSES).bool()
+    raw_N, cosine_NC = cosine_NC[own_NC], cosine_NC.clamp(-limit, limit)
+    theta_N = cosine_NC[own_NC].acos()
+    z_N, a_N = _quality(feature_ND), feature_ND.norm(dim=1).clamp(10, 110)
+    shifted = {  # target logit / s
+        "adaface": lambda: (theta_N - 0.4 * z_N).clamp(1e-3, math.pi - 1e-3).cos() - (0.4 * z_N + 0.4),
+        "arcface": lambda: (theta_N + 0.5).clamp(max=math.pi - 1e-4).cos(),
+        "cosface": lambda: theta_N.cos() - 0.35,
+        "combined": lambda: (0.9 * theta_N + 0.3).clamp(max=math.pi - 1e-4).cos() - 0.15,
+        "magface": lambda: (theta_N + 0.45 + 0.35 * (a_N - 10) / 100).clamp(max=math.pi - 1e-4).cos(),
+        "curricularface": lambda: (theta_N + 0.5).clamp(max=math.pi - 1e-4).cos(),
+    }[name]()
+    negative_NC = cosine_NC
+    if name == "curricularface":
+        counted = share_N > 0
+        t = 0.5 * raw_N[counted].mean().item() + 0.5 * t
+        negative_NC = torch.where(cosine_NC > shifted.detach()[:, None], cosine_NC * (t + cosine_NC), cosine_NC)
+    logits_NC = s * torch.where(own_NC, shifted[:, None], negative_NC)
+    left_out_NC = torch.zeros_like(own_NC)
+    if variant == "sampled":
+        left_out_NC |= ~torch.isin(torch.arange(CLASSES), sampled)[None]
+    if variant == "filtered":
+        left_out_NC |= cosine_NC > 0.3
+    loss_N = F.cross_entropy(logits_NC.masked_fill(left_out_NC & ~own_NC, -torch.inf), label_N, reduction="none")
+    if name == "magface":
+        loss_N = loss_N + 35 * (1 / a_N + a_N / 110**2)
+    return (loss_N * share_N).sum(), t
+
+
+# ---------------------------------------------------------------------------------------------------- on the ranks
+
+
+def _run_all() -> dict[tuple[str, str], list[dict[str, torch.Tensor]]]:
+    return {(name, variant): _run(name, variant) for name in MARGINS for variant in VARIANTS}
+
+
+def _run(name: str, variant: str) -> list[dict[str, torch.Tensor]]:
+    head = ShardedSoftmax(CLASSES, DIM, _margin(name, variant), seed=7, options=VARIANTS[variant])
+    head.weight.data.copy_(_weight()[head.shard.start : head.shard.stop])
+    record = []
+    for feature_ND, label_N, share_N in _batches():
+        feature_ND.requires_grad_()
+        head.weight.grad = None
+        norm_N = feature_ND.norm(dim=1)
+        loss = head(F.normalize(feature_ND), label_N, _quality(feature_ND), share_N, norm_N, label_N)
+        loss.backward()
+        gradient, rows = head.weight.grad, torch.arange(head.shard.size)
+        if gradient.is_sparse:
+            rows, gradient = gradient.coalesce().indices()[0], gradient.to_dense()
+        record.append({"loss": loss.detach(), "features": feature_ND.grad, "weight": gradient, "rows": rows + head.shard.start})
+    return record
+
+
+@functools.cache
+def _results(world: int):
+    return run_world(world, _run_all)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("name", sorted(MARGINS))
+def test_margin_equals_its_equation(name, variant, world):
+    ranks, t = [result[name, variant] for result in _results(world)], 0.0
+    for step, (feature_ND, label_N, share_N) in enumerate(_batches()):
+        sampled = torch.cat([rank[step]["rows"] for rank in ranks])
+        feature_ND, weight_CD = feature_ND.double().requires_grad_(), _weight().double().requires_grad_()
+        loss, t = _dense(name, _margin(name, variant), variant, weight_CD, feature_ND, label_N, share_N, t, sampled)
+        loss.backward()
+        for rank in ranks:
+            torch.testing.assert_close(rank[step]["loss"].double(), loss.detach(), rtol=1e-5, atol=1e-5)
+        features = torch.stack([rank[step]["features"] for rank in ranks]).sum(0)
+        weight = torch.cat([rank[step]["weight"] for rank in ranks])
+        for got, expected in ((features, feature_ND.grad), (weight, weight_CD.grad)):
+            assert (got - expected).norm() / expected.norm() < 2e-5
+
+
+def test_the_cases_cover_what_they_claim():
+    """Some negatives are hard and some are not, some are filtered, some norms lie beyond MagFace's limits."""
+    feature_ND, label_N, share_N = next(_batches())
+    cosine_NC = F.normalize(feature_ND) @ F.normalize(_weight()).T
+    boundary_N = (cosine_NC.gather(1, label_N[:, None])[:, 0].acos() + 0.5).cos()
+    assert 0.1 < (cosine_NC > boundary_N[:, None]).float().mean() < 0.9
+    assert 0.05 < (cosine_NC > 0.3).float().mean() < 0.5
+    norm_N = feature_ND.norm(dim=1)
+    assert (norm_N < 10).any() and (norm_N > 110).any() and ((norm_N > 10) & (norm_N < 110)).any()
+    assert 0 < (share_N == 0).sum() < COUNT
+
+
+def _numeric_gradients() -> dict[str, bool]:
+    return {name: _numeric_gradient(name) for name in MARGINS}
+
+
+def _numeric_gradient(name: str) -> bool:
+    margin = MARGINS[name]()
+    if name == "curricularface":
+        margin.rate = 0.0  # t moves at every call: held still here
+        margin.t.fill_(0.3)
+    head = ShardedSoftmax(9, 4, margin).double()
+    generator = torch.Generator().manual_seed(2)
+    head.weight.data.normal_(generator=generator)
+    feature_ND = (torch.randn(5, 4, generator=generator).double() * 20).requires_grad_()
+    label_N, share_N = torch.tensor([0, 3, 3, 8, 5]), torch.rand(5, generator=generator).double()
+    quality_N = torch.linspace(-0.8, 0.9, 5).double()
+
+    def loss(feature_ND: torch.Tensor, weight_KD: torch.Tensor) -> torch.Tensor:
+        del weight_KD  # the head's own parameter, whose numbers gradcheck moves
+        return head(F.normalize(feature_ND), label_N, quality_N, share_N, feature_ND.norm(dim=1))
+
+    return torch.autograd.gradcheck(loss, (feature_ND, head.weight), eps=1e-6, atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_equal_numeric_differences():
+    (passed,) = run_world(1, _numeric_gradients)
+    assert passed == dict.fromkeys(MARGINS, True)
