@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from backbones.counting import flops
 from backbones.registry import build, names
-from backbones.weights import WeightsError, load_weights
+from backbones.weights import WeightsError, identify_weights, load_weights
 
-__all__ = ["WeightsError", "build", "flops", "load_weights", "names"]
+__all__ = ["WeightsError", "build", "flops", "identify_weights", "load_weights", "names"]

@@ -89,6 +89,21 @@ def load_weights(module: nn.Module, path: str | PathLike[str]) -> list[str]:
     return ignored
 
 
+def identify_weights(path: str | PathLike[str], network: str = "") -> tuple[str, int]:
+    """(name, embedding size) of the registered backbone that a file's entries belong to, by their names and shapes; of
+    `network` alone, if that is given. Raises WeightsError as `load_weights` does, or where no backbone fits.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file; give a .pt, .pth, .ckpt or .safetensors")
+    raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state, _ = _encoder_entries(raw, path)
+    found = _identify(state, [network] if network else None)
+    if found is None:
+        raise WeightsError(f"{path}: does not fit {network}; {_advice(state)}" if network else f"{path}: {_advice(state)}")
+    return found
+
+
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         from safetensors import SafetensorError
@@ -172,14 +187,23 @@ def _advice(state: Mapping[str, Tensor]) -> str:
     """Which registered backbone has these entries, and what to type."""
     from backbones.registry import names  # here, so that the registry can be imported without this file
 
+    if found := _identify(state):
+        return f"it looks like {found[0]!r}: build({found[0]!r}, embedding_size={found[1]})"
+    return f"it looks like no backbone of this project; known are {', '.join(names())}"
+
+
+def _identify(state: Mapping[str, Tensor], candidates: list[str] | None = None) -> tuple[str, int] | None:
+    """Name and embedding size of the first of the `candidates` (default: all backbones) that has exactly these entries."""
+    from backbones.registry import names
+
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    for name in names():
+    for name in candidates or names():
         if _entries(name, 512).keys() == shapes.keys():
             sizes = {shape[0] for shape in shapes.values() if len(shape) == 1}  # the embedding size is one of these
             for size in sorted(sizes):
                 if _entries(name, size) == shapes:
-                    return f"it looks like {name!r}: build({name!r}, embedding_size={size})"
-    return f"it looks like no backbone of this project; known are {', '.join(names())}"
+                    return name, size
+    return None
 
 
 @lru_cache(maxsize=64)

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import torch
 
-from eval.cli import Context, Encoder
+from eval.cli import Context, Encoder, TrainingViews
 from eval.feature_cache import fingerprint
-from recognition.encoder import load_run
+from recognition import checkpoint
+from recognition.encoder import load_encoder
+from recognition.export import export_encoder
+from recognition.samples import sample_views
 from utils import dist
-from utils.errors import exit_on_user_error
+from utils.errors import UserError, exit_on_user_error
 
 # One module a command; each has NAME, HELP, add_arguments(parser) and run(arguments, context).
 COMMANDS = (
@@ -25,6 +28,9 @@ COMMANDS = (
     "eval.cli_tinyface",
     "eval.cli_scface",
     "eval.cli_all",
+    "eval.cli_embed",
+    "eval.cli_compare",
+    "eval.cli_export",
 )
 
 _LONGEST_METRIC_MINUTES = 60.0  # how long the other ranks wait for rank 0
@@ -41,19 +47,47 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_encoder(device: torch.device, path: str) -> Encoder:
-    """The encoder of `--checkpoint`."""
-    embed, config = load_run(path, device)
+def open_encoder(arguments: argparse.Namespace, device: torch.device, path: str) -> Encoder:
+    """The encoder of `--checkpoint`, to which `--channel-order` and `--network` apply, or of another argument."""
+    order = network = None
+    if path == getattr(arguments, "checkpoint", None):
+        order, network = arguments.channel_order, arguments.network
+    loaded = load_encoder(path, device, order, network)
     of_run = Path(path) / "checkpoints"
-    key = fingerprint([of_run if of_run.is_dir() else path])
-    return Encoder(embed, f"{Path(path).resolve().name} ({config.network})", key)
+    key = fingerprint([of_run if of_run.is_dir() else path]) + loaded.card.channel_order
+    name = Path(path).resolve().name
+    scale = loaded.card.quality
+    return Encoder(
+        loaded.embed, f"{name} ({loaded.card.network})" if loaded.card.network else name, key,
+        scale.u if scale else None, scale.threshold if scale else None,
+    )  # fmt: skip
+
+
+def export(arguments: argparse.Namespace, path: str, out: str) -> str:
+    """Writes the encoder of `--checkpoint` to a file; returns what was done."""
+    loaded = load_encoder(path, torch.device("cpu"), arguments.channel_order, arguments.network)
+    if loaded.module is None:
+        raise UserError(f"--checkpoint {path}: is an .onnx already; export from the run or its weights")
+    difference = export_encoder(loaded.module, loaded.card, out)
+    card, size = loaded.card, Path(out).stat().st_size / 1e6
+    checked = f"onnxruntime agrees with PyTorch to {difference:.1e}" if out.endswith(".onnx") else "read back to the bit"
+    return (
+        f"{out}: {card.network}, {size:.1f} MB; features of {card.embedding_size}; input {card.channel_order} "
+        f"{card.input_size}x{card.input_size}, (pixel - {card.mean:g}) / {card.std:g}; {checked}"
+    )
+
+
+def training_views(run: str, count: int) -> TrainingViews:
+    """Images from all over a run's training set, and their augmented views."""
+    return TrainingViews(*sample_views(checkpoint.read_config(checkpoint.find(run)), count))
 
 
 def main() -> None:
     arguments = build_parser().parse_args()
     world = dist.start(_LONGEST_METRIC_MINUTES)
     try:
-        arguments.run(arguments, Context(world, partial(open_encoder, world.device)))
+        context = Context(world, partial(open_encoder, arguments, world.device), partial(export, arguments), training_views)
+        arguments.run(arguments, context)
     finally:
         dist.stop()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from eval.embedding import Embed
@@ -34,6 +35,16 @@ class Encoder:
     embed: Embed
     label: str  # what its rows are called in tables and plots
     key: str  # changes whenever its weights may have changed
+    quality: Callable[[np.ndarray], np.ndarray] | None = None  # norms of raw features [N] -> u in 0..1, where a run knows it
+    threshold: float | None = None  # b: a face with u <= b is of low quality
+
+
+@dataclass(frozen=True)
+class TrainingViews:
+    """Some of a run's training images as its losses see them: uint8 RGB [n, 112, 112, 3] each, row by row a pair."""
+
+    originals: np.ndarray
+    augmented: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,14 +52,25 @@ class Context:
     """What a subcommand is handed besides its arguments."""
 
     world: World
-    open_encoder: Callable[[str], Encoder]  # of a run folder, a checkpoint or a file of weights
+    open_encoder: Callable[[str], Encoder]  # of a run or checkpoint folder, a file of weights, an exported file
+    export: Callable[[str, str], str] | None = None  # (checkpoint, file to write) -> what was done, for people
+    training_views: Callable[[str, int], TrainingViews] | None = None  # (run folder, number of images)
 
 
 # -------------------------------------------------------------------------------------------------- arguments
 
 
+def add_checkpoint_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "--checkpoint", required=required, metavar="RUN",
+        help="run folder, one of its checkpoints, released weights (.pt .pth .ckpt) or an exported encoder (.safetensors .onnx)",
+    )  # fmt: skip
+    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of a file that does not say; default: by its family")
+    parser.add_argument("--network", help="of released weights whose entries do not tell; a name of backbones/")
+
+
 def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument("--checkpoint", required=required, metavar="RUN", help="run folder, or one of its checkpoints")
+    add_checkpoint_argument(parser, required)
     parser.add_argument("--batch-size", type=positive, default=128, help="images a rank embeds at a time (default 128)")
     parser.add_argument(
         "--cache", metavar="DIR", help="keep features here, and use them again while checkpoint and images stay as they are"

@@ -89,6 +89,11 @@ class TenFold:
     def auc(self) -> float:
         return self.roc.auc
 
+    @property
+    def similarity_threshold(self) -> float:
+        """The cosine above which two faces are called the same: that of the folds' median threshold, d = 2 - 2 cos."""
+        return 1 - float(np.median(self.thresholds)) / 2
+
     def tar_at_far(self, far: float) -> float:
         """TAR at the point of the ROC whose FAR is nearest to `far`."""
         return self.roc.tar_at_far(far)
@@ -100,6 +105,7 @@ class TenFold:
             "std": self.std,
             "tar@far=1e-3": self.tar_at_far(1e-3),
             "auc": self.auc,
+            "similarity_threshold": self.similarity_threshold,
             "pairs": len(self.issame),
         }
 

@@ -5,13 +5,18 @@ Shapes: n images, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import backbones
 from recognition import checkpoint
+from recognition.card import ChannelOrder, EncoderCard, QualityScale
+from recognition.onnx_encoder import OnnxEmbedder
 from recognition.precision import autocast_type
 from utils.config import Config
 from utils.errors import UserError
@@ -99,7 +104,97 @@ def load_run(path: str | Path, device: torch.device) -> tuple[Embedder, Config]:
     """The encoder of a run folder (its newest complete checkpoint) or of one checkpoint folder, such as RUN/checkpoints/best."""
     found = checkpoint.find(path)
     config = checkpoint.read_config(found)
+    return _embedder_of(found, config, device), config
+
+
+def _embedder_of(found: Path, config: Config, device: torch.device) -> Embedder:
     encoder = build_encoder(config)
     _load_encoder(encoder, found)
     encoder.to(device).eval()
-    return Embedder(encoder, device, config.channel_order, autocast_type(config.precision, device)), config
+    return Embedder(encoder, device, config.channel_order, autocast_type(config.precision, device))
+
+
+# ------------------------------------------------------------------------------------------------ encoders from anywhere
+
+_RELEASED_AS_BGR = "ir_"  # AdaFace's networks; arcface_torch's see RGB
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """embed: uint8 RGB [n, 112, 112, 3] on the CPU -> float32 raw features [n, D] on the CPU, whatever order the encoder sees."""
+
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    card: EncoderCard
+    module: nn.Module | None  # None for .onnx
+
+
+def load_encoder(
+    path: str | Path, device: torch.device, channel_order: ChannelOrder | None = None, network: str | None = None
+) -> LoadedEncoder:
+    """The encoder of a run or checkpoint folder, of an exported .safetensors or .onnx, or of released weights (arcface_torch's
+    .pt and .pth, which see RGB; AdaFace's .ckpt, which see BGR).
+
+    channel_order, network: for files that do not say. Without `network` the entries' names and shapes tell it; the embedding
+    size always comes from the weights. Raises UserError for a file that cannot be read or fits no backbone, and where
+    `channel_order` or `network` contradicts what the file says of itself.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        found = checkpoint.find(path)
+        config = checkpoint.read_config(found)
+        card = EncoderCard(config.network, config.embedding_size, config.channel_order, quality=_quality_of(found, config))
+        _refuse_contradiction(path, card, channel_order, network)
+        embed = _embedder_of(found, config, device)
+        return LoadedEncoder(embed, card, embed.encoder)
+    if path.suffix == ".onnx":
+        session = OnnxEmbedder(path, device, channel_order)
+        _refuse_contradiction(path, session.card, None, network)
+        return LoadedEncoder(session, session.card, None)
+    return _load_file(path, device, channel_order, network)
+
+
+def _load_file(path: Path, device: torch.device, order: ChannelOrder | None, network: str | None) -> LoadedEncoder:
+    if network and network not in backbones.names():
+        raise UserError(f"--network {network}: no such backbone; known are {', '.join(backbones.names())}")
+    try:
+        metadata = _safetensors_metadata(path) if path.suffix == ".safetensors" else {}
+        if "format" in metadata and "network" in metadata:
+            card = EncoderCard.from_metadata(metadata, str(path))
+            _refuse_contradiction(path, card, order, network)
+        else:
+            name, size = backbones.identify_weights(path, network or "")
+            card = EncoderCard(name, size, order or ("BGR" if name.startswith(_RELEASED_AS_BGR) else "RGB"))
+        with torch.random.fork_rng(devices=[]):
+            encoder = backbones.build(card.network, embedding_size=card.embedding_size)
+        backbones.load_weights(encoder, path)
+    except UserError:
+        raise
+    except (ValueError, OSError) as fault:
+        raise UserError(str(fault)) from fault
+    encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    embed = Embedder(encoder, device, card.channel_order, autocast_type("auto", device))
+    return LoadedEncoder(embed, card, encoder)
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as fault:
+        raise UserError(f"{path}: damaged or not a safetensors file ({fault}); copy it again") from fault
+
+
+def _quality_of(folder: Path, config: Config) -> QualityScale | None:
+    tensors = checkpoint.read_tensors(folder, prefix="quality.")
+    if not {"quality.mean", "quality.std"} <= tensors.keys():
+        return None
+    mean, std = float(tensors["quality.mean"]), float(tensors["quality.std"])
+    return QualityScale(mean, std, config.quality_concentration, config.quality_threshold)
+
+
+def _refuse_contradiction(path: Path, card: EncoderCard, order: str | None, network: str | None) -> None:
+    if order not in (None, card.channel_order):
+        raise UserError(f"{path}: was made for {card.channel_order} and says so; leave out --channel-order {order}")
+    if network not in (None, card.network):
+        known = f"holds {card.network!r}" if card.network else "does not say which network it is"
+        raise UserError(f"{path}: {known}; leave out --network {network}")

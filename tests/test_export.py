@@ -1,0 +1,227 @@
+"""Encoders out (.safetensors, .onnx) and in (those, others' .onnx, released weights): the same features, clear errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+import backbones
+from eval.verification import load_bin
+from recognition.card import EncoderCard, QualityScale
+from recognition.encoder import load_encoder
+from recognition.export import export_encoder
+from tests.shared_files import FACES, needs_faces
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+INSIGHTFACE = os.environ.get("QGFACE_INSIGHTFACE_PYTHON", "")
+IMAGES = torch.from_numpy(np.random.default_rng(7).integers(0, 256, (3, 112, 112, 3), dtype=np.uint8))
+
+
+def encoder(name: str, size: int = 32, seed: int = 0) -> torch.nn.Module:
+    """A backbone whose BatchNorm statistics are not those of a new one, so that a mix-up would show."""
+    torch.manual_seed(seed)
+    net = backbones.build(name, size).eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return net
+
+
+@torch.no_grad()
+def expected(net: torch.nn.Module, order: str) -> np.ndarray:
+    """Features of IMAGES, which are RGB, from the definition."""
+    pixels = IMAGES.numpy() if order == "RGB" else IMAGES.numpy()[..., ::-1]
+    return net(torch.from_numpy(((pixels.astype(np.float32) - 127.5) / 127.5).transpose(0, 3, 1, 2).copy())).numpy()
+
+
+def close(features: torch.Tensor, wanted: np.ndarray, within: float = 1e-4) -> None:
+    assert features.dtype == torch.float32
+    np.testing.assert_allclose(features.numpy(), wanted, rtol=0, atol=within * max(1.0, np.abs(wanted).max()))
+
+
+@pytest.fixture(autouse=True)
+def plain_numbers(monkeypatch):
+    """fp32 whatever the processor has, so that features can be compared closely."""
+    monkeypatch.setattr("recognition.encoder.autocast_type", lambda precision, device: None)
+
+
+# -------------------------------------------------------------------------------------------------- out and in again
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "onnx"])
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_an_exported_encoder_gives_the_same_features_and_says_all_of_itself(tmp_path, ending, order):
+    net, card = encoder("tiny"), EncoderCard("tiny", 32, order, quality=QualityScale(21.3, 1 / 3, 0.333, 0.2))
+    path = tmp_path / "new" / f"e.{ending}"
+    export_encoder(net, card, path)
+    loaded = load_encoder(path, CPU)
+    assert loaded.card == card
+    close(loaded.embed(IMAGES), expected(net, order))
+    assert np.abs(expected(net, "RGB") - expected(net, "BGR")).max() > 1e-2  # else the order would not be tested
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    with pytest.raises(UserError, match=f"made for {order}|says {order}"):
+        load_encoder(path, CPU, channel_order="BGR" if order == "RGB" else "RGB")
+    with pytest.raises(UserError, match="holds 'tiny'; leave out --network r50"):
+        load_encoder(path, CPU, network="r50")
+
+
+@pytest.mark.parametrize("name", ["tiny", "mbf", "vit_t"])
+def test_onnx_runs_at_any_batch_size_as_pytorch_does(tmp_path, name):
+    net = encoder(name)
+    assert export_encoder(net, EncoderCard(name, 32, "RGB"), tmp_path / "e.onnx") <= 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "e.onnx"), providers=["CPUExecutionProvider"])
+    (given,), (made,) = session.get_inputs(), session.get_outputs()
+    assert given.shape[1:] == [3, 112, 112] and not isinstance(given.shape[0], int) and made.shape[1] == 32
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert {metadata[key] for key in ("mean", "std")} == {"127.5"} and metadata["channel_order"] == "RGB"
+    assert metadata["network"] == name and metadata["input_size"] == "112" and metadata["embedding_size"] == "32"
+    for batch in (1, 5):
+        images = torch.rand(batch, 3, 112, 112) * 2 - 1
+        with torch.no_grad():
+            wanted = net(images)
+        close(torch.from_numpy(session.run(None, {given.name: images.numpy()})[0]), wanted.numpy())
+    names = [node.name for node in onnx.load(str(tmp_path / "e.onnx")).graph.node]
+    assert not any(found.startswith(("Sub", "_minus", "Mul", "_mul")) for found in names)  # insightface would not normalise
+
+
+def test_a_bad_export_leaves_no_file(tmp_path):
+    class Forgetful(torch.nn.Module):
+        """Adds what differs between traced and run: the exporter keeps it as a constant."""
+
+        calls = 0
+
+        def forward(self, images):
+            self.calls += 1
+            return images.mean(dim=(2, 3)) + self.calls
+
+    with pytest.raises(UserError, match="differ from PyTorch's by"):
+        export_encoder(Forgetful(), EncoderCard("tiny", 3, "RGB"), tmp_path / "e.onnx")
+    with pytest.raises(UserError, match=r"the ending must be \.safetensors or \.onnx"):
+        export_encoder(Forgetful(), EncoderCard("tiny", 3, "RGB"), tmp_path / "e.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_faces
+@pytest.mark.skipif(not INSIGHTFACE, reason="QGFACE_INSIGHTFACE_PYTHON does not name a Python that has the insightface package")
+def test_insightface_reads_an_exported_model_and_finds_the_same_embeddings(tmp_path):
+    net = encoder("tiny")
+    export_encoder(net, EncoderCard("tiny", 32, "RGB"), tmp_path / "e.onnx")
+    encoded, _ = load_bin(FACES / "val/lfw_mixed.bin")
+    for index, image in enumerate(encoded[:4]):
+        (tmp_path / f"{index}.jpg").write_bytes(image)
+    script = (
+        "import sys, glob, numpy, cv2\n"
+        "from insightface.model_zoo import get_model\n"
+        "model = get_model(sys.argv[1] + '/e.onnx', providers=['CPUExecutionProvider'])\n"
+        "numpy.save(sys.argv[1] + '/f.npy', model.get_feat([cv2.imread(p) for p in sorted(glob.glob(sys.argv[1] + '/*.jpg'))]))\n"
+    )
+    subprocess.run([INSIGHTFACE, "-c", script, str(tmp_path)], check=True, timeout=120)
+    faces = [cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB) for image in encoded[:4]]
+    ours = load_encoder(tmp_path / "e.onnx", CPU).embed(torch.from_numpy(np.stack(faces)))
+    close(ours, np.load(tmp_path / "f.npy"))
+
+
+# -------------------------------------------------------------------------------------------------- released weights
+
+
+def test_arcface_weights_see_rgb_and_adaface_checkpoints_bgr(tmp_path):
+    arcface, adaface = encoder("mbf", 128), encoder("ir_18", 512)
+    torch.save(arcface.state_dict(), tmp_path / "backbone.pth")
+    state = {f"model.{name}": value for name, value in adaface.state_dict().items()} | {"head.kernel": torch.zeros(512, 7)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "adaface.ckpt")
+    loaded = load_encoder(tmp_path / "backbone.pth", CPU)
+    assert (loaded.card.network, loaded.card.embedding_size, loaded.card.channel_order) == ("mbf", 128, "RGB")
+    close(loaded.embed(IMAGES), expected(arcface, "RGB"))
+    close(load_encoder(tmp_path / "backbone.pth", CPU, "BGR", "mbf").embed(IMAGES), expected(arcface, "BGR"))
+    loaded = load_encoder(tmp_path / "adaface.ckpt", CPU)
+    assert (loaded.card.network, loaded.card.embedding_size, loaded.card.channel_order) == ("ir_18", 512, "BGR")
+    close(loaded.embed(IMAGES), expected(adaface, "BGR"))
+    with pytest.raises(UserError, match=r"does not fit r18; it looks like 'mbf'.*embedding_size=128"):
+        load_encoder(tmp_path / "backbone.pth", CPU, network="r18")
+    with pytest.raises(UserError, match="no such backbone; known are"):
+        load_encoder(tmp_path / "backbone.pth", CPU, network="r19")
+
+
+def test_weights_of_no_known_network_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="no backbone of this project"):
+        load_encoder(tmp_path / "other.pt", CPU)
+    (tmp_path / "cut.safetensors").write_bytes(b"\x80\0\0\0\0\0\0\0{")
+    with pytest.raises(UserError, match="damaged or not a safetensors file"):
+        load_encoder(tmp_path / "cut.safetensors", CPU)
+    with pytest.raises(UserError, match="no such"):
+        load_encoder(tmp_path / "missing.pt", CPU)
+
+
+# -------------------------------------------------------------------------------------------------- others' ONNX
+
+
+def mean_colours(path, shape: list, metadata: dict[str, str] | None = None, normalising: bool = False) -> None:
+    """An .onnx whose feature is the mean of each channel; `normalising`: it begins with (x - 1) * 2, in MXNet's names."""
+    nodes, name = [], "data"
+    if normalising:
+        nodes = [helper.make_node("Sub", ["data", "one"], ["a"], name="_minusscalar0"),
+                 helper.make_node("Mul", ["a", "two"], ["b"], name="_mulscalar0")]  # fmt: skip
+        name = "b"
+    nodes += [helper.make_node("GlobalAveragePool", [name], ["pooled"], name="pool"),
+              helper.make_node("Flatten", ["pooled"], ["out"], name="flat")]  # fmt: skip
+    constants = [helper.make_tensor(key, TensorProto.FLOAT, [1], [value]) for key, value in (("one", 1.0), ("two", 2.0))]
+    given = [helper.make_tensor_value_info("data", TensorProto.FLOAT, shape)]
+    made = [helper.make_tensor_value_info("out", TensorProto.FLOAT, [shape[0], 3])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", given, made, constants), opset_imports=[helper.make_opsetid("", 13)], ir_version=8
+    )
+    helper.set_model_props(model, metadata or {})
+    onnx.save(model, str(path))
+
+
+@pytest.mark.parametrize("batch", ["n", 1, 2])
+def test_another_onnx_is_fed_by_insightfaces_conventions(tmp_path, batch):
+    mean_colours(tmp_path / "other.onnx", [batch, 3, 112, 112])
+    loaded = load_encoder(tmp_path / "other.onnx", CPU)
+    colours = (IMAGES.numpy().astype(np.float64).mean(axis=(1, 2)) - 127.5) / 127.5
+    close(loaded.embed(IMAGES), colours, 1e-6)
+    assert loaded.card.embedding_size == 3 and loaded.card.network == "" and loaded.module is None
+    close(load_encoder(tmp_path / "other.onnx", CPU, "BGR").embed(IMAGES), colours[:, ::-1], 1e-6)
+
+
+def test_an_onnx_that_normalises_by_itself_is_given_pixels(tmp_path):
+    mean_colours(tmp_path / "other.onnx", ["n", 3, 112, 112], normalising=True)
+    pixels = IMAGES.numpy().astype(np.float64).mean(axis=(1, 2))
+    close(load_encoder(tmp_path / "other.onnx", CPU).embed(IMAGES), (pixels - 1) * 2, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "metadata", "message"),
+    [
+        (["n", 3, 160, 160], {}, "takes images of 160x160; faces here are 112x112"),
+        (["n", 1, 112, 112], {}, r"float \[batch, 3, 112, 112\] is needed"),
+        (["n", 3, 112, 112], {"format": "qgface-encoder-1", "network": "r50"}, "its metadata has no 'embedding_size'"),
+        (["n", 3, 112, 112], {"std": "0.0"}, "makes no sense"),
+        (["n", 3, 112, 112], {"mean": "dark"}, "cannot be read"),
+        (["n", 3, 112, 112], {"channel_order": "GBR"}, "channel_order 'GBR'; RGB and BGR are known"),
+        (["n", 3, 112, 112], {"input_size": "160"}, "takes images of 160x160"),
+    ],
+)
+def test_onnx_files_that_do_not_fit_are_refused(tmp_path, shape, metadata, message):
+    if metadata and "format" not in metadata:
+        metadata = EncoderCard("tiny", 3, "RGB").to_metadata() | metadata
+    mean_colours(tmp_path / "e.onnx", shape, metadata)
+    with pytest.raises(UserError, match=message):
+        load_encoder(tmp_path / "e.onnx", CPU)
+
+
+def test_a_damaged_onnx_is_refused(tmp_path):
+    (tmp_path / "e.onnx").write_bytes(b"not a protocol buffer")
+    with pytest.raises(UserError, match="damaged or not an ONNX file"):
+        load_encoder(tmp_path / "e.onnx", CPU)
