@@ -7,6 +7,8 @@ plane it has a closed form, computed here for any number of faces at once.
 
 from __future__ import annotations
 
+from pathlib import Path, PurePosixPath
+
 import cv2
 import numpy as np
 
@@ -57,6 +59,14 @@ def read_photo(path: str, where: str) -> np.ndarray:
     if image is None:
         raise UserError(f"{where}: {path} is no image that can be decoded")
     return image
+
+
+def read_photo_inside(folder: Path, name: str, where: str) -> np.ndarray:
+    """`read_photo` of a file that a list names; UserError where that name would lead out of `folder`."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+        raise UserError(f"{where}: {name!r} is no path inside {folder}; write it without '..' and leading '/'")
+    return read_photo(str(folder / name), where)
 
 
 def warp(image: np.ndarray, transform: np.ndarray) -> np.ndarray:

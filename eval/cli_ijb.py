@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from eval import paper
-from eval.align import read_photo, similarity_transforms, warp
+from eval.align import read_photo_inside, similarity_transforms, warp
 from eval.benchmark_plots import plot_cmc
 from eval.benchmark_tables import rate_table
 from eval.bootstrap import tar_interval
@@ -115,7 +115,7 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, release: Path, tar
         name = images.names[index].decode()
         if not np.isfinite(transforms[index]).all():
             raise UserError(f"{meta.landmarks_file}: the landmarks of {name} coincide")
-        return warp(read_photo(str(release / "loose_crop" / name), target), transforms[index])
+        return warp(read_photo_inside(release / "loose_crop", name, target), transforms[index])
 
     def embed() -> np.ndarray:
         reporting = Reporting(encoder.embed, target, 2 * len(images))

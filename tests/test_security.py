@@ -1,0 +1,238 @@
+"""No file that is opened can run code, lead out of its folder, or fill the memory. Each hostile file is a real one: the
+control shows that it does its harm where it is opened carelessly."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import backbones
+from benchmarks.fuzz import damaged, verdict
+from benchmarks.fuzz_targets import TARGETS
+from eval.align import read_photo, read_photo_inside
+from eval.embedding import decode_face
+from eval.feature_cache import FeatureCache
+from eval.ijb_files import read_feature_file
+from eval.verification import load_bin
+from recognition import checkpoint, manifest
+from recognition.data.pack.listing import read_classes
+from tests.shared_files import ROOT
+from utils import config
+from utils.errors import UserError
+
+SEEDS = ROOT / "tests/fuzz_seeds"
+SOURCES = [
+    path for folder in ("backbones", "benchmarks", "configs", "eval", "losses", "recognition", "scripts", "utils")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+] + [ROOT / "train.py"]  # fmt: skip
+
+# Calls that can run what a file says. A dotted name; None: never, else the keyword that makes it safe and its value.
+DANGEROUS: dict[str, tuple[str, object] | None] = {
+    "pickle.load": None, "pickle.loads": None, "pickle.Unpickler": None, "cPickle.load": None, "dill.load": None,
+    "marshal.load": None, "marshal.loads": None, "shelve.open": None, "joblib.load": None, "pandas.read_pickle": None,
+    "yaml.load": None, "yaml.unsafe_load": None, "jsonpickle.decode": None, "torch.jit.load": None, "torch.hub.load": None,
+    "eval": None, "exec": None, "os.system": None, "os.popen": None,
+    "torch.load": ("weights_only", True), "np.load": ("allow_pickle", False), "numpy.load": ("allow_pickle", False),
+}  # fmt: skip
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _dangerous_calls(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "marshal", "shelve", "dill", "joblib"):
+            found += [f"{node.lineno}: from {node.module}"] * any(name.name.startswith(("load", "Unpick")) for name in node.names)
+        if not isinstance(node, ast.Call):
+            continue
+        keywords = {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
+        name = _dotted(node.func)
+        if name in DANGEROUS:
+            safe = DANGEROUS[name]
+            if safe is None or keywords.get(safe[0]) is not safe[1]:
+                found.append(f"{node.lineno}: {name}")
+        if keywords.get("shell") is True or keywords.get("trust_remote_code") is True:
+            found.append(f"{node.lineno}: {name} through a shell or with remote code")
+    return found
+
+
+def test_nothing_unpickles_or_runs_what_a_file_says():
+    assert len(SOURCES) > 80
+    assert {str(path): calls for path in SOURCES if (calls := _dangerous_calls(path.read_text()))} == {}
+
+
+@pytest.mark.parametrize("line", ["torch.load(p)", "np.load(p)", "pickle.load(f)", "from pickle import loads", "eval(x)",
+                                  "torch.load(p, weights_only=False)", "subprocess.run(x, shell=True)"])  # fmt: skip
+def test_the_search_would_find_it(line):
+    assert _dangerous_calls(line)
+
+
+# -------------------------------------------------------------------------------------------------- hostile files
+
+
+class Payload:
+    """Unpickled without restriction, it creates the file `marker`."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture
+def marker(tmp_path) -> Path:
+    return tmp_path / "it-ran"
+
+
+def _harmless(marker: Path, careless: Callable[[], object], careful: Callable[[], object]) -> str:
+    """What the careful reader says; it must refuse, and must not run what the careless one runs."""
+    with pytest.raises((UserError, ValueError)) as refusal:
+        careful()
+    assert not marker.exists()
+    careless()
+    assert marker.exists(), "the file is not hostile: this test would prove nothing"
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_hostile_bin(tmp_path, marker, protocol):
+    path = tmp_path / "lfw.bin"
+    path.write_bytes(pickle.dumps(([b"a", b"b"], [Payload(marker)]), protocol))
+    _harmless(marker, lambda: pickle.loads(path.read_bytes()), lambda: load_bin(path))
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_hostile_weights(tmp_path, marker, new_format):
+    path = tmp_path / "backbone.pth"
+    torch.save({"layer": Payload(marker)}, path, _use_new_zipfile_serialization=new_format)
+    module = backbones.build("tiny", embedding_size=32)
+    _harmless(marker, lambda: torch.load(path, weights_only=False), lambda: backbones.load_weights(module, path))
+
+
+def test_hostile_features(tmp_path, marker):
+    path = tmp_path / "features.npz"
+    np.savez(path, features=np.array([Payload(marker)], dtype=object), scores=np.array([Payload(marker)], dtype=object))
+    careless = lambda: np.load(path, allow_pickle=True)["features"]  # noqa: E731
+    _harmless(marker, careless, lambda: read_feature_file(path))
+    marker.rmdir()
+    _harmless(marker, careless, lambda: FeatureCache._load(path))
+
+
+@pytest.mark.parametrize("name", ["shard-00001.safetensors", "state.json", "config.json", ".metadata"])
+def test_hostile_checkpoint(tmp_path, marker, name):
+    """A pickle under any of the names, with a manifest that vouches for it."""
+    folder = tmp_path / "run/checkpoints/step-00000001"
+    folder.mkdir(parents=True)
+    config.Config(rec="x").save(folder / "config.json")
+    (folder / "state.json").write_text(json.dumps({"format": checkpoint.FORMAT, "step": 1, "sharded": []}))
+    (folder / name).write_bytes(pickle.dumps(Payload(marker)))
+    manifest.write(folder, manifest.entries_of(folder.iterdir()))
+    assert checkpoint.find(tmp_path / "run") == folder
+
+    def open_everything() -> None:
+        checkpoint.read_config(folder)
+        checkpoint.read_state(folder)
+        if not checkpoint.read_tensors(folder):
+            raise UserError("there are no tensors")
+
+    _harmless(marker, lambda: pickle.loads((folder / name).read_bytes()), open_everything)
+
+
+# -------------------------------------------------------------------------------------------------- paths
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc", "a/../../b", "a/b", "..", "a\\..\\b", "a\0b"])
+def test_class_maps_stay_in_their_folder(tmp_path, name):
+    (tmp_path / "classes.csv").write_text(f"label,name,images\n0,{name},3\n")
+    with pytest.raises(UserError):
+        read_classes(tmp_path / "classes.csv", 1)
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../secret.jpg"])
+def test_image_lists_stay_in_their_folder(tmp_path, name):
+    (tmp_path / "secret.jpg").write_bytes(TARGETS["image"](tmp_path).seeds[0])
+    (tmp_path / "loose_crop" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="is no path inside"):
+        read_photo_inside(tmp_path / "loose_crop", name, "IJBB")
+    (tmp_path / "loose_crop/1.jpg").write_bytes(TARGETS["image"](tmp_path).seeds[0])
+    assert read_photo_inside(tmp_path / "loose_crop", "1.jpg", "IJBB").shape == (112, 112, 3)
+
+
+# -------------------------------------------------------------------------------------------------- memory
+
+
+def _png(width: int, height: int) -> bytes:
+    """A whole PNG of grey, some kilobytes long however large it is."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer, packed = zlib.compressobj(9), io.BytesIO()
+    row = b"\0" * (1 + width // 8)
+    for _ in range(height):
+        packed.write(packer.compress(row))
+    packed.write(packer.flush())
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed.getvalue()) + chunk(b"IEND", b"")
+
+
+def test_image_bombs_are_not_decoded(tmp_path):
+    """256 million pixels in 32 KB: 768 MB once decoded. Refused, within 100 MB."""
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(_png(16000, 16000))
+    assert bomb.stat().st_size < 100_000
+    for reader in (lambda: decode_face(bomb.read_bytes(), "image 0"), lambda: read_photo(str(bomb), "IJBB")):
+        with pytest.raises(UserError, match="16000"):
+            reader()
+    decoding = _peak(f"cv2.imread({str(bomb)!r}, cv2.IMREAD_COLOR)")
+    checking = _peak(f"decode_face(open({str(bomb)!r}, 'rb').read(), '')")
+    assert decoding > 700_000, "the file is no bomb: this test would prove nothing"
+    assert checking < 100_000
+
+
+def _peak(statement: str) -> int:
+    """Kilobytes of memory that a statement takes at its peak, in a process of its own."""
+    peaks = []
+    for run in ("pass", statement):
+        script = f"import cv2, resource\nfrom eval.embedding import decode_face\ntry:\n    {run}\nexcept ValueError:\n    pass\n"
+        script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    return peaks[1] - peaks[0]
+
+
+# -------------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("path", sorted(SEEDS.iterdir()), ids=lambda path: path.name)
+def test_what_fuzzing_has_found_stays_mended(path, tmp_path):
+    """tests/fuzz_seeds/TARGET-WHAT: each once made a reader fail with something else than one line."""
+    assert verdict(TARGETS[path.name.partition("-")[0]](tmp_path), path.read_bytes()) == ""
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "weights"])  # these have tests of their own, and are slow
+def test_a_little_fuzzing(name, tmp_path):
+    """The long run is benchmarks/fuzz.py."""
+    target, generator = TARGETS[name](tmp_path), random.Random(1)
+    for number in range(60):
+        content = damaged(generator.choice(target.seeds), target.seeds, generator)
+        assert verdict(target, content) == "", number
