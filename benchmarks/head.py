@@ -3,6 +3,7 @@
     python benchmarks/head.py                    # about three minutes on two free cores
     python benchmarks/head.py --quick            # under a minute: fewer repetitions
     python benchmarks/head.py --json figures.json
+    python benchmarks/head.py --scaling          # instead: memory and time of ours against docs/SCALING.md's formulas
 
 Two real ranks (gloo, one thread each) with 128 images each, one view: 256 gathered features of 512 numbers, all of them
 classified; forward, backward and one SGD step with momentum and weight decay, in float32, for 8,631, 100,000 and 500,000
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own folder
 
 import backbones  # noqa: E402
+from losses.chunked import ChunkPlan  # noqa: E402
 from losses.contrastive import ContrastiveLoss  # noqa: E402
 from losses.joint import JointLoss  # noqa: E402
 from losses.margins import AdaFace, ArcFace  # noqa: E402
@@ -57,6 +59,7 @@ BARS = {  # of ours / textbook
 }
 JOINT_BAR = 0.10
 ENCODER_IMAGES = 8
+SCALING_SLACK = 128 << 20  # what does not grow: libraries loaded at first use, buffers of the products, a chunk
 
 Step = Callable[[], None]
 
@@ -71,7 +74,7 @@ def _features(views: int = 1) -> torch.Tensor:
 
 
 def _labels(classes: int) -> torch.Tensor:
-    return torch.randint(0, classes, (RANKS * IMAGES,), generator=torch.Generator().manual_seed(9))
+    return torch.randint(0, classes, (dist.rank_and_world()[1] * IMAGES,), generator=torch.Generator().manual_seed(9))
 
 
 def _sgd(weight: torch.nn.Parameter) -> torch.optim.Optimizer:
@@ -82,7 +85,7 @@ def _sgd(weight: torch.nn.Parameter) -> torch.optim.Optimizer:
 def ours(classes: int, views: int = 1, options: HeadOptions | None = None) -> tuple[Step, torch.nn.Parameter]:
     head = ShardedSoftmax(classes, DIM, ArcFace(), options=options)
     features_VBD, labels_N = _features(views), _labels(classes).repeat(views)
-    count = views * RANKS * IMAGES
+    count = len(labels_N)
     quality_N, share_N = torch.zeros(count), torch.full((count,), 1 / count)
     optimiser = _sgd(head.weight)
 
@@ -212,6 +215,7 @@ def measure(way: str, classes: int, repetitions: int) -> None:
     """One rank's measurement, printed as JSON."""
     torch.set_num_threads(1)
     dist.start()
+    before = _resident("VmRSS")
     step, weight = WAYS[way](classes)
     dist.barrier()
     held = _resident("VmRSS")
@@ -223,20 +227,21 @@ def measure(way: str, classes: int, repetitions: int) -> None:
         step()
         walls.append(time.perf_counter() - wall)
         processors.append(time.process_time() - processor)
-    extra = _resident("VmHWM") - held - 2 * weight.nbytes
-    print(json.dumps({"wall": min(walls[1:]), "cpu": min(processors[1:]), "extra": max(extra, 0)}))
+    peak = _resident("VmHWM")
+    extra = max(peak - held - 2 * weight.nbytes, 0)
+    print(json.dumps({"wall": min(walls[1:]), "cpu": min(processors[1:]), "extra": extra, "grown": peak - before}))
     dist.stop()
 
 
-def in_fresh_processes(way: str, classes: int, repetitions: int) -> dict[str, float]:
+def in_fresh_processes(way: str, classes: int, repetitions: int, count: int = RANKS) -> dict[str, float]:
     """The slower, larger rank's figures."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, __file__, "--measure", way, "--classes", str(classes), "--repetitions", str(repetitions)]
     ranks = []
-    for rank in range(RANKS):
-        place = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
+    for rank in range(count):
+        place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         environment = {**os.environ, **{k: str(v) for k, v in place.items()}, "MASTER_ADDR": "127.0.0.1"}
         environment["CUDA_VISIBLE_DEVICES"] = ""
         ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT))
@@ -257,6 +262,22 @@ def compare(classes: int, ways: list[str], repetitions: int, clock: str) -> dict
     return figures
 
 
+def scaling(clock: str) -> bool:
+    """Ours from 10,000 to 1,000,000 classes on two ranks, and an eighth of 5,000,000 as one rank's shard alone: the process's
+    growth beside weight, gradient, momentum and the stated budget of docs/SCALING.md, and the time of a thousand rows."""
+    good = True
+    times = []
+    for classes, ranks in ((10_000, 2), (100_000, 2), (1_000_000, 2), (5_000_000 // 8, 1)):
+        figure, rows = in_fresh_processes("ours", classes, 1, ranks), classes // ranks
+        formula = 3 * 4 * rows * DIM + min(4 * ranks * IMAGES * rows, ChunkPlan().keep_bytes) + SCALING_SLACK
+        times.append(1e6 * figure[clock] / rows / (ranks * IMAGES))
+        growth, promised = figure["grown"] / 2**20, formula / 2**20
+        print(f"{rows:>8,} rows a rank: {growth:8.1f} MiB (formula {promised:8.1f}), {times[-1]:6.3f} us a row and feature")
+        good &= figure["grown"] <= formula
+    print(f"  memory within the formula: {'holds' if good else 'DOES NOT HOLD'}")
+    return good & verdict("time a row at its largest / at 50,000 rows", max(times[2:]) / times[1], 1.5)
+
+
 def verdict(name: str, value: float, bar: float) -> bool:
     print(f"  {name:<58} {value:6.3f}   bar {bar:4.2f}   {'holds' if value <= bar else 'DOES NOT HOLD'}", flush=True)
     return value <= bar
@@ -267,6 +288,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures")
     parser.add_argument("--cpu-time", action="store_true", help="compare processor time instead of wall clock")
+    parser.add_argument("--scaling", action="store_true", help="memory and time as the number of classes grows")
     parser.add_argument("--measure", choices=list(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--classes", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--repetitions", type=int, default=3, help=argparse.SUPPRESS)
@@ -274,6 +296,8 @@ def main() -> None:
     if arguments.measure:
         return measure(arguments.measure, arguments.classes, arguments.repetitions)
     clock = "cpu" if arguments.cpu_time else "wall"
+    if arguments.scaling:
+        sys.exit(0 if scaling(clock) else 1)
     document: dict[str, object] = {"clock": clock}
     good = True
     for classes in SIZES:

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# One training run as a Slurm job: one launcher a machine, one process a GPU.
+#
+#   sbatch --nodes=8 scripts/slurm_train.sh configs/vgg2_r34_qg rec=/data/vgg2 output=/shared/runs/a
+#
+# All machines see this folder and output=. The job asks to be told five minutes before its time is up: the run saves a
+# checkpoint and ends; submitted again with the same arguments, it goes on from there. --requeue does that by itself.
+#
+#SBATCH --job-name=qgface
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=96
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+if [ $# -lt 1 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
+
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export RDZV="$first:$((20000 + SLURM_JOB_ID % 20000))" RDZV_ID="$SLURM_JOB_ID"
+export NNODES="$SLURM_NNODES" NPROC="${SLURM_GPUS_ON_NODE:-gpu}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+exec srun --kill-on-bad-exit=1 bash -c 'exec scripts/train_two_nodes.sh "$SLURM_NODEID" "$@"' launcher "$@"
