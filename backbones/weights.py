@@ -46,6 +46,7 @@ DICTIONARIES = ("AttributeDict", "EasyDict", "DictConfig")
 DAMAGE = (
     RuntimeError,
     OSError,
+    MemoryError,
     EOFError,
     ValueError,
     LookupError,

@@ -184,7 +184,7 @@ class FeatureRows:
 
     def __init__(self, name: str, shape: Sequence[int], dtype: np.dtype):
         self.name, self.shape, self.dtype = name, tuple(shape), np.dtype(dtype)
-        if len(self.shape) != 2 or not np.issubdtype(self.dtype, np.floating):
+        if len(self.shape) != 2 or not self.shape[1] or not np.issubdtype(self.dtype, np.floating):
             raise UserError(f"{name}: {self.dtype} of shape {self.shape}; floating-point features [images, size] are needed")
 
     def __len__(self) -> int:

@@ -58,6 +58,7 @@ class TrainStep:
             last = number == len(batches) - 1
             with contextlib.nullcontext() if last else self.encoder.no_sync():
                 # Views and encoder: both views in one pass.
+                dist.arriving("forward pass")
                 features_VBD = self._encode(batch.images_VBHWC)
 
                 # Gather: the whole world's features and labels, on every rank.

@@ -55,7 +55,7 @@ class Run:
     """A run that has been started. `before`: Python that each rank executes first (it sees `rank`)."""
 
     def __init__(self, demo_set: Path, output: Path, *arguments: str, ranks: int = 1, before: str = ""):
-        self.output, self.log = output, output.with_name(f"{output.name}.{time.monotonic_ns()}.log")
+        self.output, self.log = output, demo_set.with_name(f"{time.monotonic_ns()}.log")
         given = (CONFIG, f"rec={demo_set}", f"output={output}", *arguments)
         self._from = self._lines()
         port = free_port()

@@ -105,7 +105,9 @@ def _start_watch(store: dist.Store, rank: int, size: int, limit: float) -> Watch
     return watch
 
 
-def _enter(what: str) -> None:
+def arriving(what: str) -> None:
+    """This rank comes to a place where ranks meet that is not one of this module's own collectives, such as DDP's. To be
+    called by all ranks alike: whoever has not come is then known (utils/hang.py)."""
     if _watch is not None:
         _watch.entered(what)
 
@@ -187,7 +189,7 @@ class _GatherRows(torch.autograd.Function):
         views, batch, dim = rows_VBD.shape
         world = dist.get_world_size()
         ctx.sizes = (world, views, batch, dim)
-        _enter("gathering of features")
+        arriving("gathering of features")
         flat = rows_VBD.new_empty(world * views * batch, dim)
         _all_gather_single(flat, rows_VBD.contiguous().view(-1, dim))
         return flat.view(world, views, batch, dim).transpose(0, 1).reshape(views, world * batch, dim)
@@ -196,7 +198,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx, grad_VGD: torch.Tensor) -> torch.Tensor:
         world, views, batch, dim = ctx.sizes
         parts = grad_VGD.view(views, world, batch, dim).transpose(0, 1).reshape(world * views * batch, dim)
-        _enter("backward, reduce-scatter of feature gradients")
+        arriving("backward, reduce-scatter of feature gradients")
         mine = parts.new_empty(views * batch, dim)
         _reduce_scatter_single(mine, parts, op=dist.ReduceOp.SUM)
         return mine.mul_(world).view(views, batch, dim)  # times W: DDP will average (see the head of this file)
@@ -231,7 +233,7 @@ def gather_labels(labels_B: torch.Tensor) -> torch.Tensor:
 
 def gather_labels_and_requests(labels_B: torch.Tensor, request: int) -> tuple[torch.Tensor, int]:
     """`gather_labels`, and in the same collective the ranks' requests: a number of bits each, joined by OR, the same on all."""
-    _enter("gathering of labels")
+    arriving("gathering of labels")
     mine = torch.cat([labels_B, labels_B.new_tensor([request])])
     rows_WX = mine.new_empty(dist.get_world_size(), mine.numel())
     _all_gather_single(rows_WX.view(-1), mine)
@@ -243,14 +245,14 @@ def gather_labels_and_requests(labels_B: torch.Tensor, request: int) -> tuple[to
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over the ranks, in place; not differentiable."""
-    _enter("sum over ranks")
+    arriving("sum over ranks")
     dist.all_reduce(value, op=dist.ReduceOp.SUM)
     return value
 
 
 def gather_stack(value: torch.Tensor) -> torch.Tensor:
     """All ranks' tensors of equal shape stacked: [...] -> [W, ...]; not differentiable."""
-    _enter("gathering of tensors")
+    arriving("gathering of tensors")
     stacked = value.new_empty(dist.get_world_size(), *value.shape)
     _all_gather_single(stacked.view(-1), value.contiguous().view(-1))
     return stacked
@@ -271,7 +273,7 @@ def gather_uneven_rows(rows: torch.Tensor) -> torch.Tensor:
 def exchange_rows(rows: torch.Tensor, send_counts: list[int]) -> torch.Tensor:
     """Sends consecutive blocks of rows to ranks 0..W-1 (`send_counts[r]` rows to rank r) and returns the rows received,
     in the order of the senders."""
-    _enter("exchange of rows")
+    arriving("exchange of rows")
     receive_counts = torch.empty(len(send_counts), dtype=torch.int64)
     dist.all_to_all_single(receive_counts, torch.tensor(send_counts))
     received = rows.new_empty(int(receive_counts.sum()), *rows.shape[1:])
@@ -281,7 +283,7 @@ def exchange_rows(rows: torch.Tensor, send_counts: list[int]) -> torch.Tensor:
 
 def any_rank(flag: bool) -> bool:
     """True on all ranks if `flag` is true on any."""
-    _enter("vote")
+    arriving("vote")
     votes = torch.tensor([int(flag)])
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return bool(votes.item())
@@ -289,7 +291,7 @@ def any_rank(flag: bool) -> bool:
 
 def broadcast_object(value):
     """Rank 0's value (plain Python data) on all ranks."""
-    _enter("waiting for what rank 0 does")
+    arriving("waiting for what rank 0 does")
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -297,7 +299,7 @@ def broadcast_object(value):
 
 def gather_objects(value) -> list:
     """All ranks' values (plain Python data) in rank order, on all ranks."""
-    _enter("gathering of values")
+    arriving("gathering of values")
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -319,7 +321,7 @@ def on_first_rank(action: Callable[[], None]) -> None:
 @torch.no_grad()
 def broadcast_buffers(module: torch.nn.Module) -> None:
     """Gives all ranks rank 0's buffers. DDP does this before a forward pass; checkpoints and evaluation need it in between."""
-    _enter("sharing of buffers")
+    arriving("sharing of buffers")
     for buffer in module.buffers():
         dist.broadcast(buffer, src=0)
 
@@ -331,5 +333,5 @@ def host_group() -> dist.ProcessGroup:
 
 def barrier() -> None:
     """Waits for all ranks. Through the host, so that it also orders file operations."""
-    _enter("barrier")
+    arriving("barrier")
     dist.all_reduce(torch.zeros(1))

@@ -54,7 +54,11 @@ class Watch:
                 self._look()
             except (RuntimeError, OSError) as fault:  # the store has gone with its process: nobody can be asked
                 if time.monotonic() - self._since > self.limit:
-                    self._give_up(f"waited {self._waited():.0f} s and the ranks' meeting point does not answer ({_line(fault)})")
+                    faulthandler.dump_traceback(sys.stderr)
+                    self._give_up(
+                        f"it has stood in or after {self._what!r} for {self._waited():.0f} s, shown above; the ranks' meeting "
+                        f"point has gone ({_line(fault)})"
+                    )
 
     def _look(self) -> None:
         if self._count != self._published:

@@ -191,7 +191,7 @@ def _worker_main(maker: BatchMaker, slots: list[np.ndarray], connection: Connect
     while True:
         try:
             epoch, number, slot = connection.recv()
-        except EOFError:  # the trainer is gone, or closed us
+        except (EOFError, ConnectionResetError):  # the trainer is gone, or closed us
             return
         labels = indices = error = None
         skipped: tuple = ()
