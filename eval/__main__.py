@@ -31,6 +31,7 @@ COMMANDS = (
     "eval.cli_embed",
     "eval.cli_compare",
     "eval.cli_export",
+    "eval.cli_report",
 )
 
 _LONGEST_METRIC_MINUTES = 60.0  # how long the other ranks wait for rank 0
