@@ -26,9 +26,11 @@ dt{color:var(--soft);font-size:.78rem}dd{margin:0;font-variant-numeric:tabular-n
 .three{grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr))}
 h3{font-size:.95rem;margin:1.3rem 0 .6rem}
 .grid>figure:only-child{max-width:34rem}
-figure{margin:0;padding:.8rem .9rem;background:var(--card);border:1px solid var(--rule);border-radius:8px;min-width:0}
+figure{margin:0;padding:.8rem .9rem;background:var(--card);border:1px solid var(--rule);
+border-radius:8px;min-width:0;container-type:inline-size}
 figcaption{font-weight:600;font-size:.95rem;margin-bottom:.4rem}figcaption small{display:block;font-weight:400;font-size:.82rem}
 svg{display:block;width:100%;height:auto;font-size:12px}svg text{fill:var(--soft);font-variant-numeric:tabular-nums}
+@container(max-width:350px){svg{font-size:15px}}
 svg .on{fill:var(--ink)}.line{fill:none;stroke-width:2;stroke-linejoin:round}.area{fill-opacity:.28;stroke-width:1.4}
 line.grid{stroke:var(--rule)}.tick{stroke:var(--soft)}.mark{stroke:var(--ink);stroke-dasharray:2 3}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1rem;margin:.4rem 0 0;padding:0;font-size:.82rem;color:var(--soft)}
@@ -95,7 +97,7 @@ def pair(original: np.ndarray, augmented: np.ndarray, u: Sequence[float], thresh
     for value in u:
         low = threshold is not None and value <= threshold
         word = "" if threshold is None else (" LQ" if low else " HQ")
-        marks += f'<span class="{"low" if low else ""}">{value:.2f}{word}</span>'
+        marks += f'<span class="{"low" if low else ""}">{value:.3f}{word}</span>'
     return f'<div class="pair"><div>{_image(original)}{_image(augmented)}</div><span>{marks}</span></div>'
 
 

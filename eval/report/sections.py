@@ -22,7 +22,7 @@ _CURVES = (
                                "quality_std": "moving deviation σ"}, False),
     ("Learning rate", "", {"lr": "learning rate"}, False),
     ("Gradient norm", "", {"gradient_norm": "gradient norm"}, True),
-    ("Speed", "images a second", {"images_per_second": "images a second"}, False),
+    ("Speed", "images a second", {"images_per_second": "speed"}, False),
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def training(run: Run) -> str:
         return page.section("training", "Training", page.paragraph("No step has been reported yet."))
     steps, drawn = run.training["step"], []
     for title, note, names, log in _CURVES:
-        series = [svg.Series(label, steps, run.training[name]) for name, label in names.items()
+        series = [svg.Series(label, steps, run.training[name], dashed=label == "classification") for name, label in names.items()
                   if name in run.training and (run.training[name] != 0).any()]  # fmt: skip
         if not series:
             continue
@@ -159,8 +159,8 @@ def norms(found: Measured) -> str:
         assert found.quality is not None
         border = float(grid[np.argmax(found.quality(grid) > found.threshold)])
         kinds = [svg.Series("HQ", both[~low], both), svg.Series("LQ", both[low], both)]
-        chart = svg.histogram(kinds, x, "norms by quality", bins=28, marks=[(border, f"u = {found.threshold:g}")])
-        drawn.append(page.figure("By quality", chart, "density of each kind by itself"))
+        chart = svg.histogram(kinds, x, "norms by quality", bins=28, marks=[(border, f"u = {found.threshold:g}")], density=False)
+        drawn.append(page.figure("By quality", chart, "number of images of both views"))
     return page.section("norms", "Feature norms", page.figures(*drawn))
 
 

@@ -78,7 +78,8 @@ def lines(
     series: Sequence[Series], x: Axis, y: Axis, describe: str, y_format: Callable[[float], str] = number,
     marks: Sequence[tuple[float, str]] = (), steps: bool = False,
 ) -> str:  # fmt: skip
-    """Curves with a legend. `marks`: vertical lines at values of x, with labels. `steps`: a curve keeps its value to the next."""
+    """Curves with a legend, unless the only one is called as y is. `marks`: vertical lines at values of x, with labels.
+    `steps`: a curve keeps its value to the next point."""
     body = _frame(x, y, y_format) + _marks(x, marks)
     for index, each in enumerate(series):
         good = np.isfinite(each.x) & np.isfinite(each.y) & ((each.y > 0) | (not y.log)) & ((each.x > 0) | (not x.log))
@@ -92,16 +93,18 @@ def lines(
         if len(points) <= 12:
             colour = f"fill:var(--c{index % COLOURS})"
             body += "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" style="{colour}"/>' for a, b in points)
-    return _svg(body, describe) + _legend([each.name for each in series])
+    needless = len(series) == 1 and series[0].name.lower() == y.label.lower()
+    return _svg(body, describe) + ("" if needless else _legend([each.name for each in series]))
 
 
 def histogram(
-    series: Sequence[Series], x: Axis, describe: str, bins: int = 32, marks: Sequence[tuple[float, str]] = ()
-) -> str:
-    """Densities of the samples `x` of each series, one over the other, with a legend."""
+    series: Sequence[Series], x: Axis, describe: str, bins: int = 32, marks: Sequence[tuple[float, str]] = (),
+    density: bool = True,
+) -> str:  # fmt: skip
+    """Densities, or counts, of the samples `x` of each series, one over the other, with a legend."""
     edges = np.linspace(x.low, x.high, bins + 1)
-    heights = [np.histogram(each.x, edges, density=True)[0] if len(each.x) else np.zeros(bins) for each in series]
-    y = Axis("density", 0.0, 1.08 * max([float(np.nanmax(h)) for h in heights] + [1e-9]))
+    heights = [np.histogram(each.x, edges, density=density)[0] if len(each.x) else np.zeros(bins) for each in series]
+    y = Axis("", 0.0, 1.08 * max([float(np.nanmax(h)) for h in heights] + [1e-9]))
     body = _frame(x, y, number)
     for index, height in enumerate(heights):
         outline_x = np.repeat(edges, 2)
@@ -163,7 +166,5 @@ def _svg(body: str, describe: str) -> str:
 
 
 def _legend(names: Sequence[str]) -> str:
-    if len(names) < 2:
-        return ""
     items = "".join(f'<li><i style="background:var(--c{n % COLOURS})"></i>{escape(name)}</li>' for n, name in enumerate(names))
     return f'<ul class="legend">{items}</ul>'

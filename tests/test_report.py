@@ -1,0 +1,215 @@
+"""`python -m eval report`: what a run's folder tells is on the page, which needs nothing else, and a browser shows it whole."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from eval.__main__ import build_parser
+from eval.cli import Context, Encoder, TrainingViews
+from eval.report import svg
+from eval.report.read import read_run
+from recognition.card import QualityScale
+from recognition.samples import sample_views
+from tests.shared_files import FACES, needs_faces
+from utils import dist
+from utils.config import Config
+from utils.errors import UserError
+
+VAL = FACES / "val"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+SECTIONS = ("results", "training", "verification", "roc", "similarity", "pairs", "norms", "differences")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder, its names full of characters that HTML gives a meaning to."""
+    folder = tmp_path / "a <b> & c"
+    (folder / "eval").mkdir(parents=True)
+    lines = []
+    for step in range(1, 41):
+        lines.append({"step": step, "loss": 40 / step, "loss_classification": 30 / step, "loss_contrastive": 10 / step, "lr": 0.1,
+                      "high_quality_share": 0.8, "low_quality_pair_share": 0.3, "norm_mean": 20 + step / 10, "gradient_norm": 3.0,
+                      "quality_mean": 20.0, "quality_std": 5.0, "images_per_second": 100.0 + step})  # fmt: skip
+        if step % 20 == 0:
+            lines.append({"step": step, "verification/lfw/accuracy": 0.9 + step / 1000, "verification/lfw/tar@far=1e-3": 0.5})
+    lines.append({"step": 41, "skipped": "features of rank 0 are not finite"})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = {"accuracy": 0.9417, "std": 0.01, "tar@far=1e-3": 0.5, "auc": 0.97, "pairs": 6000}
+    (folder / "results.json").write_text(json.dumps({"lfw": metrics, "<script>x</script>": metrics}))
+    (folder / "eval/scface.json").write_text(json.dumps({f"scface_d{d}": {"rank1": 0.5 + d / 10} for d in (1, 2, 3)}))
+    curves = {"steps": [0, 10, 20], "positive": [0.9, 0.5, 0.3], "negative": [1.0, 1.2, 1.3]}
+    (folder / "pair_differences.json").write_text(json.dumps({"momentum": curves, "proxy": curves}))
+    (folder / "config.json").write_text(json.dumps({"network": "tiny", "rec": "data", "num_classes": 430, "val_targets": []}))
+    return folder
+
+
+@pytest.fixture
+def alone():
+    dist.start()
+    yield
+    dist.stop()
+
+
+def cells(images_nHWC: torch.Tensor) -> torch.Tensor:
+    grey = images_nHWC.float().mean(dim=3)
+    pooled = torch.nn.functional.avg_pool2d(grey[:, None], 14).flatten(1)
+    return (pooled - pooled.mean(dim=1, keepdim=True)) / 16
+
+
+def some_views(folder: str, count: int) -> TrainingViews:
+    """Faces from sharp to flat, so that both sides of the partition have some."""
+    faces = np.random.default_rng(0).integers(0, 256, (count, 112, 112, 3))
+    contrast = np.linspace(0.1, 1, count)[:, None, None, None]
+    coarse = np.repeat(np.repeat(faces[:, ::14, ::14], 14, 1), 14, 2)
+    sharp, dull = 128 + contrast * (coarse - 128), 128 + contrast * (coarse - 128) / 3
+    return TrainingViews(sharp.astype(np.uint8), dull.astype(np.uint8))
+
+
+def write_report(*arguments: str, threshold: float | None = 0.2, views=some_views) -> None:
+    parsed = build_parser().parse_args(["report", *map(str, arguments)])
+    encoder = Encoder(cells, "cells", "1", QualityScale(20.0, 5.0, 0.333, threshold).u, threshold)
+    world = dist.World(0, 1, 0, 1, torch.device("cpu"))
+    parsed.run(parsed, Context(world, lambda path: encoder, training_views=views))
+
+
+def section(page: str, name: str) -> str:
+    return re.search(rf'<section id="{name}">(.*?)</section>', page, re.DOTALL)[1]
+
+
+@needs_faces
+def test_the_page_shows_everything_and_a_browser_shows_it_whole(alone, run, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "lfw_hq.bin").symlink_to(VAL / "lfw_hq.bin")
+    (data / "scface").symlink_to(VAL / "scface")
+    write_report(run, "--data-root", data, "--images", 60)
+    page = (run / "report.html").read_text()
+    assert [name for name in SECTIONS if f'<section id="{name}">' in page] == list(SECTIONS)
+    assert not re.search(r"""(?:src|href)=["'](?!data:)|url\(|@import|<script""", page)
+    assert "94.17 ± 1.00" in section(page, "results") and "99.50" in section(page, "results")  # the paper's LFW, beside
+    assert "60.00" in section(page, "results") and "QGFace" not in section(page, "training")
+    assert "&lt;script&gt;" in page and "a &lt;b&gt; &amp; c" in page
+    assert section(page, "roc").count("<svg") == 2 and "lfw_hq, AUC" in section(page, "roc")
+    assert section(page, "similarity").count("<svg") == 3 and "gain" in section(page, "similarity")
+    shown = section(page, "pairs")
+    for kind in ("HQ: both features are classified", "LQ: the pair is contrasted"):
+        assert kind in shown
+    u = [(float(value), word) for value, word in re.findall(r'">(\d\.\d+) (HQ|LQ)<', shown)]
+    assert u and all((value > 0.2) == (word == "HQ") for value, word in u if abs(value - 0.2) > 1e-3)
+    assert {word for _, word in u} == {"HQ", "LQ"} and len(u) == shown.count("<img")
+    assert "momentum" in section(page, "differences")
+    assert "skipped steps" in page
+    if CHROMIUM is None:
+        pytest.skip("no chromium: the page was not opened in a browser")
+    _open_in_browser(page, tmp_path)
+
+
+def _open_in_browser(page: str, folder) -> None:
+    """Loads the page at a phone's and at a desktop's width, lets the browser measure it, and compares."""
+    probe = """<script>onload = () => { const told = [...document.querySelectorAll('iframe')].map(frame => {
+      const inside = frame.contentDocument, images = [...inside.images];
+      return {sections: [...inside.querySelectorAll('section')].map(s => s.id), wide: inside.documentElement.scrollWidth,
+        room: frame.clientWidth, broken: images.filter(i => !i.naturalWidth).length, images: images.length,
+        charts: [...inside.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height > 100).length,
+        lines: [...inside.querySelectorAll('svg path')].filter(p => p.getTotalLength() > 20).length,
+        outside: inside.defaultView.performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length}});
+      document.body.textContent = JSON.stringify(told); }</script>"""
+    frames = "".join(f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(page)}"></iframe>'
+                     for width in (360, 1200))  # fmt: skip
+    (folder / "probe.html").write_text(f'<!DOCTYPE html><meta charset="utf-8"><body>{frames}{probe}</body>')
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'browser'}", "--dump-dom", (folder / "probe.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    told = json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout, re.DOTALL)[1].split("</body>")[0]))
+    for seen in told:
+        assert seen["sections"] == list(SECTIONS)
+        assert seen["wide"] <= seen["room"], "the page is wider than the screen"
+        assert seen["images"] == page.count("<img") > 0 and seen["broken"] == 0 and seen["outside"] == 0
+        assert seen["charts"] == page.count("<svg") and seen["lines"] >= seen["charts"]
+
+
+def test_without_encoder_and_without_partition(alone, run):
+    write_report(run, "--no-encoder", "--out", run / "plain.html")
+    page = (run / "plain.html").read_text()
+    assert page.count("written with --no-encoder") == 3 and "<img" not in page
+    write_report(run, "--images", 20, threshold=None)
+    assert "No partition in this run" in section((run / "report.html").read_text(), "pairs")
+
+
+def test_what_cannot_be_measured_is_said_on_the_page(alone, run):
+    def gone(folder: str, count: int) -> TrainingViews:
+        raise UserError("/data/vgg2: no such folder")
+
+    write_report(run, views=gone)
+    page = (run / "report.html").read_text()
+    assert "/data/vgg2: no such folder" in section(page, "pairs")
+    assert "--data-root" in section(page, "roc") and "--data-root" in section(page, "similarity")
+
+
+def test_a_run_that_has_only_begun(alone, run):
+    (run / "metrics.jsonl").write_text("")
+    shutil.rmtree(run / "eval")
+    (run / "results.json").unlink()
+    write_report(run, "--no-encoder")
+    page = (run / "report.html").read_text()
+    assert "No step has been reported yet" in page and "No results.json" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", '{"step": 1}\nnothing\n', "line 2: not a measurement"),
+        ("results.json", "{", "cannot be read"),
+        ("eval/other.json", '{"a": 1}', "not a file of results"),
+        ("pair_differences.json", '{"proxy": {"steps": [1]}}', "expected queue"),
+        ("pair_differences.json", '{"q": {"steps": [1], "positive": [], "negative": []}}', "differ in length"),
+    ],
+)
+def test_damaged_files_are_named(run, name, content, message):
+    (run / name).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_run(run)
+    assert str(run / name) in str(error.value)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"no metrics\.jsonl here"):
+        read_run(tmp_path)
+
+
+def test_a_curve_lies_where_its_numbers_say():
+    x, y = svg.Axis("step", 0.0, 100.0), svg.Axis("loss", 0.0, 10.0)
+    drawn = svg.lines([svg.Series("a", np.array([0.0, 100.0]), np.array([0.0, 10.0]))], x, y, "chart")
+    path = re.search(r'class="line" d="M([\d.]+) ([\d.]+) L([\d.]+) ([\d.]+)"', drawn)
+    left, bottom, right, top = (float(value) for value in path.groups())
+    assert (left, right) == (svg.LEFT, svg.WIDTH - svg.RIGHT) and (bottom, top) == (svg.HEIGHT - svg.BOTTOM, svg.TOP)
+    assert svg.Axis("far", 1e-4, 1.0, log=True).place(1e-2) == pytest.approx(0.5)
+    assert svg.Axis("", 0.0, 1.0).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert svg.Axis("", 1e-4, 1.0, log=True).ticks() == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
+    long = svg.lines([svg.Series("a", np.arange(1e5), np.sin(np.arange(1e5)))], svg.Axis("", 0, 1e5), svg.Axis("", -1, 1), "long")
+    assert len(long) < 20_000
+
+
+@needs_faces
+def test_training_views_are_the_sets_own_images():
+    config = Config(rec=str(FACES / "lfw_train"), augmentation="qgface")
+    originals, augmented = sample_views(config, 5)
+    assert originals.shape == augmented.shape == (5, 112, 112, 3) and originals.dtype == np.uint8
+    sharpness = [[cv2.Laplacian(image, cv2.CV_64F).var() for image in images] for images in (originals, augmented)]
+    assert np.median(sharpness[0]) > 2 * np.median(sharpness[1])
+    again = sample_views(config, 5)
+    assert np.array_equal(again[1], augmented)
+    with pytest.raises(UserError, match="nowhere"):
+        sample_views(Config(rec="nowhere"), 5)
