@@ -59,17 +59,19 @@ class Saver:
             bits |= interruption.SAVE * (time.monotonic() - self._last_time >= 60 * self.config.save_minutes)
         return bits
 
-    def after_step(self, step: int, requests: int, results: dict[str, dict[str, float]] | None) -> None:
-        """Saves if it is time to. requests: of all ranks. results: of the verification after this step, if there was one.
-        Collective, with the same arguments on all ranks."""
+    def after_step(self, step: int, requests: int, results: dict[str, dict[str, float]] | None) -> bool:
+        """Saves if it is time to, and returns whether it did. requests: of all ranks. results: of the verification after
+        this step, if there was one. Collective, with the same arguments on all ranks."""
         better = results is not None and self._is_better(step, results)
-        if better or requests & interruption.SAVE or (self._every and step % self._every == 0):
+        due = better or bool(requests & interruption.SAVE) or bool(self._every and step % self._every == 0)
+        if due:
             self.save(step)
         elif self._writer.has_begun and not requests & interruption.WRITING:
             self._writer.finish()
         if better:
             self._writer.finish()
             self._writer.mark_best(step)
+        return due
 
     def at_end(self, step: int, results: dict[str, dict[str, float]]) -> None:
         """The final verification may be the best one."""

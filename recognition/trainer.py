@@ -14,6 +14,7 @@ from eval.roc import Roc
 from eval.tables import verification_table, write_results
 from eval.verification import TenFold
 from recognition import build, checkpoint, interruption, state
+from recognition.compatibility import refuse_differences, refuse_used_output
 from recognition.data.prefetch import DeviceBatch, Prefetcher
 from recognition.encoder import Embedder, build_encoder, initialise
 from recognition.interruption import Interruption
@@ -32,9 +33,6 @@ from utils.config import Config
 from utils.dist import World
 from utils.errors import UserError
 from utils.sync_bn import convert_sync_batchnorm
-
-_MUST_MATCH = ("network", "embedding_size", "num_classes", "num_image", "batch_size", "views", "gradient_acc", "seed",
-               "optimizer", "queue", "queue_size", "sample_rate")  # fmt: skip
 
 
 class Trainer:
@@ -130,7 +128,8 @@ class Trainer:
         """Verification and checkpoint, where the configuration wants them after this step."""
         verify = bool(self.bins) and self._due(self.config.verbose or self.steps_per_epoch)
         results = self._verify(progress) if verify else None
-        self.saver.after_step(self.step_number, self.requests, results)
+        if self.saver.after_step(self.step_number, self.requests, results):
+            progress.event(self.step_number, stall_seconds=round(self.saver.stall, 3))
 
     def _finish(self, progress: Progress) -> dict[str, dict[str, float]]:
         """The last checkpoint and verification; results.json, the ROC and the table."""
@@ -236,7 +235,7 @@ class Trainer:
         folder = checkpoint.newest_for_all(self.output, notes.append)
         if folder is None:
             return notes
-        self._refuse_differences(folder)
+        refuse_differences(folder, self.config, self.world.size)
         loaded = checkpoint.load(folder)
         state.restore(loaded, self.encoder, self.joint, self.optimiser, self.loss_scale)
         self.step_number, self.skipped_in_a_row = loaded.values["step"], loaded.values["skipped_in_a_row"]
@@ -246,27 +245,8 @@ class Trainer:
 
     def _begin(self) -> list[str]:
         """A run from its start: initial weights, and no traces of an earlier run in the way."""
-        dist.on_first_rank(self._refuse_used_output)
+        dist.on_first_rank(lambda: refuse_used_output(self.output))
         return [initialise(self.encoder, self.config)] if self.config.init_from else []
-
-    def _refuse_used_output(self) -> None:
-        if old := checkpoint.complete_ones(self.output):
-            raise UserError(
-                f"{self.output}: holds {old[0].name} of an earlier run, and resume=False would mix the two; set another output=, "
-                "or remove the checkpoints"
-            )
-
-    def _refuse_differences(self, folder: Path) -> None:
-        saved = checkpoint.read_config(folder)
-        for key in _MUST_MATCH:
-            before, now = getattr(saved, key), getattr(self.config, key)
-            if key == "batch_size":  # of the world: the number of ranks may change
-                before, now = checkpoint.read_state(folder)["global_batch"], now * self.world.size
-            if before != now:
-                raise UserError(
-                    f"{folder}: was written with {key}={before!r}, this run has {key}={now!r}; use the same, or another "
-                    "output= (init_from= starts a new run from its encoder)"
-                )
 
     def _distributed_encoder(self) -> nn.parallel.DistributedDataParallel:
         encoder = torch.compile(self.encoder) if self.config.compile else self.encoder
