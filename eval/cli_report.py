@@ -79,7 +79,10 @@ def _measure(arguments: argparse.Namespace, context: Context, run: Run) -> Measu
     root = Path(arguments.data_root) if arguments.data_root else None
     if root is not None and not root.is_dir():
         raise UserError(f"--data-root {root}: no such folder")
-    encoder = context.open_encoder(arguments.checkpoint or arguments.folder)
+    try:
+        encoder = context.open_encoder(arguments.checkpoint or arguments.folder)
+    except UserError as fault:
+        raise UserError(f"{fault}; --no-encoder reports what the run's files say") from fault
     assert context.training_views is not None
     views = partial(context.training_views, arguments.folder, arguments.images)
     own = Path(run.config.get("val_dir") or run.config.get("rec") or ".")

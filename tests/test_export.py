@@ -16,9 +16,13 @@ from onnx import TensorProto, helper
 import backbones
 from eval.verification import load_bin
 from recognition.card import EncoderCard, QualityScale
+from recognition.checkpoint import Checkpoint
 from recognition.encoder import load_encoder
 from recognition.export import export_encoder
+from recognition.writer import CheckpointWriter
 from tests.shared_files import FACES, needs_faces
+from utils import dist
+from utils.config import Config
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -109,6 +113,30 @@ def test_a_bad_export_leaves_no_file(tmp_path):
     with pytest.raises(UserError, match=r"the ending must be \.safetensors or \.onnx"):
         export_encoder(Forgetful(), EncoderCard("tiny", 3, "RGB"), tmp_path / "e.tflite")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_exported_with_its_quality_statistics(tmp_path):
+    net = encoder("tiny")
+    config = Config(network="tiny", embedding_size=32, channel_order="BGR", quality_threshold=0.3)
+    dist.start()
+    try:
+        tensors = {f"encoder.{name}": value for name, value in net.state_dict().items()}
+        tensors |= {"quality.mean": torch.tensor(21.5), "quality.std": torch.tensor(4.25)}
+        CheckpointWriter(tmp_path / "run", config, background=False).save(3, Checkpoint(tensors, {}))
+    finally:
+        dist.stop()
+    for path in (tmp_path / "run", tmp_path / "run/checkpoints/step-00000003"):
+        loaded = load_encoder(path, CPU)
+        assert loaded.card == EncoderCard("tiny", 32, "BGR", quality=QualityScale(21.5, 4.25, 0.333, 0.3))
+        close(loaded.embed(IMAGES), expected(net, "BGR"))
+    export_encoder(loaded.module, loaded.card, tmp_path / "e.safetensors")
+    again = load_encoder(tmp_path / "e.safetensors", CPU)
+    assert again.card == loaded.card
+    assert torch.equal(again.embed(IMAGES), loaded.embed(IMAGES))
+    with pytest.raises(UserError, match="made for BGR and says so; leave out --channel-order RGB"):
+        load_encoder(tmp_path / "run", CPU, channel_order="RGB")
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        load_encoder(tmp_path, CPU)
 
 
 @needs_faces
