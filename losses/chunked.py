@@ -45,7 +45,7 @@ class ChunkPlan:
     """
 
     chunk_elements: int = 1 << 19
-    keep_bytes: int = 128 << 20
+    keep_bytes: int = 192 << 20
 
     def bounds(self, queries: int, keys: int) -> list[tuple[int, int]]:
         step = max(64, self.chunk_elements // max(queries, 1))
