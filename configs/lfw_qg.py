@@ -4,8 +4,8 @@
     torchrun --nproc_per_node=2 train.py configs/lfw_qg      # the same batches, divided
 
 Figures to expect on unseen people are in docs/RESULTS.md. Three values of the paper suit long runs and are others here: margin
-and scale are gentler, and the moving quality statistics start where a run of 390 steps has them (from 20 and 100, sigma would still
-be far from the norms' own spread at the end).
+and scale are gentler, and the moving quality statistics start where a run of 390 steps has them (from 20 and 100, sigma would
+still be far from the norms' own spread at the end).
 """
 
 from easydict import EasyDict as edict
