@@ -59,11 +59,18 @@ demo() {
     train configs/demo_qg "$@"
 }
 
+# The whole suite on two workers, one thread each; with arguments of your own, as pytest would.
+run_tests() {
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    [ $# -gt 0 ] || set -- --numprocesses 2 --dist worksteal
+    exec "$VENV/bin/python" -m pytest "$@"
+}
+
 command=${1:-demo}
 [ $# -gt 0 ] && shift
 case $command in
     demo) setup; demo "$@" ;;
-    test) setup; exec "$VENV/bin/python" -m pytest "$@" ;;
+    test) setup; run_tests "$@" ;;
     train) [ $# -gt 0 ] || fail "usage: $0 train CONFIG [key=value ...]"; setup; train "$@" ;;
     setup) setup ;;
     *) fail "unknown command '$command'; known: demo (default), test, train, setup" ;;
