@@ -123,9 +123,13 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, release: Path, tar
         return embed_items(reporting, load, len(images), arguments.batch_size, lambda a, b: beside((a, b)), target)
 
     rows = cached(feature_cache(arguments, encoder), target, lambda: fingerprint(needed), embed)
-    dim = rows.shape[1] // 2
-    source = ImageFeatures(ArrayRows(rows[:, :dim], target), ArrayRows(rows[:, dim:], f"{target}, mirror images"), scores)
-    return on_first_rank(partial(judge, arguments, meta, images, source, encoder.label))
+
+    def judge_rows() -> Results:  # rank 0 alone holds them
+        plain, flipped = np.split(rows, 2, axis=1)
+        source = ImageFeatures(ArrayRows(plain, target), ArrayRows(flipped, f"{target}, mirror images"), scores)
+        return judge(arguments, meta, images, source, encoder.label)
+
+    return on_first_rank(judge_rows)
 
 
 def judge(arguments: argparse.Namespace, meta: Meta, images: Images, source: ImageFeatures, label: str) -> Results:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from recognition.data.demo_faces import make_demo_set
+
+os.environ["PYTHON"] = sys.executable  # what scripts/*.sh run, wherever the tests run from
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from datetime import timedelta
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +14,7 @@ from losses.sharded_softmax import initial_rows
 from tests.world import run_world
 from utils import dist
 from utils.errors import UserError
+from utils.rendezvous import agree_on_round
 from utils.sync_bn import convert_sync_batchnorm
 
 
@@ -99,3 +104,32 @@ def test_synchronised_batch_norm_equals_batch_norm_over_the_whole_batch(world):
         torch.testing.assert_close(rank["bias"], plain[1].bias.grad, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(rank["mean"], plain[1].running_mean)
         torch.testing.assert_close(rank["var"], plain[1].running_var)
+
+
+def test_a_new_start_does_not_take_up_what_the_dead_have_left():
+    """Rank 1 comes back first and finds question and list of an earlier start: it waits for today's."""
+    store = torch.distributed.HashStore()
+    limit = timedelta(seconds=20)
+
+    def start(late: int) -> list[str]:
+        names = ["", "", ""]
+
+        def come(rank: int) -> None:
+            time.sleep(0.3 if rank == late else 0)
+            names[rank] = agree_on_round(store, rank, 3, limit)
+
+        ranks = [threading.Thread(target=come, args=(rank,)) for rank in range(3)]
+        for thread in ranks:
+            thread.start()
+        for thread in ranks:
+            thread.join(30)
+        return names
+
+    starts = [start(late) for late in (0, 1, 0, 2)]
+    assert all(len(set(names)) == 1 and names[0] for names in starts)
+    assert len({names[0] for names in starts}) == len(starts)
+
+
+def test_a_rank_that_never_comes_is_named():
+    with pytest.raises(RuntimeError, match="rank 1 did not come"):
+        agree_on_round(torch.distributed.HashStore(), 0, 2, timedelta(seconds=0.1))

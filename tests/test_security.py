@@ -213,8 +213,9 @@ def _peak(statement: str) -> int:
     """Kilobytes of memory that a statement takes at its peak, in a process of its own."""
     peaks = []
     for run in ("pass", statement):
-        script = f"import cv2, resource\nfrom eval.embedding import decode_face\ntry:\n    {run}\nexcept ValueError:\n    pass\n"
-        script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        script = f"import cv2, re\nfrom eval.embedding import decode_face\ntry:\n    {run}\nexcept ValueError:\n    pass\n"
+        # Not ru_maxrss: a process inherits that from the one that started it.
+        script += "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
     return peaks[1] - peaks[0]

@@ -30,6 +30,7 @@ import torch.distributed as dist
 
 from utils.errors import UserError
 from utils.hang import Watch
+from utils.rendezvous import agree_on_round
 
 # torch 2.13 renamed these two; 2.11 and 2.12 know them by the old names only.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -86,11 +87,17 @@ def start(timeout_minutes: float = 10.0) -> World:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes) + _GRACE
     global _store, _watch
-    _store = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0] if "RANK" in os.environ else dist.HashStore()
+    _store = _meet(rank, size, timeout) if "RANK" in os.environ else dist.HashStore()
     dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=timeout)
     if size > 1:
         _watch = _start_watch(_store, rank, size, 60 * timeout_minutes)
     return World(rank, size, local_rank, local_size, device)
+
+
+def _meet(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """The store in which the ranks of this start, and only they, meet."""
+    shared = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
+    return dist.PrefixStore(agree_on_round(shared, rank, size, timeout), shared)
 
 
 def _start_watch(store: dist.Store, rank: int, size: int, limit: float) -> Watch:
