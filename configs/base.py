@@ -50,11 +50,17 @@ config.scale = 64.0  # s
 config.head_precision = "fp32"  # of the products of classifier and queue; "bf16": sums and all else stay fp32
 config.sample_rate = 1.0  # part of the classes that a step compares with, 0.1 to 1 (partial FC)
 config.interclass_filtering_threshold = 0.0  # negatives with a larger cosine are left out, as the same person; 0: none
-config.queue = "proxy"  # negatives of the contrastive loss: "proxy", "batch" (this step's features), "none" (no such loss)
+config.queue = "proxy"  # negatives of the contrastive loss: "proxy", "batch" (this step's features), "momentum"
+# (features of a slowly following encoder, MoCo's, which also gives the positives), "none" (no such loss)
 config.queue_size = 0  # Q; 0: num_classes
+config.queue_momentum = 0.999  # m of the momentum encoder: its weights <- m its weights + (1 - m) the encoder's, each step
 config.contrastive_weight = 1.0  # lambda
 config.contrastive_scale = 64.0
 config.contrastive_denominator = "paper"  # eq. 14 as printed (negatives alone), or "infonce" (and the positive)
+config.contrastive_stop_gradient = True  # the sharp twin is a target that does not move towards the query
+config.loss_average = "all"  # sums over the selected are divided by the number of all features (pairs), as in the paper;
+# "selected": by the number of the selected
+config.partition_warmup_epoch = 0.0  # epochs at the start in which everything is classified and nothing contrasted
 
 # --- optimisation ---------------------------------------------------------------------------------------------------
 config.batch_size = 128  # images a rank a step (two views each)

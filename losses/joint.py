@@ -2,7 +2,8 @@
 
 High-quality features learn from their labels (margin softmax), low-quality pairs from their sharp twins (contrastive
 loss against the queue). L_cls is the sum over selected features divided by ALL V*G features, L_con the sum over selected
-pairs divided by ALL G pairs: those not selected count as zero.
+pairs divided by ALL G pairs: those not selected count as zero (`average="selected"`, for comparison, divides by the number
+of the selected instead).
 
 Shapes: V views, G gathered images, N = V*G features, D embedding. View 0 is q (augmented), view 1 is k (original).
 """
@@ -10,6 +11,7 @@ Shapes: V views, G gathered images, N = V*G features, D embedding. View 0 is q (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,7 @@ class JointLoss(nn.Module):
     statistics, queue.
 
     `contrastive=None` or `queue=None` leaves the classification loss alone (baseline; table II, queue "No"); so does a
-    step with one view.
+    step with one view. `partition` may be replaced between steps (a warm-up).
     """
 
     def __init__(
@@ -49,17 +51,24 @@ class JointLoss(nn.Module):
         queue: FeatureQueue | None = None,
         contrastive: ContrastiveLoss | None = None,
         contrastive_weight: float = 1.0,
+        average: Literal["all", "selected"] = "all",
     ):
         super().__init__()
+        self.average = average
         self.classifier, self.quality, self.partition = classifier, quality, partition
         self.queue, self.contrastive, self.contrastive_weight = queue, contrastive, contrastive_weight
 
-    def forward(self, features_VGD: torch.Tensor, host_label_G: torch.Tensor) -> JointTerms:
+    def forward(
+        self, features_VGD: torch.Tensor, host_label_G: torch.Tensor, momentum_VGD: torch.Tensor | None = None
+    ) -> JointTerms:
         """features_VGD: raw gathered features, float32, equal on all ranks, finite. host_label_G: int64 on the CPU; -1 marks
-        the row of a record that could not be read, and the step is that of the smaller batch without such rows.
+        the row of a record that could not be read, and the step is that of the smaller batch without such rows. momentum_VGD:
+        the same images' features from a momentum encoder, which then fill the queue and give the positive keys.
 
         Updates the quality statistics and the queue, then computes the loss of the whole batch.
         """
+        if momentum_VGD is not None:
+            momentum_VGD, _ = _readable(momentum_VGD, host_label_G)
         features_VGD, host_label_G = _readable(features_VGD, host_label_G)
         views, images, _ = features_VGD.shape
         features_ND = features_VGD.flatten(0, 1)
@@ -75,15 +84,18 @@ class JointLoss(nn.Module):
         contrasted_G = self.partition.low_quality_pairs(quality_N.view(views, images))
 
         classification = self.classifier(
-            unit_ND, label_N, quality_N, classified_N / (views * images), learning_norm_N, host_label_N
+            unit_ND, label_N, quality_N, self._shares(classified_N), learning_norm_N, host_label_N
         )
         contrastive = torch.zeros_like(classification)
         contrasted_share = torch.zeros_like(classification)
         if self.queue is not None and self.contrastive is not None and views == 2:
-            self.queue.enqueue(features_ND, host_label_N, self.classifier.rows_of)
             query_GD, key_GD = unit_ND.view(views, images, -1)
+            queued_ND = features_ND
+            if momentum_VGD is not None:
+                queued_ND, key_GD = momentum_VGD.flatten(0, 1), F.normalize(momentum_VGD[1])
+            self.queue.enqueue(queued_ND, host_label_N, self.classifier.rows_of)
             contrastive = self.contrastive(
-                query_GD, key_GD, label_N[:images], contrasted_G / images, self.queue, self.classifier.rows_of
+                query_GD, key_GD, label_N[:images], self._shares(contrasted_G), self.queue, self.classifier.rows_of
             )
             contrasted_share = contrasted_G.float().mean()
         return JointTerms(
@@ -94,6 +106,12 @@ class JointLoss(nn.Module):
             low_quality_pair_share=contrasted_share.detach(),
             norm_mean=norm_N.mean(),
         )
+
+    def _shares(self, selected_N: torch.Tensor) -> torch.Tensor:
+        """The weight of each feature (or pair) in the sum: 0 where it is not selected."""
+        if self.average == "selected":
+            return selected_N / selected_N.sum().clamp_min(1)
+        return selected_N / len(selected_N)
 
 
 def _readable(features_VGD: torch.Tensor, host_label_G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
@@ -16,6 +17,7 @@ from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
+from recognition.momentum_encoder import MomentumEncoder
 from utils.config import Config
 from utils.dist import World
 from utils.errors import UserError
@@ -107,11 +109,26 @@ def build_joint_loss(config: Config, world: World) -> JointLoss:
         one_step = config.queue == "batch"
         queue = FeatureQueue(size, config.embedding_size, classifier.shard, config.queue == "proxy", one_step)
         contrastive = ContrastiveLoss(
-            config.contrastive_scale, config.contrastive_denominator, precision=config.head_precision
-        )
+            config.contrastive_scale, config.contrastive_denominator, precision=config.head_precision,
+            stop_gradient=config.contrastive_stop_gradient,
+        )  # fmt: skip
     partition = Partition(config.quality_threshold)
-    joint = JointLoss(classifier, quality, partition, queue, contrastive, config.contrastive_weight)
+    joint = JointLoss(
+        classifier, quality, partition, queue, contrastive, config.contrastive_weight, config.loss_average
+    )  # fmt: skip
     return joint.to(world.device)
+
+
+def build_partition_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], Partition]:
+    """The partition of a step (0, 1, …): during `partition_warmup_epoch` everything is classified and nothing contrasted."""
+    warmup = config.partition_warmup_epoch * steps_per_epoch
+    everything_is_sharp, settled = Partition(-1.0), Partition(config.quality_threshold)
+    return lambda step: everything_is_sharp if step < warmup else settled
+
+
+def build_momentum_encoder(config: Config, encoder: nn.Module) -> MomentumEncoder | None:
+    """To be called when the encoder has its initial weights."""
+    return MomentumEncoder(encoder, config.queue_momentum) if config.queue == "momentum" else None
 
 
 def verification_sets(config: Config) -> dict[str, Path]:

@@ -1,7 +1,8 @@
 """The complete state of a run as named tensors and numbers, and back, for any number of ranks.
 
-Names: `encoder.*`, `classifier.weight`, `margin.*`, `quality.*`, `queue.*`, and `optimiser.<parameter>.<quantity>` (momentum and
-the like). What is sharded over classes, or over the queue's order, is marked as `ShardedRows`.
+Names: `encoder.*`, `momentum_encoder.*`, `classifier.weight`, `margin.*`, `quality.*`, `queue.*`, and
+`optimiser.<parameter>.<quantity>` (momentum and the like). What is sharded over classes, or over the queue's order, is marked as
+`ShardedRows`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import nn
 
 from losses.joint import JointLoss
 from recognition.checkpoint import Checkpoint, ShardedRows
+from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale
 from utils import dist
 
@@ -26,12 +28,16 @@ def _named_parameters(encoder: nn.Module, joint: JointLoss) -> Iterator[tuple[st
 
 
 def capture(
-    encoder: nn.Module, joint: JointLoss, optimiser: torch.optim.Optimizer, loss_scale: LossScale
-) -> Checkpoint:
+    encoder: nn.Module, joint: JointLoss, optimiser: torch.optim.Optimizer, loss_scale: LossScale,
+    momentum_encoder: MomentumEncoder | None = None,
+) -> Checkpoint:  # fmt: skip
     """All state of the modules. Collective. `encoder` is the bare module, not DDP's wrapper."""
     dist.broadcast_buffers(encoder)
     classes = joint.classifier.num_classes
     tensors: dict[str, torch.Tensor | ShardedRows] = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    if momentum_encoder is not None:
+        dist.broadcast_buffers(momentum_encoder)
+        tensors |= {f"momentum_encoder.{name}": value for name, value in momentum_encoder.copy.state_dict().items()}
     tensors |= {f"quality.{name}": value for name, value in joint.quality.state_dict().items()}
     if isinstance(joint.classifier.margin, nn.Module):
         tensors |= {f"margin.{name}": value for name, value in joint.classifier.margin.state_dict().items()}
@@ -56,11 +62,14 @@ def capture(
 
 @torch.no_grad()
 def restore(
-    checkpoint: Checkpoint, encoder: nn.Module, joint: JointLoss, optimiser: torch.optim.Optimizer, loss_scale: LossScale
-) -> None:
+    checkpoint: Checkpoint, encoder: nn.Module, joint: JointLoss, optimiser: torch.optim.Optimizer, loss_scale: LossScale,
+    momentum_encoder: MomentumEncoder | None = None,
+) -> None:  # fmt: skip
     """Puts a captured state back, whatever number of ranks captured it. Collective."""
     tensors = checkpoint.tensors
     encoder.load_state_dict(_part(tensors, "encoder."))
+    if momentum_encoder is not None:
+        momentum_encoder.copy.load_state_dict(_part(tensors, "momentum_encoder."))
     joint.quality.load_state_dict(_part(tensors, "quality."))
     if isinstance(joint.classifier.margin, nn.Module):
         joint.classifier.margin.load_state_dict(_part(tensors, "margin."))

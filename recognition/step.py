@@ -17,6 +17,7 @@ from losses.joint import JointLoss, JointTerms
 from recognition.data.batch import IMAGE_SIZE
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoder import to_input
+from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, coalesce_gradients, global_gradient_norm, gradient_values, scale_gradients
 from utils import dist
 
@@ -46,9 +47,11 @@ class TrainStep:
     def __init__(
         self, encoder: nn.parallel.DistributedDataParallel, joint: JointLoss, optimiser: torch.optim.Optimizer,
         loss_scale: LossScale, autocast: torch.dtype | None, max_grad_norm: float, device: torch.device,
+        momentum_encoder: MomentumEncoder | None = None,
     ):  # fmt: skip
         self.encoder, self.joint, self.optimiser = encoder, joint, optimiser
         self.loss_scale, self.autocast, self.max_grad_norm, self.device = loss_scale, autocast, max_grad_norm, device
+        self.momentum_encoder = momentum_encoder
         self._running = RunningStatistics(encoder)
 
     def __call__(self, batches: Sequence[DeviceBatch], request: int = 0) -> StepResult:
@@ -59,10 +62,12 @@ class TrainStep:
             with contextlib.nullcontext() if last else self.encoder.no_sync():
                 # Views and encoder: both views in one pass.
                 dist.arriving("forward pass")
-                features_VBD = self._encode(batch.images_VBHWC)
+                inputs = to_input(batch.images_VBHWC.flatten(0, 1), self.device)
+                features_VBD = self._encode(self.encoder, inputs, len(batch.images_VBHWC))
 
                 # Gather: the whole world's features and labels, on every rank.
                 features_VGD = dist.gather_rows(features_VBD)
+                momentum_VGD = self._momentum_features(inputs, len(batch.images_VBHWC))
                 host_label_G, asked = dist.gather_labels_and_requests(batch.labels_B, request)
                 requests |= asked
                 unreadable += int((host_label_G < 0).sum())
@@ -72,7 +77,7 @@ class TrainStep:
                     return self._skip(_where_not_finite(features_VGD), unreadable, requests)
 
                 # Quality, partition, sharded softmax, contrastive term.
-                terms = self.joint(features_VGD, host_label_G)
+                terms = self.joint(features_VGD, host_label_G, momentum_VGD)
 
                 # Backward: reduce-scatter of feature gradients, then DDP's all-reduce in the last pass.
                 (terms.loss * (self.loss_scale.value / len(batches))).backward()
@@ -89,6 +94,8 @@ class TrainStep:
             scale_gradients(self._parameters(), (self.max_grad_norm / norm).clamp(max=1.0).float())
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        if self.momentum_encoder is not None:
+            self.momentum_encoder.follow(self.encoder.module)
         return StepResult(terms, norm, unreadable, requests=requests)
 
     def settle_buckets(self, views: int, images: int) -> None:
@@ -97,16 +104,22 @@ class TrainStep:
         differ in the last bit from the same step of a run that never stopped. Learns nothing and changes no state."""
         self._running.remember()
         grey_VBHWC = torch.full((views, images, IMAGE_SIZE, IMAGE_SIZE, 3), 128, dtype=torch.uint8)
-        self._encode(grey_VBHWC).sum().backward()
+        inputs = to_input(grey_VBHWC.flatten(0, 1), self.device)
+        self._encode(self.encoder, inputs, views).sum().backward()
         self.optimiser.zero_grad(set_to_none=True)
         self._running.restore()
 
-    def _encode(self, images_VBHWC: torch.Tensor) -> torch.Tensor:
-        views, images = images_VBHWC.shape[:2]
-        inputs = to_input(images_VBHWC.flatten(0, 1), self.device)
+    def _encode(self, encoder: nn.Module, inputs: torch.Tensor, views: int) -> torch.Tensor:
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            features = self.encoder(inputs)
-        return features.float().view(views, images, -1)
+            features = encoder(inputs)
+        return features.float().unflatten(0, (views, -1))
+
+    def _momentum_features(self, inputs: torch.Tensor, views: int) -> torch.Tensor | None:
+        """What the momentum encoder, if there is one, makes of the whole world's images: float32 [V, G, D]."""
+        if self.momentum_encoder is None:
+            return None
+        with torch.no_grad():
+            return dist.gather_rows(self._encode(self.momentum_encoder, inputs, views))
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]

@@ -52,6 +52,7 @@ class Trainer:
         self.encoder = build_encoder(config).to(world.device)
         if config.sync_bn:
             self.encoder = convert_sync_batchnorm(self.encoder)
+        self.momentum_encoder = build.build_momentum_encoder(config, self.encoder)
         self.joint = build.build_joint_loss(config, world)
         self.optimiser = build_optimiser(config, self.encoder, self.joint.classifier)
         self.loss_scale = LossScale(enabled=self.autocast == torch.float16)
@@ -62,6 +63,7 @@ class Trainer:
         if config.max_steps:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.learning_rate = build_schedule(config, self.steps_per_epoch)
+        self.partition = build.build_partition_schedule(config, self.steps_per_epoch)
         self.embed = Embedder(self.encoder, world.device, config.channel_order, self.autocast)
         self.not_finite = SkippedSteps(self.output / NOT_FINITE, dataset, config.max_skipped)
         self.lock = RunLock(self.output)
@@ -79,7 +81,7 @@ class Trainer:
         dist.on_first_rank(lambda: self.config.save(self.output / "config.json"))
         train = TrainStep(
             self._distributed_encoder(), self.joint, self.optimiser, self.loss_scale, self.autocast,
-            self.config.max_grad_norm, self.world.device,
+            self.config.max_grad_norm, self.world.device, self.momentum_encoder,
         )  # fmt: skip
         if self.world.size > 2:
             train.settle_buckets(self.config.views, self.config.batch_size)
@@ -161,8 +163,9 @@ class Trainer:
         return self.step_number % every == 0 or self.step_number == self.total_steps
 
     def _prepare_step(self) -> None:
-        """What depends on the step's number alone: random numbers of dropout and the like, and the learning rate."""
+        """What depends on the step's number alone: random numbers of dropout and the like, partition, learning rate."""
         seed_step(self.config.seed, self.step_number, self.world.rank)
+        self.joint.partition = self.partition(self.step_number)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate(self.step_number)
 
@@ -220,7 +223,7 @@ class Trainer:
         return results
 
     def _capture(self) -> checkpoint.Checkpoint:
-        captured = state.capture(self.encoder, self.joint, self.optimiser, self.loss_scale)
+        captured = state.capture(self.encoder, self.joint, self.optimiser, self.loss_scale, self.momentum_encoder)
         counters = {
             "skipped_in_a_row": self.skipped_in_a_row,
             "global_batch": self.config.batch_size * self.world.size,
@@ -237,7 +240,7 @@ class Trainer:
             return notes
         refuse_differences(folder, self.config, self.world.size)
         loaded = checkpoint.load(folder)
-        state.restore(loaded, self.encoder, self.joint, self.optimiser, self.loss_scale)
+        state.restore(loaded, self.encoder, self.joint, self.optimiser, self.loss_scale, self.momentum_encoder)
         self.step_number, self.skipped_in_a_row = loaded.values["step"], loaded.values["skipped_in_a_row"]
         self.saver.restore(self.step_number, loaded.values)
         dist.on_first_rank(lambda: checkpoint.set_aside_after(self.output, folder))
@@ -246,7 +249,12 @@ class Trainer:
     def _begin(self) -> list[str]:
         """A run from its start: initial weights, and no traces of an earlier run in the way."""
         dist.on_first_rank(lambda: refuse_used_output(self.output))
-        return [initialise(self.encoder, self.config)] if self.config.init_from else []
+        if not self.config.init_from:
+            return []
+        note = initialise(self.encoder, self.config)
+        if self.momentum_encoder is not None:
+            self.momentum_encoder.start_from(self.encoder)
+        return [note]
 
     def _distributed_encoder(self) -> nn.parallel.DistributedDataParallel:
         encoder = torch.compile(self.encoder) if self.config.compile else self.encoder

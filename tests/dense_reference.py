@@ -16,20 +16,24 @@ class DenseReference:
 
     def __init__(
         self, weight_CD, queue_size=None, threshold=0.2, margin=0.4, scale=64.0, concentration=0.333, rate=0.01,
-        denominator="paper", contrastive_weight=1.0, compensate=True, initial_std=100.0,
+        denominator="paper", contrastive_weight=1.0, compensate=True, initial_std=100.0, stop_gradient=True, average="all",
     ):  # fmt: skip
         self.weight = weight_CD.double().clone().requires_grad_()
-        self.mean, self.std = 20.0, initial_std
+        self.norm_mean, self.norm_std = 20.0, initial_std
         self.queue: list[tuple] = []  # (feature, label, proxy then), oldest first
         self.queue_size, self.threshold, self.margin, self.scale = queue_size, threshold, margin, scale
         self.concentration, self.rate, self.denominator = concentration, rate, denominator
         self.contrastive_weight, self.compensate = contrastive_weight, compensate
+        self.stop_gradient, self.average = stop_gradient, average
+
+    def mean(self, losses_N, selected_N):
+        return (losses_N * selected_N).sum() / (len(losses_N) if self.average == "all" else max(int(selected_N.sum()), 1))
 
     def quality(self, feature_ND):  # eq. 1
         z = feature_ND.detach().norm(dim=1).clip(1e-3, 100)
-        self.mean = self.rate * z.mean().item() + (1 - self.rate) * self.mean
-        self.std = self.rate * z.std().item() + (1 - self.rate) * self.std
-        return ((z - self.mean) / ((self.std + 1e-3) / self.concentration)).clip(-1, 1)
+        self.norm_mean = self.rate * z.mean().item() + (1 - self.rate) * self.norm_mean
+        self.norm_std = self.rate * z.std().item() + (1 - self.rate) * self.norm_std
+        return ((z - self.norm_mean) / ((self.norm_std + 1e-3) / self.concentration)).clip(-1, 1)
 
     def classification(self, feature_ND, label_N, z_hat_N, selected_N):  # eqs. 6-10
         cosine = (F.normalize(feature_ND) @ F.normalize(self.weight).T).clamp(-1 + 1e-3, 1 - 1e-3)
@@ -40,7 +44,7 @@ class DenseReference:
         )
         logits = self.scale * torch.where(own, shifted, cosine)
         losses = F.cross_entropy(logits, label_N, reduction="none")
-        return (losses * selected_N).sum() / len(label_N)
+        return self.mean(losses, selected_N)
 
     def enqueue(self, feature_ND, label_N):
         for feature, label in zip(feature_ND.detach(), label_N.tolist(), strict=True):
@@ -48,11 +52,13 @@ class DenseReference:
         self.queue = self.queue[-self.queue_size :]
 
     def contrastive(self, query_GD, key_GD, label_G, selected_G):  # eqs. 13-14
-        total = query_GD.sum() * 0
-        for query, key, label, selected in zip(query_GD, key_GD, label_G.tolist(), selected_G.tolist(), strict=True):
+        losses = [query_GD.sum() * 0] * len(label_G)
+        for i, (query, key, label, selected) in enumerate(
+            zip(query_GD, key_GD, label_G.tolist(), selected_G.tolist(), strict=True)
+        ):
             if not selected:
                 continue
-            query, key = F.normalize(query, dim=0), F.normalize(key.detach(), dim=0)
+            query, key = F.normalize(query, dim=0), F.normalize(key.detach() if self.stop_gradient else key, dim=0)
             negatives = []
             for feature, entry_label, then in self.queue:
                 if entry_label == label:
@@ -65,11 +71,12 @@ class DenseReference:
                 continue
             positive = self.scale * (query @ key)
             terms = torch.stack([*negatives, positive] if self.denominator == "infonce" else negatives)
-            total = total + terms.logsumexp(0) - positive
-        return total / len(label_G)
+            losses[i] = terms.logsumexp(0) - positive
+        return self.mean(torch.stack(losses), selected_G)
 
-    def step(self, feature_VGD, label_G):
-        """Losses of one step (classification, contrastive, joint), for features [V, G, D] in double precision."""
+    def step(self, feature_VGD, label_G, momentum_VGD=None):
+        """Losses of one step (classification, contrastive, joint), for features [V, G, D] in double precision. With a momentum
+        encoder's features, the queue and the positive keys are made of those."""
         views, images = feature_VGD.shape[:2]
         feature_ND, label_N = feature_VGD.flatten(0, 1), label_G.repeat(views)
         z_hat = self.quality(feature_ND)
@@ -80,6 +87,7 @@ class DenseReference:
         classification = self.classification(feature_ND, label_N, z_hat, selected_N)
         contrastive = classification * 0
         if self.queue_size and views == 2:
-            self.enqueue(feature_ND, label_N)
-            contrastive = self.contrastive(feature_VGD[0], feature_VGD[1], label_G, selected_G)
+            keys_VGD = feature_VGD if momentum_VGD is None else momentum_VGD
+            self.enqueue(keys_VGD.flatten(0, 1), label_N)
+            contrastive = self.contrastive(feature_VGD[0], keys_VGD[1], label_G, selected_G)
         return classification, contrastive, classification + self.contrastive_weight * contrastive

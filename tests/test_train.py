@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import backbones
+from recognition.momentum_encoder import MomentumEncoder
 from tests.commands import metrics, train
 
 CONFIG = "tests/tiny_config"
@@ -79,10 +81,10 @@ def test_any_number_of_ranks_trains_the_same(one_process, demo_set, tmp_path, ra
         _assert_same_training(actual, expected, f"step {step + 1} at {ranks} ranks")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_resumed_run_is_bit_identical(demo_set, tmp_path, ranks):
+@pytest.mark.parametrize(("ranks", "queue"), [(1, "proxy"), (2, "proxy"), (2, "momentum")])
+def test_resumed_run_is_bit_identical(demo_set, tmp_path, ranks, queue):
     """2N steps at once = N steps, stop, N steps; mid-epoch, with everything that has state."""
-    arguments = ("save_every=5", "val_targets=['demo_lq']", "verbose=4")
+    arguments = ("save_every=5", "val_targets=['demo_lq']", "verbose=4", f"queue={queue}", "queue_momentum=0.9")
     _train(demo_set, tmp_path / "whole", "max_steps=10", *arguments, ranks=ranks)
     _train(demo_set, tmp_path / "parts", "max_steps=5", *arguments, ranks=ranks)
     printed = _train(demo_set, tmp_path / "parts", "max_steps=10", *arguments, ranks=ranks)
@@ -94,6 +96,46 @@ def test_resumed_run_is_bit_identical(demo_set, tmp_path, ranks):
     assert whole.keys() == parts.keys()
     assert {"queue.feature", "quality.mean", "optimiser.classifier.weight.momentum_buffer"} <= {key[1] for key in whole}
     assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []
+    assert any(name.startswith("momentum_encoder.") for _, name in whole) == (queue == "momentum")
+
+
+def test_momentum_encoder_follows_slowly():
+    """theta_m <- m theta_m + (1 - m) theta, three times, from the weights it began with; the encoder learns nothing of it."""
+    encoder = backbones.build("tiny", embedding_size=16)
+    momentum = MomentumEncoder(encoder, 0.75)
+    expected = [parameter.detach().clone() for parameter in encoder.parameters()]
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        momentum.follow(encoder)
+        expected = [0.75 * slow + 0.25 * fast.detach() for slow, fast in zip(expected, encoder.parameters(), strict=True)]
+    for actual, wanted in zip(momentum.copy.parameters(), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+        assert not actual.requires_grad
+    before = momentum.copy.bn1.running_mean.clone() if hasattr(momentum.copy, "bn1") else None
+    features = momentum(torch.rand(4, 3, 112, 112))
+    assert not features.requires_grad and features.shape == (4, 16)
+    assert before is None or not torch.equal(before, momentum.copy.bn1.running_mean)
+
+
+def test_momentum_queue_trains_the_same_on_any_number_of_ranks(demo_set, tmp_path):
+    arguments = ("sync_bn=True", SMALL_LR, "max_steps=4", "queue=momentum", "queue_momentum=0.5")
+    for ranks in (1, 3):
+        _train(demo_set, tmp_path / str(ranks), *arguments, ranks=ranks)
+    alone, together = _series(tmp_path / "1"), _series(tmp_path / "3")
+    assert any(line[2] != 0 for line in alone)
+    for step, (expected, actual) in enumerate(zip(alone, together, strict=True)):
+        _assert_same_training(actual, expected, f"step {step + 1}")
+
+
+def test_partition_warm_up(demo_set, tmp_path):
+    """For its first epoch everything is classified and nothing contrasted, then the partition sets in."""
+    _train(demo_set, tmp_path / "run", "max_steps=12", "partition_warmup_epoch=1")
+    shares = [(line["high_quality_share"], line["low_quality_pair_share"]) for line in metrics(tmp_path / "run")]
+    steps = 104 // 12
+    assert shares[:steps] == [(1.0, 0.0)] * steps
+    assert any(high < 1 and low > 0 for high, low in shares[steps:])
 
 
 def test_resume_at_another_number_of_ranks(one_process, demo_set, tmp_path):

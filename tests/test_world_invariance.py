@@ -36,12 +36,18 @@ class Case:
     compensate: bool = True
     views: int = 2
     contrastive_weight: float = 1.0
+    stop_gradient: bool = True
+    average: str = "all"
+    momentum: bool = False  # queue and positive keys come from another encoder's features
     same_label: bool = False  # a batch of one identity: no negatives at first
 
 
 CASES = {
     "paper": Case(),
     "infonce, lambda 0.5": Case(denominator="infonce", contrastive_weight=0.5),
+    "gradient through the key too": Case(stop_gradient=False),
+    "mean over the selected": Case(average="selected"),
+    "momentum encoder": Case(momentum=True, compensate=False),
     "no partition": Case(threshold=None),
     "queue without compensation": Case(compensate=False),
     "queue smaller than a step": Case(queue_size=7),
@@ -64,6 +70,12 @@ def _batches(case: Case):
         yield features, torch.full_like(labels, 3) if case.same_label else labels
 
 
+def _momentum_features(case: Case, step: int) -> torch.Tensor | None:
+    """What another encoder would say of the same images: [V, G, D]."""
+    generator = torch.Generator().manual_seed(100 + step)
+    return torch.randn(case.views, IMAGES, DIM, generator=generator) if case.momentum else None
+
+
 def _initial_weight() -> torch.Tensor:
     return torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(1))
 
@@ -75,9 +87,9 @@ def _build(case: Case) -> JointLoss:
     queue = contrastive = None
     if case.queue_size:
         queue = FeatureQueue(case.queue_size, DIM, head.shard, case.compensate)
-        contrastive = ContrastiveLoss(denominator=case.denominator, plan=plan)
+        contrastive = ContrastiveLoss(denominator=case.denominator, plan=plan, stop_gradient=case.stop_gradient)
     quality = QualityStatistics(initial_std=4.0)
-    return JointLoss(head, quality, Partition(case.threshold), queue, contrastive, case.contrastive_weight)
+    return JointLoss(head, quality, Partition(case.threshold), queue, contrastive, case.contrastive_weight, case.average)
 
 
 def _run_sharded(names: list[str]) -> dict[str, dict[str, list]]:
@@ -90,10 +102,10 @@ def _run_case(case: Case) -> dict[str, list]:
     local = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
     joint = _build(case)
     record: dict[str, list] = {key: [] for key in ("terms", "features", "weight", "statistics", "queue", "shares")}
-    for features_VGD, labels_G in _batches(case):
+    for step, (features_VGD, labels_G) in enumerate(_batches(case)):
         mine_VBD = features_VGD[:, local].clone().requires_grad_()
         joint.zero_grad()
-        terms = joint(dist.gather_rows(mine_VBD), dist.gather_labels(labels_G[local]))
+        terms = joint(dist.gather_rows(mine_VBD), dist.gather_labels(labels_G[local]), _momentum_features(case, step))
         terms.loss.backward()
         record["terms"].append(torch.stack([terms.classification, terms.contrastive, terms.loss.detach()]))
         record["features"].append(mine_VBD.grad / world)  # DDP would average
@@ -123,15 +135,18 @@ def test_sharded_equals_dense(name, world):
     reference = DenseReference(
         _initial_weight(), case.queue_size, case.threshold, denominator=case.denominator, initial_std=4.0,
         contrastive_weight=case.contrastive_weight, compensate=case.compensate,
+        stop_gradient=case.stop_gradient, average=case.average,
     )  # fmt: skip
     for step, (features_VGD, labels_G) in enumerate(_batches(case)):
         features_VGD = features_VGD.double().requires_grad_()
         reference.weight.grad = None
-        losses = torch.stack(reference.step(features_VGD, labels_G))
+        momentum_VGD = _momentum_features(case, step)
+        momentum_VGD = momentum_VGD.double() if momentum_VGD is not None else None
+        losses = torch.stack(reference.step(features_VGD, labels_G, momentum_VGD))
         losses[2].backward()
         for rank in ranks:
             _close(rank["terms"][step], losses.detach(), f"losses of step {step}")
-            _close(rank["statistics"][step], torch.tensor([reference.mean, reference.std]), "quality statistics")
+            _close(rank["statistics"][step], torch.tensor([reference.norm_mean, reference.norm_std]), "quality statistics")
         features_grad = torch.cat([rank["features"][step] for rank in ranks], dim=1)
         _close(features_grad, features_VGD.grad, f"feature gradient of step {step}")
         weight_grad = torch.cat([rank["weight"][step] for rank in ranks])

@@ -59,11 +59,15 @@ class Config:
     head_precision: Literal["fp32", "bf16"] = "fp32"
     sample_rate: float = 1.0
     interclass_filtering_threshold: float = 0.0
-    queue: Literal["none", "batch", "proxy"] = "proxy"
+    queue: Literal["none", "batch", "momentum", "proxy"] = "proxy"
     queue_size: int = 0
+    queue_momentum: float = 0.999
     contrastive_weight: float = 1.0
     contrastive_scale: float = 64.0
     contrastive_denominator: Literal["paper", "infonce"] = "paper"
+    contrastive_stop_gradient: bool = True
+    loss_average: Literal["all", "selected"] = "all"
+    partition_warmup_epoch: float = 0.0
     # optimisation
     batch_size: int = 128
     global_batch_size: int = 0
@@ -125,6 +129,8 @@ _CHECKS = [
     (lambda c: c.timeout_minutes > 0, "timeout_minutes={timeout_minutes}: must be positive"),
     (lambda c: c.frequent > 0, "frequent={frequent}: must be at least 1 step"),
     (lambda c: c.queue_size >= 0, "queue_size={queue_size}: must be a count, or 0 for num_classes"),
+    (lambda c: 0 <= c.queue_momentum < 1, "queue_momentum={queue_momentum}: must lie in [0, 1)"),
+    (lambda c: c.partition_warmup_epoch >= 0, "partition_warmup_epoch={partition_warmup_epoch}: must be a number of epochs"),
     (
         lambda c: c.quality_threshold is None or 0 <= c.quality_threshold <= 1,
         "quality_threshold={quality_threshold}: must lie in [0, 1], or None for no partition",
