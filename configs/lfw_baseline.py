@@ -1,6 +1,9 @@
-"""Plain AdaFace on the data of configs/lfw_qg, for as many encoder passes: one view (flip only) of each image, twice the epochs.
+"""Table I, "Baseline": plain AdaFace; one view, flipped at random only.
 
-    torchrun --nproc_per_node=2 train.py configs/lfw_baseline
+    python train.py configs/lfw_baseline
+
+On the data of configs/lfw_qg; what came out is in docs/EXPERIMENTS.md.
+One view a step, and so twice the epochs: as many encoder passes as with two views.
 """
 
 from easydict import EasyDict as edict

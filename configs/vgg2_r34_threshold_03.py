@@ -1,0 +1,16 @@
+"""Table III, b = 0.3.
+
+    torchrun --nproc_per_node=4 train.py configs/vgg2_r34_threshold_03 rec=/data/faces_vgg_112x112
+
+The paper's figures (%): SCface d1 88.92, d2 99.54, d3 100.0; TinyFace rank 1 68.51; IJB-B TAR@FAR=1e-4 89.33;
+HQ average 94.95.
+"""
+
+from easydict import EasyDict as edict
+
+from configs.vgg2_r34_qg import config as vgg2_r34_qg
+
+config = edict(
+    vgg2_r34_qg,
+    quality_threshold=0.3,
+)

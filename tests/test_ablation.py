@@ -1,0 +1,84 @@
+"""The paper's tables as configurations, and the command that runs and prints them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import pytest
+
+from eval import paper
+from recognition.ablation import FORMS, TABLES
+from tests.commands import run
+from tests.shared_files import ROOT
+from utils import config
+
+ONE_VIEW = {"baseline", "a", "b", "d"}
+
+# views, augmentation, b, queue of each row, as the paper describes it (docs/METHOD.md)
+ROWS = {
+    "baseline": (1, "none", None, "none"),
+    "a": (1, "adaface", None, "none"),
+    "b": (1, "adaface", 0.2, "none"),
+    "c": (2, "adaface", 0.2, "proxy"),
+    "d": (1, "qgface", None, "none"),
+    "d_both": (2, "qgface", None, "none"),
+    "qg": (2, "qgface", 0.2, "proxy"),
+    "queue_none": (2, "qgface", 0.2, "none"),
+    "queue_batch": (2, "qgface", 0.2, "batch"),
+    "queue_momentum": (2, "qgface", 0.2, "momentum"),
+    "threshold_none": (2, "qgface", None, "proxy"),
+    "threshold_01": (2, "qgface", 0.1, "proxy"),
+    "threshold_03": (2, "qgface", 0.3, "proxy"),
+}
+
+
+@pytest.mark.parametrize("table", ["I", "II", "III"])
+def test_every_row_of_the_paper_has_its_configuration(table):
+    assert [row.name for row in TABLES[table]] == list(paper.TABLES[table])
+    assert all(row.config in ROWS and not row.changes for row in TABLES[table])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_row_changes_what_it_is_about_and_nothing_else(name, form):
+    row, method = (dataclasses.asdict(config.load(str(ROOT / "configs" / f"{form}_{n}"))) for n in (name, "qg"))
+    assert tuple(row[key] for key in ("views", "augmentation", "quality_threshold", "queue")) == ROWS[name]
+    allowed = {"views", "augmentation", "quality_threshold", "queue", "output"}
+    if form == "lfw" and name in ONE_VIEW:  # as many encoder passes as with two views
+        assert row["num_epoch"] == 2 * method["num_epoch"] and row["warmup_epoch"] == 2 * method["warmup_epoch"]
+        allowed |= {"num_epoch", "warmup_epoch"}
+    assert {key for key in row if row[key] != method[key]} <= allowed
+
+
+def _ablation(*arguments: str):
+    return run(sys.executable, "-m", "recognition.ablation", *arguments)
+
+
+def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
+    arguments = (
+        "own", "--row", "tiny: tests/tiny_config queue=none", "--seeds", "1", "2", "--data-root", str(demo_set), "--output",
+        str(tmp_path), f"rec={demo_set}", "max_steps=2",
+    )  # fmt: skip
+    first = _ablation(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("training") == 2 and "over 2 seed(s)" in first.stdout
+    figures = json.loads((tmp_path / "own.json").read_text())["tiny"]
+    assert set(figures) >= {"demo_hq", "demo_lq", "AUC demo_mixed"} and all(len(values) == 2 for values in figures.values())
+    for seed in (1, 2):
+        folder = tmp_path / f"tiny_config-queue=none-s{seed}"
+        saved = json.loads((folder / "config.json").read_text())
+        assert (saved["queue"], saved["seed"], saved["max_steps"]) == ("none", seed, 2)
+        accuracy = json.loads((folder / "eval.json").read_text())["demo_hq"]["accuracy"]
+        assert figures["demo_hq"][seed - 1] == pytest.approx(100 * accuracy)
+    again = _ablation(*arguments)
+    assert again.returncode == 0 and "training" not in again.stdout
+    assert again.stdout.strip() == first.stdout[first.stdout.index("Table") :].strip()
+
+
+def test_mistakes_are_named(demo_set, tmp_path):
+    assert "there are I, II, III" in _ablation("IX").stderr
+    assert "expected 'NAME: CONFIG" in _ablation("own", "--row", "nonsense").stderr
+    done = _ablation("own", "--row", "wrong: tests/tiny_config lrr=1", "--output", str(tmp_path), f"rec={demo_set}")
+    assert done.returncode == 2 and "did you mean 'lr'" in done.stderr and "tiny_config-lrr=1-s1.log" in done.stderr
