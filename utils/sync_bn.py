@@ -35,8 +35,8 @@ class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         axes = [0, *range(2, input.dim())]
-        value = input.float()
-        count = torch.tensor([float(value.numel() // value.shape[1])])
+        value = input.double()  # the difference of sums below would lose what float32 has, and differ by the number of ranks
+        count = torch.tensor([float(value.numel() // value.shape[1])], dtype=torch.float64)
         sums = torch.cat([value.sum(axes), value.square().sum(axes), count])
         total, squares, count = _SumOverRanks.apply(sums).split([self.num_features, self.num_features, 1])
         mean = total / count
@@ -53,8 +53,8 @@ class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None:
             self.num_batches_tracked.add_(1)
             rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, rate)
-            self.running_var.lerp_(unbiased, rate)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
 
 
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:

@@ -1,0 +1,62 @@
+"""A run may go on with any number of ranks: its losses are those of the run that kept its own, but for rounding."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from recognition import checkpoint
+from tests.commands import metrics
+from tests.plug import Run
+
+# 13 classes and a queue of 40: neither can be divided evenly by 4, 2 (classes) or 3. Synchronised BatchNorm, because a rank's
+# own statistics depend on how many ranks there are; a small lr, because training amplifies rounding as it does everything.
+SETTINGS = ("sync_bn=True", "lr=0.002", "num_workers=0", "save_every=3", "keep_last=9")
+LEGS = ((4, 3), (2, 4), (3, 5), (1, 6), (4, 7))  # ranks, last step
+LAST = LEGS[-1][1]
+EXACT = ("high_quality_share", "low_quality_pair_share", "lr", "epoch")
+LOSSES = ("loss", "loss_classification", "loss_contrastive")
+
+
+@pytest.fixture(scope="module")
+def stayed_and_moved(demo_set, tmp_path_factory) -> tuple[Path, Path]:
+    """Output folders of a run that stayed at 4 ranks, and of one that went 4 -> 2 -> 3 -> 1 -> 4 on the same global batches."""
+    stayed, moved = (tmp_path_factory.mktemp("ranks") / name for name in ("stayed", "moved"))
+    Run(demo_set, stayed, *SETTINGS, f"max_steps={LAST}", ranks=4).succeed()
+    shutil.copytree(stayed, moved)
+    for folder in checkpoint.complete_ones(moved):
+        if folder != checkpoint.folder_of(moved, LEGS[0][1]):
+            shutil.rmtree(folder)
+    for (_, begin), (ranks, end) in zip(LEGS, LEGS[1:], strict=False):
+        text = Run(demo_set, moved, *SETTINGS, f"max_steps={end}", ranks=ranks).succeed()
+        assert f"resumed from {checkpoint.folder_of(moved, begin)}" in text and f" x {ranks} x 2 view(s)" in text
+    return stayed, moved
+
+
+def test_losses_are_equal_from_the_first_step_on(stayed_and_moved):
+    expected, actual = map(metrics, stayed_and_moved)
+    assert [line["step"] for line in actual] == [line["step"] for line in expected] == list(range(1, LAST + 1))
+    assert any(line["loss_contrastive"] > 1 for line in expected) and any(line["high_quality_share"] < 1 for line in expected)
+    first = LEGS[0][1]
+    for one, other in zip(expected[first:], actual[first:], strict=True):
+        step = other["step"]
+        assert [other[name] for name in EXACT] == [one[name] for name in EXACT], step
+        within = 1e-6 if step == first + 1 else 2e-5  # of the loss; later steps carry the rounding of those before
+        assert [other[name] for name in LOSSES] == pytest.approx([one[name] for name in LOSSES], abs=within * one["loss"]), step
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=100 * within), step
+        assert other["quality_mean"] == pytest.approx(one["quality_mean"], rel=1e-6), step
+
+
+def test_the_state_is_the_same(stayed_and_moved):
+    """After step 6, written by four ranks and by one that took over from three: weights, momentum, statistics, and the queue in its
+    very order."""
+    one, other = (checkpoint.read_tensors(checkpoint.folder_of(output, 6)) for output in stayed_and_moved)
+    assert one.keys() == other.keys() and one["queue.label"].equal(other["queue.label"])
+    assert one["classifier.weight"].shape[0] == 13 and len(one["queue.label"]) == 40
+    for name, value in one.items():
+        value, found = value.double(), other[name].double()
+        distance = torch.linalg.vector_norm(value - found) / torch.linalg.vector_norm(value).clamp_min(1e-3)
+        assert distance < 1e-3, f"{name} differs by {distance:.1e}"
