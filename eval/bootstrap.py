@@ -1,7 +1,7 @@
-"""Confidence intervals by resampling the pairs with replacement (Efron's bootstrap, percentile intervals).
+"""Confidence intervals by resampling the pairs, or the probes, with replacement (Efron's bootstrap, percentile intervals).
 
-The pairs are resampled as if independent. Pairs that share a photograph or a template are not, so the intervals of IJB and LFW
-are somewhat too narrow; they show the size of chance, no more.
+They are resampled as if independent. Pairs that share a photograph or a template are not, nor are probes that show one person,
+so the intervals are somewhat too narrow; they show the size of chance, no more.
 
 The resamplings are drawn from the distributions that counts and order statistics of a resample have, not pair by pair: the
 cost does not depend on the number of pairs, and IJB-B's eight million are as quick as LFW's six thousand.
@@ -10,14 +10,25 @@ cost does not depend on the number of pairs, and IJB-B's eight million are as qu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from eval.identification import Search
 from eval.roc import Roc
 from eval.verification import FOLDS, THRESHOLDS, TenFold
 
 LEVEL = 0.95
 _SEED = 20240501
+
+Intervals = dict[str, tuple[float, float]]
+"""Metric -> (low, high), as the metric is measured."""
+
+
+def as_metrics(intervals: Intervals) -> dict[str, float]:
+    """`METRIC low` and `METRIC high` of each, to stand beside the metrics."""
+    low = {f"{metric} low": low for metric, (low, _) in intervals.items()}
+    return low | {f"{metric} high": high for metric, (_, high) in intervals.items()}
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -62,3 +73,14 @@ def accuracy_interval(result: TenFold, resamples: int, seed: int = _SEED) -> tup
         best = (correct.sum(axis=0) - correct).argmax(axis=1)
         accuracies[index] = (correct[np.arange(FOLDS), best] / sizes).mean()
     return _interval(accuracies)
+
+
+def rank_interval(searches: Sequence[Search], rank: int, resamples: int, seed: int = _SEED) -> tuple[float, float]:
+    """The interval of the rank rate (the mean of those of several galleries): of P mated probes drawn with replacement, a
+    binomial number has its mate among the first `rank`. The gallery stays."""
+    generator = np.random.default_rng(seed)
+    rates = np.zeros(resamples)
+    for found in searches:
+        probes = int(found.mated.sum())
+        rates += generator.binomial(probes, found.rank_rate(rank), resamples) / probes / len(searches)
+    return _interval(rates)

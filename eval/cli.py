@@ -60,32 +60,40 @@ class Context:
 # -------------------------------------------------------------------------------------------------- arguments
 
 
-def add_checkpoint_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
+_ENCODERS = "run folder, one of its checkpoints, released weights (.pt .pth .ckpt) or an exported encoder (.safetensors .onnx)"
+
+
+def add_benchmark_arguments(parser: argparse.ArgumentParser, checkpoint_required: bool = True) -> None:
+    """What every benchmark takes: the encoder, intervals, where the figures and plots go."""
+    add_encoder_arguments(parser, checkpoint_required)
     parser.add_argument(
-        "--checkpoint", required=required, metavar="RUN",
-        help="run folder, one of its checkpoints, released weights (.pt .pth .ckpt) or an exported encoder (.safetensors .onnx)",
-    )  # fmt: skip
-    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of a file that does not say; default: by its family")
-    parser.add_argument("--network", help="of released weights whose entries do not tell; a name of backbones/")
+        "--bootstrap", type=positive, default=0, metavar="N", help="95%% confidence intervals from N resamplings, such as 1000"
+    )
+    add_json_argument(parser)
+    parser.add_argument("--plots", metavar="DIR", help="write plots (PNG and SVG) here; default: RUN/eval")
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """An encoder that embeds many images."""
     add_checkpoint_argument(parser, required)
-    parser.add_argument("--batch-size", type=positive, default=128, help="images a rank embeds at a time (default 128)")
+    add_batch_argument(parser)
     parser.add_argument(
         "--cache", metavar="DIR", help="keep features here, and use them again while checkpoint and images stay as they are"
     )
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_argument(parser: argparse.ArgumentParser, required: bool = True, described: str = _ENCODERS) -> None:
+    parser.add_argument("--checkpoint", required=required, metavar="RUN", help=described)
+    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of a file that does not say; default: by its family")
+    parser.add_argument("--network", help="of released weights whose entries do not tell; a name of backbones/")
+
+
+def add_batch_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=positive, default=128, help="images a rank embeds at a time (default 128)")
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
-    parser.add_argument("--plots", metavar="DIR", help="write plots (PNG and SVG) here; default: RUN/eval")
-
-
-def add_bootstrap_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bootstrap", type=positive, default=0, metavar="N", help="95%% confidence intervals from N resamplings, such as 1000"
-    )
 
 
 def positive(text: str) -> int:

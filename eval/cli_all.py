@@ -7,17 +7,8 @@ from pathlib import Path
 
 from eval import cli_ijb, cli_scface, cli_tinyface, cli_verify
 from eval.benchmark_tables import summary_table
-from eval.cli import (
-    Context,
-    Results,
-    add_bootstrap_argument,
-    add_encoder_arguments,
-    add_output_arguments,
-    on_first_rank,
-    write_json,
-)  # fmt: skip
+from eval.cli import Context, Results, add_benchmark_arguments, on_first_rank, write_json
 from eval.ijb_files import TARGETS
-from eval.tinyface import is_tinyface
 from utils.errors import UserError
 
 NAME = "all"
@@ -25,20 +16,18 @@ HELP = "every benchmark found under a folder: *.bin, IJBB/, IJBC/, tinyface/, sc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_encoder_arguments(parser)
+    add_benchmark_arguments(parser)
     parser.add_argument("--data-root", required=True, metavar="DIR", help="holds some of *.bin, IJBB/, IJBC/, tinyface/, scface/")
     cli_ijb.add_setting_arguments(parser)
-    add_bootstrap_argument(parser)
-    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, context: Context) -> None:
     root = Path(arguments.data_root)
     bins = sorted(root.glob("*.bin"))
-    releases = [target for target in TARGETS if (root / target / "meta").is_dir()]
-    tinyface, scface = is_tinyface(root / "tinyface"), (root / "scface").is_dir()
+    releases = [target for target in TARGETS if (root / target).is_dir()]
+    tinyface, scface = (root / "tinyface").is_dir(), (root / "scface").is_dir()
     if not (bins or releases or tinyface or scface):
-        raise UserError(f"{root}: no benchmark here; looked for *.bin, IJBB/meta, IJBC/meta, tinyface/ with Probe/, scface/")
+        raise UserError(f"{root}: no benchmark here; looked for *.bin, IJBB/, IJBC/, tinyface/, scface/")
     encoder = context.open_encoder(arguments.checkpoint)
     results: Results = {}
     if bins:

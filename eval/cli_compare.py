@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from prettytable import PrettyTable
 
-from eval.cli import Context, add_checkpoint_argument, on_first_rank, write_json
+from eval.cli import Context, add_checkpoint_argument, add_json_argument, on_first_rank, write_json
 from eval.cli_embed import read_face
 from eval.tables import NOT_MEASURED
 from utils.errors import UserError
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, help=f"cosine; default: of the run's verification, else {DEFAULT_THRESHOLD}"
     )
-    parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace, context: Context) -> None:

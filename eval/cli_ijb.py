@@ -13,15 +13,13 @@ from eval import paper
 from eval.align import read_photo_inside, similarity_transforms, warp
 from eval.benchmark_plots import plot_cmc
 from eval.benchmark_tables import rate_table
-from eval.bootstrap import tar_interval
+from eval.bootstrap import Intervals, as_metrics, rank_interval, tar_interval
 from eval.cli import (
     Context,
     Encoder,
     Reporting,
     Results,
-    add_bootstrap_argument,
-    add_encoder_arguments,
-    add_output_arguments,
+    add_benchmark_arguments,
     feature_cache,
     on_first_rank,
     plot_folder,
@@ -29,6 +27,7 @@ from eval.cli import (
 )  # fmt: skip
 from eval.embedding import embed_items
 from eval.feature_cache import cached, fingerprint
+from eval.identification import Search
 from eval.ijb import (
     FARS,
     SETTINGS,
@@ -53,14 +52,12 @@ HELP = "IJB-B and IJB-C: TAR at FAR 1e-6 … 1e-1, and identification where the 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", choices=TARGETS, default="IJBB", help="which release (default IJBB)")
     parser.add_argument("--data-root", metavar="DIR", help="the release: a folder with loose_crop/ and meta/")
-    add_encoder_arguments(parser, required=False)
+    add_benchmark_arguments(parser, checkpoint_required=False)
     parser.add_argument(
         "--features", metavar="NPZ", help="instead of a checkpoint: arrays features, features_flip, scores, in the meta's order"
     )
     parser.add_argument("--meta", metavar="DIR", help="the meta folder, where it is not DATA-ROOT/meta")
     add_setting_arguments(parser)
-    add_bootstrap_argument(parser)
-    add_output_arguments(parser)
 
 
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,13 +132,14 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, release: Path, tar
 def judge(arguments: argparse.Namespace, meta: Meta, images: Images, source: ImageFeatures, label: str) -> Results:
     """Compares under each setting that was asked for, prints and draws. Set name -> metrics: `IJBB`, or `IJBB_N1D0F1` … where
     there are several settings."""
-    settings = SETTINGS if arguments.setting == ["all"] else [Setting.parse(name) for name in arguments.setting]
+    names = dict.fromkeys(arguments.setting)  # each once
+    settings = SETTINGS if arguments.setting == ["all"] else [Setting.parse(name) for name in names]
     one_to_one = arguments.protocol != "1:N"
     one_to_many = arguments.protocol in ("1:N", "both") or (arguments.protocol == "auto" and meta.has_identification())
     pairs = meta.pairs() if one_to_one else None
     results: Results = {}
     curves: dict[str, Roc] = {}
-    searches = {}
+    searches: dict[str, list[Search]] = {}
     for setting in settings:
         name = meta.target if len(settings) == 1 else f"{meta.target}_{setting.name}"
         templates = pool_templates(images, source, setting)
@@ -152,18 +150,19 @@ def judge(arguments: argparse.Namespace, meta: Meta, images: Images, source: Ima
         if one_to_many:
             figures, found = identify(meta, templates)
             results[name].update(figures)
-            searches.update({f"{setting.name}, gallery {number}": each for number, each in enumerate(found, 1)})
+            searches[setting.name] = found
     print(f"{meta.target}: {len(images):,} images" + (f", {len(pairs.issame):,} pairs" if pairs else ""))
     rows = {f"{label} {setting.name}": metrics for setting, metrics in zip(settings, results.values(), strict=True)}
     if curves:
         _print_verification(arguments, meta.target, rows, curves, results)
     if one_to_many:
-        _print_identification(meta.target, rows)
+        _print_identification(arguments, meta.target, rows, searches)
     folder = plot_folder(arguments)
     if folder:
         stem = meta.target.lower()
         written = plot_roc(curves, folder / f"roc_{stem}", f"{meta.target} 1:1", far=1e-4) if curves else []
-        written += plot_cmc(searches, folder / f"cmc_{stem}", f"{meta.target} 1:N") if searches else []
+        found_in = {f"{name}, gallery {number}": each for name, found in searches.items() for number, each in enumerate(found, 1)}
+        written += plot_cmc(found_in, folder / f"cmc_{stem}", f"{meta.target} 1:N") if found_in else []
         print("plots:", ", ".join(map(str, written)))
     return results
 
@@ -172,19 +171,24 @@ def _print_verification(
     arguments: argparse.Namespace, target: str, rows: Results, curves: dict[str, Roc], results: Results
 ) -> None:
     columns = {power_of_ten(far): tar_name(far) for far in FARS}
-    intervals = {}
+    intervals: dict[str, Intervals] = {}
     if arguments.bootstrap:
         for row, metrics, curve in zip(rows, results.values(), curves.values(), strict=True):
-            found = {tar_name(far): tar_interval(curve, far, arguments.bootstrap) for far in FARS}
-            intervals[row] = found
-            for metric, (low, high) in found.items():
-                metrics |= {f"{metric} low": low, f"{metric} high": high}
+            intervals[row] = {tar_name(far): tar_interval(curve, far, arguments.bootstrap) for far in FARS}
+            metrics |= as_metrics(intervals[row])
     beside = paper.rows(["I", "II", "III"], [paper.IJBB]) if target == "IJBB" else []
     print(rate_table(f"{target} TAR@FAR (%)", columns, rows, beside, {"1e-4": paper.IJBB}, intervals))
 
 
-def _print_identification(target: str, rows: Results) -> None:
+def _print_identification(
+    arguments: argparse.Namespace, target: str, rows: Results, searches: dict[str, list[Search]]
+) -> None:
+    intervals: dict[str, Intervals] = {}
+    if arguments.bootstrap:
+        for (row, metrics), found in zip(rows.items(), searches.values(), strict=True):
+            intervals[row] = {f"rank{rank}": rank_interval(found, rank, arguments.bootstrap) for rank in RANKS}
+            metrics |= as_metrics(intervals[row])
     for prefix, title, rates in (("", "1:N", "tpir@fpir"), ("pooled_", "1:N pooled (ijb_1n)", "tpr@far")):
         columns = {f"rank {rank}": f"{prefix}rank{rank}" for rank in RANKS}
         columns |= {f"{rates.upper()}={fpir:g}": f"{prefix}{rates}={fpir:g}" for fpir in FPIRS}
-        print(rate_table(f"{target} {title} (%)", columns, rows))
+        print(rate_table(f"{target} {title} (%)", columns, rows, intervals=intervals))

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from eval.cli import Context, positive
+from eval.cli import Context, add_batch_argument, add_checkpoint_argument, positive
 from eval.report import page, sections
 from eval.report.measure import Measured, measure
 from eval.report.read import Run, read_run
@@ -20,12 +20,10 @@ HELP = "one HTML page of a run: curves, tables, ROC, similarities, HQ and LQ pai
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="the output folder of a run")
     parser.add_argument("--out", metavar="FILE", help="default: RUN/report.html")
-    parser.add_argument("--checkpoint", metavar="RUN", help="another encoder than the newest, such as RUN/checkpoints/best")
-    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of a --checkpoint that does not say")
-    parser.add_argument("--network", help="of a --checkpoint that does not tell")
+    add_checkpoint_argument(parser, required=False, described="another encoder than the newest, such as RUN/checkpoints/best")
     parser.add_argument("--data-root", metavar="DIR", help="*.bin and scface/ to measure; default: the run's val_dir")
     parser.add_argument("--images", type=positive, default=384, help="training images looked at (default 384)")
-    parser.add_argument("--batch-size", type=positive, default=128, help="images a rank embeds at a time (default 128)")
+    add_batch_argument(parser)
     parser.add_argument("--no-encoder", action="store_true", help="from the run's files alone, nothing is embedded")
 
 

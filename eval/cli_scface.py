@@ -11,13 +11,13 @@ import torch
 from eval import paper
 from eval.benchmark_plots import plot_cmc, plot_similarities
 from eval.benchmark_tables import rate_table
+from eval.bootstrap import Intervals, as_metrics, rank_interval
 from eval.cli import (
     Context,
     Encoder,
     Reporting,
     Results,
-    add_encoder_arguments,
-    add_output_arguments,
+    add_benchmark_arguments,
     feature_cache,
     on_first_rank,
     plot_folder,
@@ -33,10 +33,9 @@ HELP = "SCface: rank 1 at 4.2, 2.6 and 1.0 m against the frontal gallery, and hi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_encoder_arguments(parser)
+    add_benchmark_arguments(parser)
     parser.add_argument("--data-root", required=True, metavar="DIR", help="the folder with 001_frontal.jpg, 001_cam1_1.jpg …")
     parser.add_argument("--baseline", metavar="RUN", help="a second encoder, drawn beside the first in the histograms")
-    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, context: Context) -> None:
@@ -54,7 +53,8 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, root: Path, baseli
     def judge() -> Results:
         searches = [data.evaluate(rows) for rows in features]
         labels = _distinct_labels(encoders)
-        _print(dict(zip(labels, searches, strict=True)), data)
+        intervals = [_intervals(found, arguments.bootstrap) for found in searches]
+        _print(dict(zip(labels, searches, strict=True)), dict(zip(labels, intervals, strict=True)), data)
         folder = plot_folder(arguments)
         if folder:
             curves = {f"{name} ({METRES[d]} m)": searches[0][name] for d, name in DISTANCES.items() if name in searches[0]}
@@ -62,11 +62,19 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, root: Path, baseli
             written += plot_similarities(dict(zip(labels, searches, strict=True)), folder / "similarity_scface")
             print("plots:", ", ".join(map(str, written)))
         results: Results = {}
-        for prefix, found in zip(("", "baseline_"), searches, strict=False):
-            results.update({f"{prefix}{NAME}_{name}": distance_metrics(each) for name, each in found.items()})
+        for prefix, found, bounds in zip(("", "baseline_"), searches, intervals, strict=False):
+            for name, each in found.items():
+                results[f"{prefix}{NAME}_{name}"] = distance_metrics(each)
+                if name in bounds:
+                    results[f"{prefix}{NAME}_{name}"] |= as_metrics({"rank1": bounds[name]})
         return results
 
     return on_first_rank(judge)
+
+
+def _intervals(found: dict[str, Search], resamples: int) -> Intervals:
+    """Distance -> interval of its rank 1, where intervals are asked for."""
+    return {name: rank_interval([each], 1, resamples) for name, each in found.items()} if resamples else {}
 
 
 def _distinct_labels(encoders: list[Encoder]) -> list[str]:
@@ -83,13 +91,13 @@ def _embed(arguments: argparse.Namespace, data: ScFace, encoder: Encoder) -> np.
     return cached(feature_cache(arguments, encoder), NAME, lambda: fingerprint(sources), embed)
 
 
-def _print(searches: dict[str, dict[str, Search]], data: ScFace) -> None:
+def _print(searches: dict[str, dict[str, Search]], intervals: dict[str, Intervals], data: ScFace) -> None:
     columns = {f"{name} ({METRES[distance]} m)": name for distance, name in DISTANCES.items()}
     rows = {label: {name: each.rank_rate(1) for name, each in found.items()} for label, found in searches.items()}
     names = dict(zip(columns, (paper.SC1, paper.SC2, paper.SC3), strict=True))
     people, probes = int((data.distances == 0).sum()), int((data.distances > 0).sum())
     print(f"SCface: {probes:,} probes, a gallery of {people:,} people")
-    print(rate_table("SCface, rank 1 (%)", columns, rows, paper.rows(["IV"], [paper.SC1]), names))
+    print(rate_table("SCface, rank 1 (%)", columns, rows, paper.rows(["IV"], [paper.SC1]), names, intervals))
     for label, found in searches.items():
         for name, each in found.items():
             metrics = distance_metrics(each)

@@ -11,13 +11,13 @@ import torch
 from eval import paper
 from eval.benchmark_plots import plot_cmc
 from eval.benchmark_tables import rate_table
+from eval.bootstrap import Intervals, as_metrics, rank_interval
 from eval.cli import (
     Context,
     Encoder,
     Reporting,
     Results,
-    add_encoder_arguments,
-    add_output_arguments,
+    add_benchmark_arguments,
     feature_cache,
     on_first_rank,
     plot_folder,
@@ -33,9 +33,8 @@ HELP = "TinyFace: closed-set identification, ranks 1, 5 and 20, among matches an
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_encoder_arguments(parser)
+    add_benchmark_arguments(parser)
     parser.add_argument("--data-root", required=True, metavar="DIR", help="the folder with aligned_pad_0.1_pad_high/")
-    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, context: Context) -> None:
@@ -56,13 +55,17 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, root: Path) -> Res
         found = data.evaluate(features)
         metrics = {**search_metrics(found, RANKS), "gallery": len(data.images) - data.probes}
         columns = {f"rank {rank}": f"rank{rank}" for rank in RANKS}
+        intervals: Intervals = {}
+        if arguments.bootstrap:
+            intervals = {f"rank{rank}": rank_interval([found], rank, arguments.bootstrap) for rank in RANKS}
         beside = paper.rows(["V"], [paper.TINYFACE])
         print(f"TinyFace: {data.probes:,} probes, {metrics['gallery']:,} in the gallery")
-        print(rate_table("TinyFace (%)", columns, {encoder.label: metrics}, beside, {"rank 1": paper.TINYFACE}))
+        rows, kept = {encoder.label: metrics}, {encoder.label: intervals}
+        print(rate_table("TinyFace (%)", columns, rows, beside, {"rank 1": paper.TINYFACE}, kept))
         folder = plot_folder(arguments)
         if folder:
             written = plot_cmc({encoder.label: found}, folder / "cmc_tinyface", "TinyFace, closed-set identification")
             print("plots:", ", ".join(map(str, written)))
-        return {NAME: metrics}
+        return {NAME: metrics | as_metrics(intervals)}
 
     return on_first_rank(judge)

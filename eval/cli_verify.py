@@ -7,15 +7,13 @@ from pathlib import Path
 
 from eval import paper
 from eval.benchmark_tables import rate_table
-from eval.bootstrap import accuracy_interval, tar_interval
+from eval.bootstrap import Intervals, accuracy_interval, as_metrics, tar_interval
 from eval.cli import (
     Context,
     Encoder,
     Reporting,
     Results,
-    add_bootstrap_argument,
-    add_encoder_arguments,
-    add_output_arguments,
+    add_benchmark_arguments,
     feature_cache,
     on_first_rank,
     plot_folder,
@@ -35,10 +33,8 @@ _COLUMNS = {"accuracy": "accuracy", "± std": "std", "TAR@FAR=1e-3": "tar@far=1e
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_encoder_arguments(parser)
+    add_benchmark_arguments(parser)
     parser.add_argument("--bins", nargs="+", required=True, metavar="FILE", help="verification sets, such as lfw.bin cfp_fp.bin")
-    add_bootstrap_argument(parser)
-    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, context: Context) -> None:
@@ -79,15 +75,14 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, bins: list[Path]) 
 
 def _report(arguments: argparse.Namespace, folds: dict[str, TenFold]) -> Results:
     results = {name: dict(result.metrics()) for name, result in folds.items()}
-    intervals = {}
+    intervals: dict[str, Intervals] = {}
     if arguments.bootstrap:
         for name, result in folds.items():
             intervals[name] = {
                 "accuracy": accuracy_interval(result, arguments.bootstrap),
                 "tar@far=1e-3": tar_interval(result.roc, FAR, arguments.bootstrap),
             }
-            for metric, (low, high) in intervals[name].items():
-                results[name] |= {f"{metric} low": low, f"{metric} high": high}
+            results[name] |= as_metrics(intervals[name])
     rows, beside = {}, []
     for name, metrics in results.items():
         rows[name] = metrics

@@ -49,10 +49,6 @@ class TinyFace:
         return search(features_ND[:p], self.labels[:p], features_ND[p:], self.labels[p:], str(self.root))
 
 
-def is_tinyface(root: Path) -> bool:
-    return any((folder / PARTS[0]).is_dir() for folder in (root / ALIGNED, root))
-
-
 def find_tinyface(root: str | Path) -> TinyFace:
     """The protocol's images under `root`, or under a folder `tinyface` in it.
 

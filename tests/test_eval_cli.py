@@ -72,9 +72,12 @@ def test_all_finds_every_set_and_prints_one_summary(alone, tmp_path, capsys):
     assert set(results) == {"lfw_hq", "lfw_mixed", "lfw_lq", "IJBB", "tinyface", "scface_d1", "scface_d2", "scface_d3"}
     assert results["lfw_hq"]["accuracy"] > 0.55 and results["scface_d3"]["rank1"] > 0.05  # chance: 0.5 and 0.01
     assert results["lfw_hq"]["accuracy low"] <= results["lfw_hq"]["accuracy"] <= results["lfw_hq"]["accuracy high"]
+    for name in ("tinyface", "scface_d1", "scface_d2", "scface_d3"):
+        assert results[name]["rank1 low"] <= results[name]["rank1"] <= results[name]["rank1 high"] < 1
     assert results["tinyface"]["mated_probes"] == 189 and results["tinyface"]["gallery"] == 650
     assert results["IJBB"]["same_pairs"] + results["IJBB"]["different_pairs"] == 64_620
     shown = capsys.readouterr().out
+    assert len(re.findall(r"\d \[\d+\.\d\d, \d+\.\d\d\]", shown)) == 3 * 2 + 6 + 3 + 3  # sets, FARs, ranks, distances
     summary = shown[shown.index("Summary") :]
     own = next(line for line in summary.splitlines() if "pixels r" in line)
     for name, metric in (("scface_d1", "rank1"), ("tinyface", "rank1"), ("IJBB", "tar@far=1e-4"), ("lfw_lq", "accuracy")):
@@ -190,7 +193,7 @@ def test_the_summary_averages_the_five_sets_only_when_all_are_there():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["all", "--checkpoint", "r", "--data-root", "."], r"no benchmark here; looked for \*\.bin, IJBB/meta"),
+        (["all", "--checkpoint", "r", "--data-root", "."], r"looked for \*\.bin, IJBB/, IJBC/, tinyface/, scface/"),
         (["ijb", "--data-root", "."], "give either --checkpoint RUN or --features"),
         (["ijb", "--checkpoint", "r"], "give --data-root"),
         (["ijb", "--checkpoint", "r", "--data-root", "."], r"looked for ijbb_face_tid_mid\.txt \(missing\)"),
@@ -204,6 +207,20 @@ def test_mistakes_are_explained(alone, arguments, message, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         evaluate([*arguments, "--json", "out.json"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("IJBC/loose_crop", r"IJBC release is incomplete; looked for ijbc_face_tid_mid\.txt \(missing\).*loose_crop \(found\)"),
+        ("tinyface/Probes", "no TinyFace here; looked for"),
+        ("scface/mugshots", "no SCface here; looked for"),
+    ],
+)
+def test_all_does_not_pass_over_what_is_incomplete(alone, folder, message, tmp_path):
+    (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(UserError, match=message):
+        evaluate(["all", "--checkpoint", "r", "--data-root", str(tmp_path), "--json", "out.json"])
 
 
 def test_a_json_file_that_cannot_be_written_is_named(alone, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from eval import identification
+from eval.bootstrap import rank_interval
 from eval.identification import NOBODY, pooled_metrics, search, search_metrics
 from utils.errors import UserError
 
@@ -129,6 +130,18 @@ def test_metrics_are_named():
     metrics = search_metrics(found, (1, 5), (0.1,))
     assert list(metrics) == ["rank1", "rank5", "tpir@fpir=0.1", "mated_probes", "unmated_probes"]
     assert metrics["mated_probes"] + metrics["unmated_probes"] == 60
+
+
+def test_rank_interval_agrees_with_resampling_probe_by_probe():
+    """Of one gallery, and of the mean of two with different numbers of mated probes."""
+    generator = np.random.default_rng(5)
+    found = [search(*faces(probes, 60, 30, noise=1.5, seed=seed)) for seed, probes in enumerate((150, 400))]
+    for searches in (found[:1], found):
+        hits = [each.rank[each.mated] <= 5 for each in searches]
+        drawn = [np.mean([generator.choice(each, len(each)).mean() for each in hits]) for _ in range(2000)]
+        low, high = rank_interval(searches, 5, 4000)
+        np.testing.assert_allclose((low, high), np.quantile(drawn, [0.025, 0.975]), atol=0.015)
+        assert 0.03 < low < np.mean([each.rank_rate(5) for each in searches]) < high < 1
 
 
 def test_bad_input_is_named():
