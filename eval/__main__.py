@@ -49,13 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def open_encoder(arguments: argparse.Namespace, device: torch.device, path: str) -> Encoder:
-    """The encoder of `--checkpoint`, to which `--channel-order` and `--network` apply, or of another argument."""
+    """The encoder of `--checkpoint`, to which `--channel-order` and `--network` apply, or of another argument. `--precision`
+    applies to both."""
     order = network = None
     if path == getattr(arguments, "checkpoint", None):
         order, network = arguments.channel_order, arguments.network
-    loaded = load_encoder(path, device, order, network)
+    loaded = load_encoder(path, device, order, network, arguments.precision)
     of_run = Path(path) / "checkpoints"
-    key = fingerprint([of_run if of_run.is_dir() else path]) + loaded.card.channel_order
+    key = fingerprint([of_run if of_run.is_dir() else path]) + loaded.card.channel_order + loaded.precision
     name = Path(path).resolve().name
     scale = loaded.card.quality
     return Encoder(

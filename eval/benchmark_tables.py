@@ -63,8 +63,9 @@ def summary_row(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """This encoder's figures in % under the paper's column names (and verification sets that the paper has not, by their own)."""
     row: dict[str, float] = {}
     for column, (name, metric) in _MAIN_COLUMNS.items():
-        if name in results:
-            row[column] = 100 * results[name][metric]
+        found = results.get(name) or results.get(f"{name}_N1D1F1")  # the usual one where several settings were measured
+        if found and metric in found:
+            row[column] = 100 * found[metric]
     for name, metrics in results.items():
         if "accuracy" in metrics:
             row[paper.hq_set(name) or name] = 100 * metrics["accuracy"]

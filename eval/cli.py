@@ -76,6 +76,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, checkpoint_required
 def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """An encoder that embeds many images."""
     add_checkpoint_argument(parser, required)
+    add_precision_argument(parser)
     add_batch_argument(parser)
     parser.add_argument(
         "--cache", metavar="DIR", help="keep features here, and use them again while checkpoint and images stay as they are"
@@ -86,6 +87,13 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser, required: bool = Tr
     parser.add_argument("--checkpoint", required=required, metavar="RUN", help=described)
     parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of a file that does not say; default: by its family")
     parser.add_argument("--network", help="of released weights whose entries do not tell; a name of backbones/")
+
+
+def add_precision_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"),
+        help="numbers that the encoder computes in; default: the run's, else bf16 where the hardware has it",
+    )  # fmt: skip
 
 
 def add_batch_argument(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from prettytable import PrettyTable
 
-from eval.cli import Context, add_checkpoint_argument, add_json_argument, on_first_rank, write_json
+from eval.cli import Context, add_checkpoint_argument, add_json_argument, add_precision_argument, on_first_rank, write_json
 from eval.cli_embed import read_face
 from eval.tables import NOT_MEASURED
 from utils.errors import UserError
@@ -25,6 +25,7 @@ DEFAULT_THRESHOLD = 0.3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs=2, metavar="IMAGE", help="aligned 112x112 faces")
     add_checkpoint_argument(parser)
+    add_precision_argument(parser)
     parser.add_argument(
         "--threshold", type=float, help=f"cosine; default: of the run's verification, else {DEFAULT_THRESHOLD}"
     )

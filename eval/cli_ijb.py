@@ -103,7 +103,9 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, release: Path, tar
     """Aligns and embeds on all ranks; compares, prints and draws on rank 0. `{"IJBB": metrics}`, as `judge`."""
     meta = Meta(getattr(arguments, "meta", None) or release / "meta", target)
     needed = [meta.images_file, meta.landmarks_file, release / "loose_crop"]
-    meta.need(*needed, *([] if arguments.protocol == "1:N" else [meta.pairs_file]))
+    pairs = [] if arguments.protocol == "1:N" else [meta.pairs_file]
+    galleries = [*meta.gallery_files, meta.probe_file] if arguments.protocol in ("1:N", "both") else []
+    meta.need(*needed, *pairs, *galleries)
     images = meta.images()
     landmarks, scores = meta.landmarks(images)
     transforms = similarity_transforms(landmarks)

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from eval.cli import Context, add_batch_argument, add_checkpoint_argument, positive
+from eval.cli import Context, add_batch_argument, add_checkpoint_argument, add_precision_argument, positive
 from eval.report import page, sections
 from eval.report.measure import Measured, measure
 from eval.report.read import Run, read_run
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser, required=False, described="another encoder than the newest, such as RUN/checkpoints/best")
     parser.add_argument("--data-root", metavar="DIR", help="*.bin and scface/ to measure; default: the run's val_dir")
     parser.add_argument("--images", type=positive, default=384, help="training images looked at (default 384)")
+    add_precision_argument(parser)
     add_batch_argument(parser)
     parser.add_argument("--no-encoder", action="store_true", help="from the run's files alone, nothing is embedded")
 

@@ -107,11 +107,11 @@ def load_run(path: str | Path, device: torch.device) -> tuple[Embedder, Config]:
     return _embedder_of(found, config, device), config
 
 
-def _embedder_of(found: Path, config: Config, device: torch.device) -> Embedder:
+def _embedder_of(found: Path, config: Config, device: torch.device, precision: str | None = None) -> Embedder:
     encoder = build_encoder(config)
     _load_encoder(encoder, found)
     encoder.to(device).eval()
-    return Embedder(encoder, device, config.channel_order, autocast_type(config.precision, device))
+    return Embedder(encoder, device, config.channel_order, autocast_type(precision or config.precision, device))
 
 
 # ------------------------------------------------------------------------------------------------ encoders from anywhere
@@ -127,16 +127,25 @@ class LoadedEncoder:
     card: EncoderCard
     module: nn.Module | None  # None for .onnx
 
+    @property
+    def precision(self) -> str:
+        """What it computes in: fp32, bf16 or fp16; of an .onnx, "own"."""
+        if not isinstance(self.embed, Embedder):
+            return "own"
+        return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.embed.autocast]
+
 
 def load_encoder(
-    path: str | Path, device: torch.device, channel_order: ChannelOrder | None = None, network: str | None = None
+    path: str | Path, device: torch.device, channel_order: ChannelOrder | None = None, network: str | None = None,
+    precision: str | None = None,
 ) -> LoadedEncoder:
     """The encoder of a run or checkpoint folder, of an exported .safetensors or .onnx, or of released weights (arcface_torch's
     .pt and .pth, which see RGB; AdaFace's .ckpt, which see BGR).
 
     channel_order, network: for files that do not say. Without `network` the entries' names and shapes tell it; the embedding
-    size always comes from the weights. Raises UserError for a file that cannot be read or fits no backbone, and where
-    `channel_order` or `network` contradicts what the file says of itself.
+    size always comes from the weights. precision: as the configuration's; without it the run's own, of files "auto". Raises
+    UserError for a file that cannot be read or fits no backbone, and where `channel_order` or `network` contradicts what the
+    file says of itself.
     """
     path = Path(path)
     if path.is_dir() or not path.exists():
@@ -144,16 +153,20 @@ def load_encoder(
         config = checkpoint.read_config(found)
         card = EncoderCard(config.network, config.embedding_size, config.channel_order, quality=_quality_of(found, config))
         _refuse_contradiction(path, card, channel_order, network)
-        embed = _embedder_of(found, config, device)
+        embed = _embedder_of(found, config, device, precision)
         return LoadedEncoder(embed, card, embed.encoder)
     if path.suffix == ".onnx":
+        if precision:
+            raise UserError(f"{path}: an .onnx computes as its graph says; leave out --precision {precision}")
         session = OnnxEmbedder(path, device, channel_order)
         _refuse_contradiction(path, session.card, None, network)
         return LoadedEncoder(session, session.card, None)
-    return _load_file(path, device, channel_order, network)
+    return _load_file(path, device, channel_order, network, precision or "auto")
 
 
-def _load_file(path: Path, device: torch.device, order: ChannelOrder | None, network: str | None) -> LoadedEncoder:
+def _load_file(
+    path: Path, device: torch.device, order: ChannelOrder | None, network: str | None, precision: str
+) -> LoadedEncoder:
     if network and network not in backbones.names():
         raise UserError(f"--network {network}: no such backbone; known are {', '.join(backbones.names())}")
     try:
@@ -172,7 +185,7 @@ def _load_file(path: Path, device: torch.device, order: ChannelOrder | None, net
     except (ValueError, OSError) as fault:
         raise UserError(str(fault)) from fault
     encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    embed = Embedder(encoder, device, card.channel_order, autocast_type("auto", device))
+    embed = Embedder(encoder, device, card.channel_order, autocast_type(precision, device))
     return LoadedEncoder(embed, card, encoder)
 
 

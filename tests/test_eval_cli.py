@@ -185,6 +185,8 @@ def test_the_summary_averages_the_five_sets_only_when_all_are_there():
     assert summary_row(results)[paper.HQ] == pytest.approx((90 + 91 + 92 + 93 + 50) / 5)
     assert "queue: proxy-updated (paper, table II)" in summary_table("mine", results)
     assert "paper" not in summary_table("mine", {"own_set": {"accuracy": 0.9}})
+    assert summary_row({"IJBB_N1D1F0": {"tar@far=1e-4": 0.1}, "IJBB_N1D1F1": {"tar@far=1e-4": 0.5}}) == {paper.IJBB: 50}
+    assert summary_row({"IJBB": {"rank1": 0.5}}) == {}  # --protocol 1:N
 
 
 # -------------------------------------------------------------------------------------------------- user mistakes
@@ -197,6 +199,7 @@ def test_the_summary_averages_the_five_sets_only_when_all_are_there():
         (["ijb", "--data-root", "."], "give either --checkpoint RUN or --features"),
         (["ijb", "--checkpoint", "r"], "give --data-root"),
         (["ijb", "--checkpoint", "r", "--data-root", "."], r"looked for ijbb_face_tid_mid\.txt \(missing\)"),
+        (["ijb", "--checkpoint", "r", "--data-root", ".", "--protocol", "both"], r"looked for .*ijbb_1N_probe_mixed\.csv"),
         (["ijb", "--features", "none.npz", "--meta", "."], r"none\.npz: cannot be read"),
         (["verify", "--checkpoint", "r", "--bins", "a/x.bin", "b/x.bin"], "two files of one name"),
         (["tinyface", "--checkpoint", "r", "--data-root", "."], "no TinyFace here"),

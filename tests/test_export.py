@@ -19,6 +19,7 @@ from recognition.card import EncoderCard, QualityScale
 from recognition.checkpoint import Checkpoint
 from recognition.encoder import load_encoder
 from recognition.export import export_encoder
+from recognition.precision import autocast_type
 from recognition.writer import CheckpointWriter
 from tests.shared_files import FACES, needs_faces
 from utils import dist
@@ -55,8 +56,9 @@ def close(features: torch.Tensor, wanted: np.ndarray, within: float = 1e-4) -> N
 
 @pytest.fixture(autouse=True)
 def plain_numbers(monkeypatch):
-    """fp32 whatever the processor has, so that features can be compared closely."""
-    monkeypatch.setattr("recognition.encoder.autocast_type", lambda precision, device: None)
+    """By default fp32 whatever the processor has, so that features can be compared closely."""
+    chosen = {"auto": "fp32"}
+    monkeypatch.setattr("recognition.encoder.autocast_type", lambda name, device: autocast_type(chosen.get(name, name), device))
 
 
 # -------------------------------------------------------------------------------------------------- out and in again
@@ -77,6 +79,22 @@ def test_an_exported_encoder_gives_the_same_features_and_says_all_of_itself(tmp_
         load_encoder(path, CPU, channel_order="BGR" if order == "RGB" else "RGB")
     with pytest.raises(UserError, match="holds 'tiny'; leave out --network r50"):
         load_encoder(path, CPU, network="r50")
+
+
+def test_precision_is_as_asked_for(tmp_path):
+    net = encoder("tiny")
+    for ending in ("safetensors", "onnx"):
+        export_encoder(net, EncoderCard("tiny", 32, "RGB"), tmp_path / f"e.{ending}")
+    exact, rough = (load_encoder(tmp_path / "e.safetensors", CPU, precision=name) for name in ("fp32", "bf16"))
+    assert (exact.precision, rough.precision) == ("fp32", "bf16")
+    onnx_features = load_encoder(tmp_path / "e.onnx", CPU).embed(IMAGES).numpy()
+    close(exact.embed(IMAGES), onnx_features, 1e-5)
+    difference = np.abs(rough.embed(IMAGES).numpy() - onnx_features).max() / np.abs(onnx_features).max()
+    assert 1e-4 < difference < 0.05
+    with pytest.raises(UserError, match="leave out --precision bf16"):
+        load_encoder(tmp_path / "e.onnx", CPU, precision="bf16")
+    with pytest.raises(UserError, match="precision=fp16 needs a GPU"):
+        load_encoder(tmp_path / "e.safetensors", CPU, precision="fp16")
 
 
 @pytest.mark.parametrize("name", ["tiny", "mbf", "vit_t"])
