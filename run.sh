@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up on a fresh machine and runs:
 #
-#   ./run.sh                          the demo: makes faces, trains, verifies, prints a table
+#   ./run.sh                          the demo: makes faces, trains plainly and by QGFace, prints a table of both
 #   ./run.sh test [pytest options]    the tests
 #   ./run.sh train CONFIG [key=value] torchrun over all GPUs of this machine, or over its cores
 #   ./run.sh setup                    set-up alone
@@ -56,7 +56,11 @@ train() {
 
 demo() {
     "$VENV/bin/python" -m recognition.data.demo_faces --out data/demo
+    train configs/demo_baseline "$@"
     train configs/demo_qg "$@"
+    echo
+    echo "Unseen people, sharp (hq), sharp against blurred (mixed), and blurred (lq) pairs: plain training against QGFace"
+    "$VENV/bin/python" -m eval runs runs/demo_baseline runs/demo_qg
 }
 
 # The whole suite on two workers, one thread each; with arguments of your own, as pytest would.

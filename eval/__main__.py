@@ -32,6 +32,7 @@ COMMANDS = (
     "eval.cli_compare",
     "eval.cli_export",
     "eval.cli_report",
+    "eval.cli_runs",
 )
 
 _LONGEST_METRIC_MINUTES = 60.0  # how long the other ranks wait for rank 0
