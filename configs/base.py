@@ -40,6 +40,8 @@ config.quality_concentration = 0.333  # c (eq. 1)
 config.quality_rate = 0.01  # of the moving statistics
 config.quality_mean = 20.0  # mu at the start
 config.quality_std = 100.0  # sigma at the start
+config.partition = "norm"  # what is of low quality: a feature of small norm, as in the paper; "views": every augmented view (a
+# control: the partition that a perfect measure of quality would make)
 config.quality_threshold = 0.2  # b (eqs. 2-5); None: no partition, everything learns from both losses
 config.margin = "adaface"  # "adaface", "arcface", "cosface", "combined" with margin_list, "magface", or "curricularface",
 # which alone also changes the logits of other classes and is slower

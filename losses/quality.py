@@ -65,3 +65,17 @@ class Partition:
         if self.threshold is None:
             return torch.ones_like(quality_VG[0], dtype=torch.bool)
         return (quality_VG.amin(dim=0) + 1) / 2 <= self.threshold
+
+
+@dataclass(frozen=True)
+class ViewPartition:
+    """The partition as it would be if the norm told augmented from original views without fail: originals are classified, the
+    augmented learn from their twins alone. A control for two views: it says what a better measure of quality would gain."""
+
+    def high_quality(self, quality_N: torch.Tensor) -> torch.Tensor:
+        """Boolean mask [N]: the second half of the features, which are the originals'."""
+        return torch.arange(len(quality_N), device=quality_N.device) >= len(quality_N) // 2
+
+    def low_quality_pairs(self, quality_VG: torch.Tensor) -> torch.Tensor:
+        """Boolean mask [G]: every pair has an augmented view."""
+        return torch.ones_like(quality_VG[0], dtype=torch.bool)

@@ -13,7 +13,7 @@ from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
 from losses.margins import AdaFace, ArcFace, Combined, CosFace, CurricularFace, MagFace, Margin
 from losses.proxy_queue import FeatureQueue
-from losses.quality import Partition, QualityStatistics
+from losses.quality import Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
@@ -112,17 +112,21 @@ def build_joint_loss(config: Config, world: World) -> JointLoss:
             config.contrastive_scale, config.contrastive_denominator, precision=config.head_precision,
             stop_gradient=config.contrastive_stop_gradient,
         )  # fmt: skip
-    partition = Partition(config.quality_threshold)
+    partition = build_partition(config)
     joint = JointLoss(
         classifier, quality, partition, queue, contrastive, config.contrastive_weight, config.loss_average
     )  # fmt: skip
     return joint.to(world.device)
 
 
-def build_partition_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], Partition]:
+def build_partition(config: Config) -> Partition | ViewPartition:
+    return ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
+
+
+def build_partition_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], Partition | ViewPartition]:
     """The partition of a step (0, 1, …): during `partition_warmup_epoch` everything is classified and nothing contrasted."""
     warmup = config.partition_warmup_epoch * steps_per_epoch
-    everything_is_sharp, settled = Partition(-1.0), Partition(config.quality_threshold)
+    everything_is_sharp, settled = Partition(-1.0), build_partition(config)
     return lambda step: everything_is_sharp if step < warmup else settled
 
 

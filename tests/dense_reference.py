@@ -17,6 +17,7 @@ class DenseReference:
     def __init__(
         self, weight_CD, queue_size=None, threshold=0.2, margin=0.4, scale=64.0, concentration=0.333, rate=0.01,
         denominator="paper", contrastive_weight=1.0, compensate=True, initial_std=100.0, stop_gradient=True, average="all",
+        by_views=False,
     ):  # fmt: skip
         self.weight = weight_CD.double().clone().requires_grad_()
         self.norm_mean, self.norm_std = 20.0, initial_std
@@ -24,7 +25,7 @@ class DenseReference:
         self.queue_size, self.threshold, self.margin, self.scale = queue_size, threshold, margin, scale
         self.concentration, self.rate, self.denominator = concentration, rate, denominator
         self.contrastive_weight, self.compensate = contrastive_weight, compensate
-        self.stop_gradient, self.average = stop_gradient, average
+        self.stop_gradient, self.average, self.by_views = stop_gradient, average, by_views
 
     def mean(self, losses_N, selected_N):
         return (losses_N * selected_N).sum() / (len(losses_N) if self.average == "all" else max(int(selected_N.sum()), 1))
@@ -83,7 +84,9 @@ class DenseReference:
         u = (z_hat + 1) / 2
         everything = self.threshold is None
         selected_N = torch.ones_like(u) if everything else (u > self.threshold).double()
-        selected_G = torch.ones(images) if everything else u.view(views, images).amin(0) <= self.threshold
+        selected_G = torch.ones(images) if everything or self.by_views else u.view(views, images).amin(0) <= self.threshold
+        if self.by_views:  # view 0 is augmented, view 1 original
+            selected_N = torch.cat([torch.zeros(images), torch.ones(images)])
         classification = self.classification(feature_ND, label_N, z_hat, selected_N)
         contrastive = classification * 0
         if self.queue_size and views == 2:

@@ -17,7 +17,7 @@ from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
 from losses.margins import AdaFace
 from losses.proxy_queue import FeatureQueue
-from losses.quality import Partition, QualityStatistics
+from losses.quality import Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import ShardedSoftmax
 from tests.dense_reference import DenseReference
 from tests.world import run_world
@@ -38,6 +38,7 @@ class Case:
     contrastive_weight: float = 1.0
     stop_gradient: bool = True
     average: str = "all"
+    by_views: bool = False
     momentum: bool = False  # queue and positive keys come from another encoder's features
     same_label: bool = False  # a batch of one identity: no negatives at first
 
@@ -48,6 +49,7 @@ CASES = {
     "gradient through the key too": Case(stop_gradient=False),
     "mean over the selected": Case(average="selected"),
     "momentum encoder": Case(momentum=True, compensate=False),
+    "partition by views": Case(by_views=True),
     "no partition": Case(threshold=None),
     "queue without compensation": Case(compensate=False),
     "queue smaller than a step": Case(queue_size=7),
@@ -89,7 +91,8 @@ def _build(case: Case) -> JointLoss:
         queue = FeatureQueue(case.queue_size, DIM, head.shard, case.compensate)
         contrastive = ContrastiveLoss(denominator=case.denominator, plan=plan, stop_gradient=case.stop_gradient)
     quality = QualityStatistics(initial_std=4.0)
-    return JointLoss(head, quality, Partition(case.threshold), queue, contrastive, case.contrastive_weight, case.average)
+    partition = ViewPartition() if case.by_views else Partition(case.threshold)
+    return JointLoss(head, quality, partition, queue, contrastive, case.contrastive_weight, case.average)
 
 
 def _run_sharded(names: list[str]) -> dict[str, dict[str, list]]:
@@ -135,7 +138,7 @@ def test_sharded_equals_dense(name, world):
     reference = DenseReference(
         _initial_weight(), case.queue_size, case.threshold, denominator=case.denominator, initial_std=4.0,
         contrastive_weight=case.contrastive_weight, compensate=case.compensate,
-        stop_gradient=case.stop_gradient, average=case.average,
+        stop_gradient=case.stop_gradient, average=case.average, by_views=case.by_views,
     )  # fmt: skip
     for step, (features_VGD, labels_G) in enumerate(_batches(case)):
         features_VGD = features_VGD.double().requires_grad_()

@@ -50,6 +50,7 @@ class Config:
     quality_rate: float = 0.01
     quality_mean: float = 20.0
     quality_std: float = 100.0
+    partition: Literal["norm", "views"] = "norm"
     quality_threshold: float | None = 0.2
     margin: Literal["adaface", "arcface", "cosface", "combined", "magface", "curricularface"] = "adaface"
     margin_m: float = 0.4
@@ -129,6 +130,7 @@ _CHECKS = [
     (lambda c: c.timeout_minutes > 0, "timeout_minutes={timeout_minutes}: must be positive"),
     (lambda c: c.frequent > 0, "frequent={frequent}: must be at least 1 step"),
     (lambda c: c.queue_size >= 0, "queue_size={queue_size}: must be a count, or 0 for num_classes"),
+    (lambda c: c.partition == "norm" or c.views == 2, "partition='views' tells augmented from original views: set views=2"),
     (lambda c: 0 <= c.queue_momentum < 1, "queue_momentum={queue_momentum}: must lie in [0, 1)"),
     (lambda c: c.partition_warmup_epoch >= 0, "partition_warmup_epoch={partition_warmup_epoch}: must be a number of epochs"),
     (
