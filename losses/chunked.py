@@ -22,6 +22,7 @@ Shapes: N queries, M of them computed, K keys of this rank, c keys of a chunk, D
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,10 +43,12 @@ class ChunkPlan:
     """How much memory the primitive may use beyond its results.
 
     chunk_elements: logits of a chunk (N x c); keep_bytes: chunks kept from forward to backward instead of recomputed.
+    leave_out: queries whose sum does not matter are not computed. Not on a GPU: to ask how many there are is to wait for it.
     """
 
     chunk_elements: int = 1 << 19
     keep_bytes: int = 192 << 20
+    leave_out: bool = True
 
     def bounds(self, queries: int, keys: int) -> list[tuple[int, int]]:
         step = max(64, self.chunk_elements // max(queries, 1))
@@ -54,7 +57,7 @@ class ChunkPlan:
     @staticmethod
     def for_device(device: torch.device) -> ChunkPlan:
         """Chunks that fit a CPU core's caches, or that fill a GPU."""
-        return ChunkPlan(1 << 24, 256 << 20) if device.type == "cuda" else ChunkPlan()
+        return ChunkPlan(1 << 24, 256 << 20, False) if device.type == "cuda" else ChunkPlan()
 
 
 class KeyShard(ABC):
@@ -156,12 +159,12 @@ class _Walk:
         self.plain = rule is None and terms.scale <= _MAX_PLAIN_SCALE
         self.queries = unit_ND.shape[0]
         self.chosen_M = None
-        if terms.needed_N is not None and not unit_ND.is_cuda:  # on a GPU, to ask how many would be to wait for it
+        plan = terms.plan or ChunkPlan.for_device(unit_ND.device)
+        if terms.needed_N is not None and plan.leave_out:
             chosen_M = terms.needed_N.nonzero().flatten()
             self.chosen_M = chosen_M if len(chosen_M) < self.queries else None
         self.unit_MD = unit_ND if self.chosen_M is None else unit_ND[self.chosen_M]
         self.scaled_MD = terms.products.factor(self.unit_MD * terms.scale)
-        plan = terms.plan or ChunkPlan.for_device(unit_ND.device)
         self.keep_bytes = plan.keep_bytes if self.plain else 0
         self.limit = terms.scale * terms.cosine_limit
         self.bounds = plan.bounds(len(self.unit_MD), len(keys)) if len(self.unit_MD) else []
@@ -255,7 +258,7 @@ class _Walk:
     def _drop_clamped_(self, exponential_MC: torch.Tensor) -> torch.Tensor:
         if self.limit == torch.inf:
             return exponential_MC
-        low, high = torch.tensor([-self.limit + _SLACK, self.limit - _SLACK], dtype=torch.float64).exp().tolist()
+        low, high = math.exp(-self.limit + _SLACK), math.exp(self.limit - _SLACK)
         return torch.ops.aten.hardtanh_backward(exponential_MC, exponential_MC, low, high)
 
 

@@ -21,6 +21,7 @@ from losses.contrastive import ContrastiveLoss
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import ShardedSoftmax
+from utils.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,20 @@ class JointLoss(nn.Module):
         self.average = average
         self.classifier, self.quality, self.partition = classifier, quality, partition
         self.queue, self.contrastive, self.contrastive_weight = queue, contrastive, contrastive_weight
+        self._draws_before = 0
+
+    def begin_step(self) -> None:
+        """From here on, `undo_step` can take back what the host counts: entries of the queue, draws of classes. What a step
+        changes on the device besides (`buffers()`) is for the caller to restore."""
+        self._draws_before = self.classifier.draws
+        if self.queue is not None:
+            self.queue.begin_step()
+
+    def undo_step(self) -> None:
+        """The step that began last has not been learned from."""
+        self.classifier.draws = self._draws_before
+        if self.queue is not None:
+            self.queue.undo_step()
 
     def forward(
         self, features_VGD: torch.Tensor, host_label_G: torch.Tensor, momentum_VGD: torch.Tensor | None = None
@@ -74,7 +89,7 @@ class JointLoss(nn.Module):
         features_ND = features_VGD.flatten(0, 1)
         unit_ND = F.normalize(features_ND)
         host_label_N = host_label_G.repeat(views)
-        label_N = host_label_N.to(features_ND.device, non_blocking=True)
+        label_N = to_device(host_label_N, features_ND.device)
 
         learning_norm_N = features_ND.norm(dim=1)
         norm_N = learning_norm_N.detach()
@@ -121,4 +136,4 @@ def _readable(features_VGD: torch.Tensor, host_label_G: torch.Tensor) -> tuple[t
         return features_VGD, host_label_G
     kept = readable_G.nonzero().flatten()
     assert len(kept), "no row of the batch has a label"
-    return features_VGD.index_select(1, kept.to(features_VGD.device)), host_label_G[kept]
+    return features_VGD.index_select(1, to_device(kept, features_VGD.device)), host_label_G[kept]

@@ -8,7 +8,9 @@ proxy (classifier row) at the time it was enqueued. The encoder has moved on sin
 A rank keeps the entries whose label lies in its class shard, so w_now is local. All ranks see the same gathered features
 in the same order; every entry carries its global sequence number, and what is older than the last Q is dropped.
 
-Nothing here waits for the GPU: labels are known on the host, so counts and positions are plain integers.
+Nothing here waits for the GPU: labels are known on the host, so counts and positions are plain integers. A training step that
+is found unfit afterwards takes back what it enqueued (`begin_step`, `undo_step`): what a step drops stays in place until the
+next one begins, so that to take back is to set the counters.
 
 Shapes: N features a step, K = entries of this rank, D embedding.
 """
@@ -21,6 +23,7 @@ import torch
 from torch import nn
 
 from utils.dist import ShardRange, exchange_rows, rank_and_world, shard_range, sum_over_ranks
+from utils.transfer import to_device
 
 Proxies = Callable[[torch.Tensor], torch.Tensor]
 """Current classifier rows of labels owned by this rank: int64 [K] (on the device) -> float32 [K, D]."""
@@ -41,6 +44,8 @@ class FeatureQueue(nn.Module):
         self.one_step, self._oldest = one_step, 0
         self.total = 0  # features ever enqueued by the world = the next sequence number
         self._head = self._count = 0
+        self._mark: tuple[int, int, int] | None = None  # total, oldest, count where the step began
+        self._held = 0  # entries just before the head, dropped in this step but kept in place
         share = classes.size / max(classes.total, 1)
         self._allocate(int(size * share * 1.1) + 64, torch.device("cpu"))
 
@@ -71,10 +76,25 @@ class FeatureQueue(nn.Module):
         return self._label.shape[0]
 
     def _slots(self, start: int, stop: int) -> torch.Tensor:
-        """Places in the ring of entries start..stop, oldest first; int64, on the host."""
+        """Places in the ring of entries start..stop, oldest first; int64, on the host. Entry -1 is the one dropped last."""
         return (torch.arange(start, stop) + self._head) % self.capacity
 
+    def _device_slots(self, start: int, stop: int) -> torch.Tensor:
+        """The same, on the device."""
+        return (torch.arange(start, stop, device=self._label.device) + self._head) % self.capacity
+
     # -------------------------------------------------------------------------------------------- write
+
+    def begin_step(self) -> None:
+        """From here on, until it is called again, `undo_step` can take everything back."""
+        self._mark, self._held = (self.total, self._oldest, self._count), 0
+
+    def undo_step(self) -> None:
+        """Makes the queue what it was at `begin_step`."""
+        assert self._mark is not None, "no step has begun"
+        self.total, self._oldest, self._count = self._mark
+        self._head = (self._head - self._held) % self.capacity
+        self._held = 0
 
     @torch.no_grad()
     def enqueue(self, feature_ND: torch.Tensor, host_label_N: torch.Tensor, proxies: Proxies) -> None:
@@ -89,8 +109,8 @@ class FeatureQueue(nn.Module):
         self._oldest = oldest
         sequence_N = torch.arange(first, self.total)
         chosen = torch.nonzero(self.classes.owns(host_label_N) & (sequence_N >= oldest)).flatten()
-        chosen_device = chosen.to(feature_ND.device, non_blocking=True)
-        label_K = host_label_N[chosen].to(feature_ND.device, non_blocking=True)
+        chosen_device = to_device(chosen, feature_ND.device)
+        label_K = to_device(host_label_N[chosen], feature_ND.device)
         proxy_KD = proxies(label_K) if self.compensate else None
         self._append(feature_ND.detach().float()[chosen_device], label_K, proxy_KD, sequence_N[chosen])
 
@@ -101,42 +121,44 @@ class FeatureQueue(nn.Module):
             gone = int(torch.searchsorted(sequence_K, oldest))
             self._head = (self._head + gone) % self.capacity
             self._count -= gone
+            self._held += gone if self._mark is not None else 0
 
     def _append(self, feature_KD, label_K, proxy_KD, sequence_K) -> None:
-        if self._count + len(sequence_K) > self.capacity:
-            self._grow(self._count + len(sequence_K))
-        slots = self._slots(self._count, self._count + len(sequence_K))
-        self._sequence[slots] = sequence_K
-        slots = slots.to(self._feature.device, non_blocking=True)
+        count = self._count + len(sequence_K)
+        if self._held + count > self.capacity:
+            self._grow(self._held + count)
+        self._sequence[self._slots(self._count, count)] = sequence_K
+        slots = self._device_slots(self._count, count)
         self._feature[slots] = feature_KD
         self._label[slots] = label_K
         if proxy_KD is not None:
             self._proxy[slots] = proxy_KD
-        self._count += len(sequence_K)
+        self._count = count
 
     def _grow(self, needed: int) -> None:
         """More room, when this rank's share of the last Q features grows: the queue stays strict."""
         old_feature, old_proxy, old_label, old_sequence = self._feature, self._proxy, self._label, self._sequence
-        slots = self._slots(0, self._count)
-        self._allocate(min(max(needed, 2 * self.capacity), max(self.size, needed)), old_feature.device)
-        self._sequence[: self._count] = old_sequence[slots]
-        slots = slots.to(old_feature.device)
-        self._feature[: self._count] = old_feature[slots]
-        self._label[: self._count] = old_label[slots]
+        held, kept = self._held, self._held + self._count
+        slots, device_slots = self._slots(-held, self._count), self._device_slots(-held, self._count)
+        in_step = 0 if self._mark is None else self.total - self._mark[0]
+        self._allocate(min(max(needed, 2 * self.capacity), max(self.size + in_step, needed)), old_feature.device)
+        self._sequence[:kept] = old_sequence[slots]
+        self._feature[:kept] = old_feature[device_slots]
+        self._label[:kept] = old_label[device_slots]
         if self.compensate:
-            self._proxy[: self._count] = old_proxy[slots]
-        self._head = 0
+            self._proxy[:kept] = old_proxy[device_slots]
+        self._head = held
 
     # -------------------------------------------------------------------------------------------- read
 
     def labels(self, start: int, stop: int) -> torch.Tensor:
         """Labels of this rank's entries start..stop, oldest first: int64."""
-        return self._label[self._slots(start, stop).to(self._label.device, non_blocking=True)]
+        return self._label[self._device_slots(start, stop)]
 
     @torch.no_grad()
     def features(self, start: int, stop: int, proxies: Proxies) -> torch.Tensor:
         """Features of this rank's entries start..stop, compensated for drift but NOT normalised: float32 [K, D]."""
-        slots = self._slots(start, stop).to(self._feature.device, non_blocking=True)
+        slots = self._device_slots(start, stop)
         feature_KD = self._feature[slots]
         if not self.compensate:
             return feature_KD
@@ -158,7 +180,7 @@ class FeatureQueue(nn.Module):
         owner_K = (sequence_K - (self.total - self.filled)) // step
         counts = torch.bincount(owner_K, minlength=world).tolist()
         order = exchange_rows(sequence_K, counts).argsort()  # entries arrive by sender; sort them by age
-        device_slots = slots.to(self._feature.device)
+        device_slots = self._device_slots(0, self._count)
         rows = {"feature": self._feature, "label": self._label}
         if self.compensate:
             rows["proxy"] = self._proxy
@@ -179,6 +201,7 @@ class FeatureQueue(nn.Module):
         mine = {name: exchange_rows(value[order], counts) for name, value in rows.items()}
         sequence = exchange_rows(sequence[order], counts)  # senders hold increasing ranges: already oldest first
         self.total, self._oldest, self._head, self._count = total, total - filled, 0, 0
+        self._mark, self._held = None, 0
         device = self._feature.device
         proxy = mine["proxy"].to(device) if self.compensate else None
         self._append(mine["feature"].to(device), mine["label"].to(device), proxy, sequence)

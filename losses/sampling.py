@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from utils.dist import ShardRange
+from utils.transfer import to_device
 
 BLOCK = 100
 _LOW_32 = 0xFFFFFFFF
@@ -46,7 +47,7 @@ class ClassSampler:
         drawn = self._chosen(draw, torch.arange(first, last, device=device)).flatten()
         before, after = self._chosen_up_to(draw, self.shard.start), self._chosen_up_to(draw, self.shard.stop)
         drawn = drawn[before - first * self._quota(BLOCK) :][: after - before]
-        missing = self._not_drawn(draw, host_label_N).to(device, non_blocking=True)
+        missing = to_device(self._not_drawn(draw, host_label_N), device)
         return torch.cat([drawn, missing]).sort().values - self.shard.start
 
     def _quota(self, size: int) -> int:

@@ -34,6 +34,9 @@ class MomentumEncoder(nn.Module):
         self.copy.load_state_dict(encoder.state_dict())
 
     @torch.no_grad()
-    def follow(self, encoder: nn.Module) -> None:
-        """After a step of the optimiser. `encoder`: the bare module, not DDP's wrapper."""
-        torch._foreach_lerp_(list(self.copy.parameters()), list(encoder.parameters()), 1 - self.momentum)
+    def follow(self, encoder: nn.Module, good: torch.Tensor) -> None:
+        """After a step of the optimiser; does nothing where `good` (bool scalar on the device) is false. `encoder`: the bare
+        module, not DDP's wrapper."""
+        followers: list[torch.Tensor] = list(self.copy.parameters())
+        rate = (1 - self.momentum) * good.float()
+        torch._foreach_lerp_(followers, list(encoder.parameters()), [rate] * len(followers))  # type: ignore[list-item]

@@ -20,21 +20,32 @@ FILE = "not_finite.json"
 
 
 class SkippedSteps:
-    """Remembers the batches of this rank's last skipped steps; `write` puts all ranks' on disk."""
+    """Remembers the batches of this rank's last skipped steps; `write` puts all ranks' on disk. The verdict over a step comes
+    after the step: `tried` keeps its batches until then."""
 
     def __init__(self, path: Path, dataset: FaceDataset, most: int):
         self.path, self._dataset = path, dataset
         self._steps: deque[dict[str, Any]] = deque(maxlen=most)
+        self._last: dict[str, Any] = {}
 
-    def add(self, step: int, why: str, epoch: int, first_batch: int, batches: Sequence[DeviceBatch]) -> None:
-        """A step that was not learned from; it used the batches `first_batch` and following of the epoch."""
-        self._steps.append({
-            "step": step, "why": why, "epoch": epoch,
+    def tried(self, step: int, epoch: int, first_batch: int, batches: Sequence[DeviceBatch]) -> None:
+        """A step whose verdict is not known yet; it used the batches `first_batch` and following of the epoch."""
+        self._last = {
+            "step": step, "epoch": epoch,
             "batches": [
                 {"number": first_batch + number, "images": batch.indices_B.tolist(), "labels": batch.labels_B.tolist()}
                 for number, batch in enumerate(batches)
             ],
-        })  # fmt: skip
+        }  # fmt: skip
+
+    @property
+    def last_step(self) -> int:
+        """The step that was tried last."""
+        return self._last["step"]
+
+    def skipped(self, why: str) -> None:
+        """The step that was tried last was not learned from."""
+        self._steps.append({"why": why, **self._last})
 
     def forget(self) -> None:
         self._steps.clear()

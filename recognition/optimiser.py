@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from recognition.row_optimiser import RowAdamW, RowSGD
+from recognition.row_optimiser import RowAdamW, RowOptimiser, RowSGD
 from utils.config import Config
-from utils.dist import sum_over_ranks
+from utils.dist import gather_stack
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -34,7 +34,7 @@ def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float) -
     ]
 
 
-def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
+def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> RowOptimiser:
     """SGD with momentum as in the paper, or AdamW. Both leave rows that a step did not sample alone (`row_optimiser`)."""
     groups = parameter_groups(encoder, head, config.weight_decay)
     if config.optimizer == "adamw":
@@ -72,11 +72,13 @@ def build_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], floa
     return learning_rate
 
 
-def global_gradient_norm(encoder: nn.Module, head: nn.Module) -> torch.Tensor:
-    """L2 norm of all gradients of the world, the same on all ranks; not finite if any gradient of any rank is not."""
+def global_gradient_norm(encoder: nn.Module, head: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """L2 norm of all gradients of the world, and of each rank whether its gradients are finite: float64 scalar and bool [W], on
+    the device and the same on all ranks. The encoder's gradients are sums over the ranks: where one is not finite, none is."""
     shared = torch.nn.utils.get_total_norm(_gradients(encoder)).double().square()
     sharded = torch.nn.utils.get_total_norm(_gradients(head)).double().square()
-    return (shared + sum_over_ranks(sharded.to(shared.device))).sqrt()
+    sharded_W = gather_stack(sharded)
+    return (shared + sharded_W.sum()).sqrt(), (shared + sharded_W).isfinite()
 
 
 def _gradients(module: nn.Module) -> list[torch.Tensor]:
@@ -99,31 +101,32 @@ def coalesce_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: torch.Tensor | float) -> None:
-    """Multiplies all gradients, in place."""
-    if isinstance(factor, float) and factor == 1.0:  # what a loss scale of one asks for: spare the pass over everything
-        return
+    """Multiplies all gradients by a number, which may be a scalar of the device, in place."""
     for parameter in parameters:
         if parameter.grad is not None:
             gradient_values(parameter.grad).mul_(factor)
 
 
 class LossScale:
-    """Dynamic loss scaling for fp16 (Micikevicius et al., ICLR 2018), agreed by construction: it follows the global
-    gradient norm, which is the same number on all ranks. `enabled=False` is a scale of one for ever."""
+    """Dynamic loss scaling for fp16 (Micikevicius et al., ICLR 2018), agreed by construction: it follows the finiteness of
+    all ranks' gradients, which is the same on all ranks. It lives on the device: value (float32) and good_steps (int32) are
+    scalar tensors. `enabled=False` is a scale of one for ever."""
 
     GROWTH_INTERVAL = 2000
 
-    def __init__(self, enabled: bool):
+    def __init__(self, enabled: bool, device: torch.device | str = "cpu"):
         self.enabled = enabled
-        self.value = 65536.0 if enabled else 1.0
-        self.good_steps = 0
+        self.value = torch.full((), 65536.0 if enabled else 1.0, device=device)
+        self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
-    def update(self, finite: bool) -> None:
-        """After each step: halves on overflow, doubles after a long run of good steps."""
+    def update(self, features_finite: torch.Tensor, gradients_finite: torch.Tensor) -> None:
+        """After each step (bool scalars): halves on overflow, doubles after a long run of good steps. Features that are not
+        finite say nothing about the scale, which comes after them."""
         if not self.enabled:
             return
-        self.good_steps = self.good_steps + 1 if finite else 0
-        if not finite:
-            self.value = max(1.0, self.value / 2)
-        elif self.good_steps == self.GROWTH_INTERVAL:
-            self.value, self.good_steps = self.value * 2, 0
+        good_steps = torch.where(gradients_finite, self.good_steps + 1, 0)
+        long_enough = good_steps == self.GROWTH_INTERVAL
+        value = torch.where(long_enough, self.value * 2, self.value)
+        value = torch.where(gradients_finite, value, (self.value / 2).clamp_min(1.0))
+        self.value.copy_(torch.where(features_finite, value, self.value))
+        self.good_steps.copy_(torch.where(features_finite, good_steps.masked_fill(long_enough, 0), self.good_steps))

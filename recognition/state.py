@@ -49,8 +49,8 @@ def capture(
             sharded = name == _CLASSIFIER and value.dim() > 0  # a number for each row, or one (a step count) for all
             tensors[f"optimiser.{name}.{quantity}"] = ShardedRows(value, classes) if sharded else value
     values = {
-        "loss_scale": loss_scale.value,
-        "loss_scale_good_steps": loss_scale.good_steps,
+        "loss_scale": float(loss_scale.value),
+        "loss_scale_good_steps": int(loss_scale.good_steps),
         "class_samples_drawn": joint.classifier.draws,
     }
     if joint.queue is not None and joint.queue.filled:
@@ -83,8 +83,8 @@ def restore(
     if joint.queue is not None and "queue_total" in checkpoint.values:
         rows = {name: _plain(value) for name, value in _part(tensors, "queue.").items()}
         joint.queue.load_global_rows(rows, checkpoint.values["queue_total"])
-    loss_scale.value = checkpoint.values["loss_scale"]
-    loss_scale.good_steps = checkpoint.values["loss_scale_good_steps"]
+    loss_scale.value.fill_(checkpoint.values["loss_scale"])
+    loss_scale.good_steps.fill_(checkpoint.values["loss_scale_good_steps"])
 
 
 def _part(tensors, prefix: str) -> dict:

@@ -1,13 +1,16 @@
 """One training step, in the order in which the data flows. The config has picked the objects; nothing branches on a
 method's name here, and nothing is printed.
 
-Shapes: V views, B images of this rank, G gathered, D embedding.
+Nothing here waits for the device, either. Whether the step's numbers are finite is decided there (recognition/verdict.py), and
+the host reads it during the step after, when the device has that step's forward pass to do.
+
+Shapes: V views, B images of this rank, G gathered, D embedding, W ranks.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,20 +21,23 @@ from recognition.data.batch import IMAGE_SIZE
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoder import to_input
 from recognition.momentum_encoder import MomentumEncoder
-from recognition.optimiser import LossScale, coalesce_gradients, global_gradient_norm, gradient_values, scale_gradients
+from recognition.optimiser import LossScale, coalesce_gradients, global_gradient_norm, scale_gradients
+from recognition.row_optimiser import RowOptimiser
+from recognition.verdict import DeviceState, Refusal, Verdict
 from utils import dist
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did. `skipped` is empty, or says on which rank what was not finite; then nothing was learned.
-    unreadable: records of the whole world that the step left out because they are damaged. requests: what the ranks had
-    asked of each other (recognition/interruption.py), joined."""
+    """What a step did, as far as the host knows; on the device, so that to read a number is to wait for it.
+
+    terms: None where no record of the batch could be read. unreadable: records of the whole world that the step left out
+    because they are damaged. requests: what the ranks had asked of each other (recognition/interruption.py), joined.
+    """
 
     terms: JointTerms | None
     gradient_norm: torch.Tensor | None
     unreadable: int
-    skipped: str = ""
     requests: int = 0
 
 
@@ -40,23 +46,28 @@ class TrainStep:
     that this rank sends to all others along with its labels.
 
     encoder: wrapped by DistributedDataParallel. joint: losses and their state. A step that meets a non-finite feature or
-    gradient on any rank leaves the weights, the optimiser, the statistics of BatchNorm and the queue as they were
-    (features that were finite may have been enqueued by then), on all ranks alike.
+    gradient on any rank leaves everything as it was, on all ranks alike: weights, the optimiser, the statistics of BatchNorm
+    and of quality, the queue. `on_verdict` is told of every step whether it was skipped, and why (empty: it was learned from):
+    during the step after it, or when `settle` is called. Until then the queue's and the sampler's counters are not final, so
+    `settle` comes before anything that looks at the state.
     """
 
     def __init__(
-        self, encoder: nn.parallel.DistributedDataParallel, joint: JointLoss, optimiser: torch.optim.Optimizer,
+        self, encoder: nn.parallel.DistributedDataParallel, joint: JointLoss, optimiser: RowOptimiser,
         loss_scale: LossScale, autocast: torch.dtype | None, max_grad_norm: float, device: torch.device,
-        momentum_encoder: MomentumEncoder | None = None,
+        on_verdict: Callable[[str], None], momentum_encoder: MomentumEncoder | None = None,
     ):  # fmt: skip
         self.encoder, self.joint, self.optimiser = encoder, joint, optimiser
         self.loss_scale, self.autocast, self.max_grad_norm, self.device = loss_scale, autocast, max_grad_norm, device
-        self.momentum_encoder = momentum_encoder
-        self._running = RunningStatistics(encoder)
+        self.momentum_encoder, self._on_verdict = momentum_encoder, on_verdict
+        self._state = DeviceState([*_running_statistics(encoder, momentum_encoder), *joint.buffers()])
+        self._pending: Verdict | Refusal | None = None
+        self._last_verdict = ""
 
     def __call__(self, batches: Sequence[DeviceBatch], request: int = 0) -> StepResult:
-        self._running.remember()
+        self._state.remember()
         terms, unreadable, requests = None, 0, 0
+        fit_W = torch.ones(dist.rank_and_world()[1], dtype=torch.bool, device=self.device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with contextlib.nullcontext() if last else self.encoder.no_sync():
@@ -71,10 +82,16 @@ class TrainStep:
                 host_label_G, asked = dist.gather_labels_and_requests(batch.labels_B, request)
                 requests |= asked
                 unreadable += int((host_label_G < 0).sum())
-                if unreadable and not bool((host_label_G >= 0).any()):
-                    return self._skip("every record of the batch is damaged", unreadable, requests)
-                if not bool(torch.isfinite(features_VGD).all()):
-                    return self._skip(_where_not_finite(features_VGD), unreadable, requests)
+
+                # The step before: counters as they are after it, from which this one goes on.
+                if number == 0:
+                    self.settle()
+                    self.joint.begin_step()
+                if not bool((host_label_G >= 0).any()):
+                    return self._refuse("every record of the batch is damaged", unreadable, requests)
+                fit_W &= _finite_by_rank(features_VGD)
+                if momentum_VGD is not None:
+                    fit_W &= _finite_by_rank(momentum_VGD)
 
                 # Quality, partition, sharded softmax, contrastive term.
                 terms = self.joint(features_VGD, host_label_G, momentum_VGD)
@@ -82,32 +99,44 @@ class TrainStep:
                 # Backward: reduce-scatter of feature gradients, then DDP's all-reduce in the last pass.
                 (terms.loss * (self.loss_scale.value / len(batches))).backward()
 
-        # Agree, clip, optimise.
+        # Agree, clip, optimise: on the device, which does nothing where the verdict is bad.
         coalesce_gradients(self._parameters())
-        scale_gradients(self._parameters(), 1 / self.loss_scale.value)
-        norm = global_gradient_norm(self.encoder, self.joint.classifier)
-        finite = bool(norm.isfinite())
-        self.loss_scale.update(finite)
-        if not finite:
-            return self._skip(_where_gradients_are_not_finite(self._parameters()), unreadable, requests)
+        if self.loss_scale.enabled:
+            scale_gradients(self._parameters(), 1 / self.loss_scale.value)
+        norm, sound_W = global_gradient_norm(self.encoder, self.joint.classifier)
+        verdict = Verdict(fit_W, sound_W)
+        self.loss_scale.update(fit_W.all(), sound_W.all())
         if self.max_grad_norm > 0:
             scale_gradients(self._parameters(), (self.max_grad_norm / norm).clamp(max=1.0).float())
-        self.optimiser.step()
+        self.optimiser.step_if(verdict.good)
         self.optimiser.zero_grad(set_to_none=True)
         if self.momentum_encoder is not None:
-            self.momentum_encoder.follow(self.encoder.module)
-        return StepResult(terms, norm, unreadable, requests=requests)
+            self.momentum_encoder.follow(self.encoder.module, verdict.good)
+        self._state.restore_unless(verdict.good)
+        self._pending = verdict
+        return StepResult(terms, norm, unreadable, requests)
+
+    def settle(self) -> str:
+        """Waits for the last step if its verdict has not been read, and undoes what the host counted of it if it was skipped.
+        Returns why the last step was skipped, or nothing. To be called by all ranks alike."""
+        if self._pending is not None:
+            verdict, self._pending = self._pending, None
+            self._last_verdict = verdict.read()
+            if self._last_verdict:
+                self.joint.undo_step()
+            self._on_verdict(self._last_verdict)
+        return self._last_verdict
 
     def settle_buckets(self, views: int, images: int) -> None:
         """To be called once, before the first step. DDP orders its gradient buckets anew after the first backward pass, and
         so, from three ranks on, the order of summation: without a pass ahead of time, the first step of a resumed run would
         differ in the last bit from the same step of a run that never stopped. Learns nothing and changes no state."""
-        self._running.remember()
+        self._state.remember()
         grey_VBHWC = torch.full((views, images, IMAGE_SIZE, IMAGE_SIZE, 3), 128, dtype=torch.uint8)
         inputs = to_input(grey_VBHWC.flatten(0, 1), self.device)
         self._encode(self.encoder, inputs, views).sum().backward()
         self.optimiser.zero_grad(set_to_none=True)
-        self._running.restore()
+        self._state.restore_unless(torch.zeros((), dtype=torch.bool, device=self.device))
 
     def _encode(self, encoder: nn.Module, inputs: torch.Tensor, views: int) -> torch.Tensor:
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
@@ -124,38 +153,20 @@ class TrainStep:
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]
 
-    def _skip(self, why: str, unreadable: int, requests: int) -> StepResult:
+    def _refuse(self, why: str, unreadable: int, requests: int) -> StepResult:
+        """Skips the step for a reason that the host knows, the same on all ranks."""
         self.optimiser.zero_grad(set_to_none=True)
-        self._running.restore()
-        return StepResult(None, None, unreadable, why, requests)
+        self._pending = Refusal(why, self.device)
+        self._state.restore_unless(self._pending.good)
+        return StepResult(None, None, unreadable, requests)
 
 
-class RunningStatistics:
-    """BatchNorm's running statistics, which a forward pass changes: remembered, to be put back if the step is skipped."""
-
-    def __init__(self, encoder: nn.Module):
-        self._buffers = [b for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for b in m.buffers()]
-        self._copies = [buffer.clone() for buffer in self._buffers]
-
-    @torch.no_grad()
-    def remember(self) -> None:
-        for copy, buffer in zip(self._copies, self._buffers, strict=True):
-            copy.copy_(buffer)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for copy, buffer in zip(self._copies, self._buffers, strict=True):
-            buffer.copy_(copy)
+def _running_statistics(*encoders: nn.Module | None) -> list[torch.Tensor]:
+    modules = [module for encoder in encoders if encoder is not None for module in encoder.modules()]
+    return [buffer for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) for buffer in m.buffers()]
 
 
-def _where_not_finite(features_VGD: torch.Tensor) -> str:
+def _finite_by_rank(features_VGD: torch.Tensor) -> torch.Tensor:
+    """Of each rank, whether all of its features are finite: bool [W], on the device."""
     _, world = dist.rank_and_world()
-    rank_features_VWX = features_VGD.unflatten(1, (world, -1)).flatten(2)
-    bad = (~rank_features_VWX.isfinite()).any(dim=2).any(dim=0).nonzero().flatten().tolist()
-    return f"features of rank {', '.join(map(str, bad))} are not finite"
-
-
-def _where_gradients_are_not_finite(parameters: Sequence[nn.Parameter]) -> str:
-    here = all(bool(gradient_values(p.grad).isfinite().all()) for p in parameters if p.grad is not None)
-    votes = dist.gather_stack(torch.tensor([int(here)])).flatten()
-    return f"gradients of rank {', '.join(str(r) for r, good in enumerate(votes.tolist()) if not good)} are not finite"
+    return features_VGD.detach().unflatten(1, (world, -1)).isfinite().transpose(0, 1).flatten(1).all(dim=1)

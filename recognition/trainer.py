@@ -55,7 +55,7 @@ class Trainer:
         self.momentum_encoder = build.build_momentum_encoder(config, self.encoder)
         self.joint = build.build_joint_loss(config, world)
         self.optimiser = build_optimiser(config, self.encoder, self.joint.classifier)
-        self.loss_scale = LossScale(enabled=self.autocast == torch.float16)
+        self.loss_scale = LossScale(self.autocast == torch.float16, world.device)
         self.steps_per_epoch = len(self.loader) // config.gradient_acc
         if self.steps_per_epoch == 0:
             raise UserError(f"gradient_acc={config.gradient_acc}: an epoch has only {len(self.loader)} batches")
@@ -79,26 +79,28 @@ class Trainer:
         self.saver = Saver(self.output, self.config, list(self.bins), self.steps_per_epoch, self._capture)
         start = self._resume() or self._begin()
         dist.on_first_rank(lambda: self.config.save(self.output / "config.json"))
-        train = TrainStep(
-            self._distributed_encoder(), self.joint, self.optimiser, self.loss_scale, self.autocast,
-            self.config.max_grad_norm, self.world.device, self.momentum_encoder,
-        )  # fmt: skip
-        if self.world.size > 2:
-            train.settle_buckets(self.config.views, self.config.batch_size)
         with (
             Progress(self.output, self.world.is_first, self.total_steps, self.step_number) as progress,
             Interruption(self.world.is_first) as self.interruption,
         ):
+            self.train_step = TrainStep(
+                self._distributed_encoder(), self.joint, self.optimiser, self.loss_scale, self.autocast,
+                self.config.max_grad_norm, self.world.device, lambda why: self._mind_verdict(why, progress),
+                self.momentum_encoder,
+            )  # fmt: skip
+            if self.world.size > 2:
+                self.train_step.settle_buckets(self.config.views, self.config.batch_size)
             self._introduce(progress, start)
             while self.step_number < self.total_steps and not self.requests & interruption.STOP:
-                self._epoch(train, progress)
+                self._epoch(progress)
+            self.train_step.settle()
             results = self._finish(progress) if self.step_number == self.total_steps else self._leave(progress)
         self.prefetcher.close()
         self.loader.close()
         self.lock.release()
         return results
 
-    def _epoch(self, train: TrainStep, progress: Progress) -> None:
+    def _epoch(self, progress: Progress) -> None:
         """Trains from where the run stands to the end of that epoch (or of the run)."""
         epoch, done = divmod(self.step_number, self.steps_per_epoch)
         accumulate = self.config.gradient_acc
@@ -110,13 +112,14 @@ class Trainer:
             while self.step_number < stop and not self.requests & interruption.STOP:
                 self._prepare_step()
                 step_batches = [next(batches) for _ in range(accumulate)]
-                result = train(step_batches, self.interruption.requests | self.saver.request)
+                result = self.train_step(step_batches, self.interruption.requests | self.saver.request)
                 self.requests = result.requests
+                first_batch = (self.step_number - epoch * self.steps_per_epoch) * accumulate
                 self.step_number += 1
+                self.not_finite.tried(self.step_number, epoch, first_batch, step_batches)
                 self._mind_unreadable(result, step_batches, progress)
                 images_since += self.config.batch_size * self.world.size * accumulate
-                self._mind_skipped(result, step_batches, progress)
-                if result.terms is not None and self._due(self.config.frequent):
+                if self._due(self.config.frequent) and not self.train_step.settle():
                     self._report(result, images_since, progress)
                     images_since = 0
                 if self.step_number < self.total_steps:
@@ -175,23 +178,24 @@ class Trainer:
             count = self.unreadable.add([fault for batch in batches for fault in batch.skipped])
             progress.event(self.step_number, unreadable_records=count)
 
-    def _mind_skipped(self, result: StepResult, batches: list[DeviceBatch], progress: Progress) -> None:
-        if not result.skipped:
+    def _mind_verdict(self, why: str, progress: Progress) -> None:
+        """Told of every step, once it is known: why it was skipped, or nothing. That may be while the next one is under way."""
+        if not why:
             self.skipped_in_a_row = 0
             self.not_finite.forget()
             return
         self.skipped_in_a_row += 1
-        epoch, done = divmod(self.step_number - 1, self.steps_per_epoch)
-        self.not_finite.add(self.step_number, result.skipped, epoch, done * self.config.gradient_acc, batches)
-        progress.say(f"step {self.step_number}: skipped on all ranks, {result.skipped}")
-        progress.event(self.step_number, skipped=result.skipped)
+        self.not_finite.skipped(why)
+        step = self.not_finite.last_step
+        progress.say(f"step {step}: skipped on all ranks, {why}")
+        progress.event(step, skipped=why)
         if self.skipped_in_a_row >= self.config.max_skipped:
-            advice = f"check the disk and the files in {self.unreadable.path}" if result.unreadable else (
+            advice = f"check the disk and the files in {self.unreadable.path}" if "damaged" in why else (
                 "lower lr, or use precision=fp32"
             )
             self.not_finite.write(self.config.seed, self.config.batch_size)
             raise UserError(
-                f"step {self.step_number}: {result.skipped}, {self.skipped_in_a_row} steps in a row (max_skipped); their batches "
+                f"step {step}: {why}, {self.skipped_in_a_row} steps in a row (max_skipped); their batches "
                 f"are listed in {self.not_finite.path}; the last checkpoint is "
                 f"{next(iter(checkpoint.complete_ones(self.output)), None)}; {advice}"
             )
@@ -210,6 +214,7 @@ class Trainer:
         progress.steps(self.step_number, self.step_number / self.steps_per_epoch, images, numbers)
 
     def _verify(self, progress: Progress) -> dict[str, dict[str, float]]:
+        self.train_step.settle()
         dist.broadcast_buffers(self.encoder)
 
         def keep_curve(name: str, result: TenFold) -> None:
@@ -223,6 +228,7 @@ class Trainer:
         return results
 
     def _capture(self) -> checkpoint.Checkpoint:
+        self.train_step.settle()
         captured = state.capture(self.encoder, self.joint, self.optimiser, self.loss_scale, self.momentum_encoder)
         counters = {
             "skipped_in_a_row": self.skipped_in_a_row,

@@ -50,7 +50,7 @@ def _norm_on_this_rank() -> float:
     for parameter in encoder.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
     head.weight.grad = torch.arange(35.0).view(7, 5)[head.shard.start : head.shard.stop]
-    return float(global_gradient_norm(encoder, head))
+    return float(global_gradient_norm(encoder, head)[0])
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -60,28 +60,32 @@ def test_gradient_norm_counts_each_parameter_of_the_world_once(world):
         assert norm == pytest.approx(expected, rel=1e-6)
 
 
-def _norm_with_a_nan_on_the_last_rank() -> bool:
+def _norm_with_a_nan_on_the_last_rank() -> tuple[bool, list[bool]]:
     rank, world = dist.rank_and_world()
     encoder, head = nn.Linear(2, 2), ShardedSoftmax(6, 4, AdaFace())
     for parameter in encoder.parameters():
         parameter.grad = torch.ones_like(parameter)
     head.weight.grad = torch.full_like(head.weight, math.nan if rank == world - 1 else 1.0)
-    return bool(global_gradient_norm(encoder, head).isfinite())
+    norm, sound_W = global_gradient_norm(encoder, head)
+    return bool(norm.isfinite()), sound_W.tolist()
 
 
 def test_a_nan_on_one_rank_is_seen_by_all():
-    assert run_world(3, _norm_with_a_nan_on_the_last_rank) == [False, False, False]
+    assert run_world(3, _norm_with_a_nan_on_the_last_rank) == [(False, [True, True, False])] * 3
+
+
+def _update(scale: LossScale, gradients: bool, features: bool = True) -> float:
+    scale.update(torch.tensor(features), torch.tensor(gradients))
+    return float(scale.value)
 
 
 def test_loss_scale_halves_on_overflow_and_doubles_after_a_long_good_run():
     scale = LossScale(enabled=True)
-    scale.update(finite=False)
-    assert scale.value == 32768
+    assert _update(scale, gradients=False) == 32768
     for _ in range(LossScale.GROWTH_INTERVAL - 1):
-        scale.update(finite=True)
-    assert scale.value == 32768
-    scale.update(finite=True)
-    assert scale.value == 65536
-    off = LossScale(enabled=False)
-    off.update(finite=False)
-    assert off.value == 1.0
+        assert _update(scale, gradients=True) == 32768
+    assert _update(scale, gradients=False, features=False) == 32768, "features that are not finite are no overflow"
+    assert _update(scale, gradients=True) == 65536 and int(scale.good_steps) == 0
+    assert _update(LossScale(enabled=False), gradients=False) == 1.0
+    scale.value.fill_(1.0)
+    assert _update(scale, gradients=False) == 1.0, "below one, a loss would lose its own digits"

@@ -79,7 +79,7 @@ def _train(name: str) -> list[dict[str, torch.Tensor]]:
         coalesce_gradients([head.weight])
         scale_gradients([head.weight], 0.5)
         gradient = head.weight.grad
-        norm = global_gradient_norm(torch.nn.Linear(1, 1), head)
+        norm, _ = global_gradient_norm(torch.nn.Linear(1, 1), head)
         optimiser.step()
         state = {key: value.clone() for key, value in optimiser.state[head.weight].items()}
         rows = torch.zeros(head.shard.size, dtype=torch.bool)

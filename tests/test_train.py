@@ -108,11 +108,13 @@ def test_momentum_encoder_follows_slowly():
         with torch.no_grad():
             for parameter in encoder.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        momentum.follow(encoder)
+        momentum.follow(encoder, torch.tensor(True))
         expected = [0.75 * slow + 0.25 * fast.detach() for slow, fast in zip(expected, encoder.parameters(), strict=True)]
     for actual, wanted in zip(momentum.copy.parameters(), expected, strict=True):
         torch.testing.assert_close(actual, wanted)
         assert not actual.requires_grad
+    momentum.follow(backbones.build("tiny", embedding_size=16), torch.tensor(False))  # after a step that was skipped
+    torch.testing.assert_close(list(momentum.copy.parameters()), expected)
     before = momentum.copy.bn1.running_mean.clone() if hasattr(momentum.copy, "bn1") else None
     features = momentum(torch.rand(4, 3, 112, 112))
     assert not features.requires_grad and features.shape == (4, 16)

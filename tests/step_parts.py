@@ -1,0 +1,89 @@
+"""A whole training step in small: real parts, an encoder of one layer, images of noise. For tests that look inside a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from losses.chunked import ChunkPlan
+from losses.contrastive import ContrastiveLoss
+from losses.joint import JointLoss
+from losses.margins import AdaFace, CurricularFace
+from losses.proxy_queue import FeatureQueue
+from losses.quality import Partition, QualityStatistics
+from losses.sharded_softmax import HeadOptions, ShardedSoftmax
+from recognition import state
+from recognition.data.prefetch import DeviceBatch
+from recognition.momentum_encoder import MomentumEncoder
+from recognition.optimiser import LossScale
+from recognition.row_optimiser import RowAdamW, RowOptimiser, RowSGD
+from recognition.step import TrainStep
+from utils import dist
+
+CLASSES, DIM, IMAGES = 211, 16, 12  # images of the whole world
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One variant of the step."""
+
+    optimiser: str = "sgd"
+    sample_rate: float = 1.0
+    curricular: bool = False
+    scaled: bool = False  # loss scaling, as for fp16
+    queue_size: int = 31  # little more than a step's 24 features
+    momentum: float = 0.9
+    leave_out: bool = True
+    follower: bool = False  # a momentum encoder fills the queue
+
+
+class SmallStep:
+    """`learn(number)` does one step on batch `number` of an endless, reproducible row of them."""
+
+    def __init__(self, parts: Parts, device: torch.device):
+        torch.manual_seed(0)
+        self.device = device
+        self.verdicts: list[str] = []
+        self.module = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, DIM), nn.BatchNorm1d(DIM)).to(device)
+        with torch.no_grad():
+            self.module[3].weight.fill_(8.0)  # type: ignore[operator]
+        self.follower = MomentumEncoder(self.module, 0.9) if parts.follower else None
+        plan = ChunkPlan(24 * 64, 24 * 64 * 4, parts.leave_out)  # one chunk kept, the others computed again
+        margin = CurricularFace(scale=16.0) if parts.curricular else AdaFace(scale=16.0)
+        head = ShardedSoftmax(CLASSES, DIM, margin, seed=3, options=HeadOptions(parts.sample_rate, plan=plan))
+        queue = FeatureQueue(parts.queue_size, DIM, head.shard, compensate=not parts.follower)
+        quality = QualityStatistics(initial_mean=30.0, initial_std=4.0)
+        self.joint = JointLoss(head, quality, Partition(0.5), queue, ContrastiveLoss(16.0, plan=plan)).to(device)
+        self.optimiser = _optimiser(parts, [*self.module.parameters(), head.weight])
+        self.scale = LossScale(parts.scaled, device)
+        encoder = nn.parallel.DistributedDataParallel(self.module)
+        self.step = TrainStep(
+            encoder, self.joint, self.optimiser, self.scale, None, 5.0, device, self.verdicts.append, self.follower
+        )  # fmt: skip
+
+    def batch(self, number: int) -> DeviceBatch:
+        rank, world = dist.rank_and_world()
+        generator = torch.Generator().manual_seed(number)
+        images = torch.randint(0, 256, (2, IMAGES, 112, 112, 3), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, CLASSES, (IMAGES,), generator=generator)
+        mine = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
+        return DeviceBatch(images[:, mine].to(self.device), labels[mine], np.arange(IMAGES)[mine], ())
+
+    def learn(self, *numbers: int):
+        return self.step([self.batch(number) for number in numbers])
+
+    def state(self) -> dict[str, object]:
+        """Everything, by name: tensors as they are, numbers as numbers."""
+        self.step.settle()
+        captured = state.capture(self.module, self.joint, self.optimiser, self.scale, self.follower)
+        tensors = {name: value.rows if hasattr(value, "rows") else value for name, value in captured.tensors.items()}
+        return {**{name: value.detach().clone() for name, value in tensors.items()}, **captured.values}
+
+
+def _optimiser(parts: Parts, parameters: list[nn.Parameter]) -> RowOptimiser:
+    if parts.optimiser == "adamw":
+        return RowAdamW(parameters, lr=0.01, weight_decay=0.1, fused=True)
+    return RowSGD(parameters, lr=0.05, momentum=parts.momentum, weight_decay=0.01, fused=True)

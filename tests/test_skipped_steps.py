@@ -1,0 +1,170 @@
+"""A step that is not fit to learn from leaves no trace on any rank, although the host hears of it only during the next one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from tests.step_parts import CLASSES, DIM, IMAGES, Parts, SmallStep
+from tests.world import run_world
+from utils import dist
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """parts of the step; the steps (a number or several accumulated batches each); which are sick, and where."""
+
+    parts: Parts
+    where: str  # features, encoder (its gradient), classifier (its gradient)
+    steps: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (3,), (4,))
+    sick: tuple[int, ...] = (2,)
+
+
+CASES = {
+    "features": Case(Parts(), "features"),
+    "gradient of the encoder": Case(Parts(), "encoder"),
+    "gradient of one rank's classes": Case(Parts(), "classifier"),
+    "the first step": Case(Parts(), "features", sick=(0,)),
+    "the last step": Case(Parts(), "encoder", sick=(4,)),
+    "three in a row": Case(Parts(), "features", sick=(1, 2, 3)),
+    "sampled classes": Case(Parts(sample_rate=0.3), "classifier"),
+    "sampled classes, AdamW, the first step": Case(Parts("adamw", 0.3), "features", sick=(0, 2)),
+    "AdamW": Case(Parts("adamw"), "encoder", sick=(0, 3)),
+    "no momentum": Case(Parts(momentum=0.0), "classifier"),
+    "a margin with state": Case(Parts(curricular=True), "features"),
+    "a queue smaller than a step": Case(Parts(queue_size=7), "features"),
+    "a momentum encoder": Case(Parts(follower=True), "encoder"),
+    "a large queue": Case(Parts(queue_size=5000), "classifier"),
+    "the second of two accumulated batches": Case(Parts(), "features", steps=((0, 1), (2, 3), (4, 5), (6, 7)), sick=(3,)),
+    "scaled, an overflow": Case(Parts(scaled=True), "classifier"),
+    "scaled, an overflow in the encoder": Case(Parts("adamw", scaled=True), "encoder"),
+}
+
+
+def _spoil(small: SmallStep, where: str, sick: tuple[int, ...]) -> None:
+    """On the last rank alone, the numbers of the sick batches are none."""
+    rank, world = dist.rank_and_world()
+    batch, current = small.batch, [0]
+
+    def remembered(number: int):
+        current[0] = number
+        return batch(number)
+
+    def spoilt(value: torch.Tensor) -> torch.Tensor:
+        return value * math.inf if rank == world - 1 and current[0] in sick else value
+
+    small.batch = remembered
+    if where == "features":
+        small.module.register_forward_hook(lambda module, inputs, features: spoilt(features))
+    else:
+        parameter = small.module[2].weight if where == "encoder" else small.joint.classifier.weight
+        parameter.register_hook(spoilt)
+
+
+def _run(name: str, healthy_alone: bool) -> tuple[dict, list[str]]:
+    case = CASES[name]
+    small = SmallStep(case.parts, CPU)
+    _spoil(small, case.where, case.sick)
+    for numbers in case.steps:
+        if not (healthy_alone and set(numbers) & set(case.sick)):
+            small.learn(*numbers)
+    return small.state(), small.verdicts
+
+
+def _run_all(names: list[str]) -> dict[str, list[tuple[dict, list[str]]]]:
+    return {name: [_run(name, healthy_alone) for healthy_alone in (False, True)] for name in names}
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict[str, list[tuple[dict, list[str]]]]]:
+    return run_world(2, _run_all, sorted(CASES))
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_skipped_step_leaves_no_trace(runs, name):
+    """Bit for bit what it would be had the sick steps never been."""
+    case = CASES[name]
+    for rank in runs:
+        (state, verdicts), (expected, others) = rank[name]
+        assert state.keys() == expected.keys() and len(state) > 10
+        changed = [key for key, value in state.items() if not _same(value, expected[key])]
+        if case.parts.scaled:
+            scale = ["loss_scale", "loss_scale_good_steps"]
+            assert changed == scale, "the scale has come down on all ranks, nothing else has moved"
+            assert [(state[key], expected[key]) for key in scale] == [(32768.0, 65536.0), (2, 4)]
+        else:
+            assert changed == []
+        assert others == [""] * len(others)
+        assert [bool(why) for why in verdicts] == [bool(set(numbers) & set(case.sick)) for numbers in case.steps]
+
+
+def _same(one, two) -> bool:
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
+def test_the_rank_is_named(runs):
+    whys = {name: next(why for why in rank[name][0][1] if why) for rank in runs for name in CASES}
+    assert whys["features"] == "features of rank 1 are not finite"
+    assert whys["gradient of one rank's classes"] == "gradients of rank 1 are not finite"
+    assert whys["gradient of the encoder"] == "gradients of rank 0, 1 are not finite"  # DDP has summed them
+
+
+def _late() -> list[list[str]]:
+    small = SmallStep(replace(Parts(), queue_size=7), CPU)
+    _spoil(small, "features", (1,))
+    heard = []
+    for number in range(3):
+        small.learn(number)
+        heard.append(list(small.verdicts))
+    small.step.settle()
+    small.step.settle()
+    return [*heard, small.verdicts]
+
+
+def test_the_verdict_is_read_a_step_later_and_once():
+    sick = "features of rank 1 are not finite"
+    for heard in run_world(2, _late):
+        assert heard == [[], [""], ["", sick], ["", sick, ""]]
+
+
+def _damaged_batch() -> tuple[dict, dict, list[str]]:
+    small = SmallStep(Parts(), CPU)
+    small.learn(0)
+    before = small.state()
+    readable, lost = small.batch(1), replace(small.batch(2), labels_B=torch.full((IMAGES // 2,), -1))
+    result = small.step([readable, lost])
+    assert result.terms is None and result.unreadable == IMAGES
+    return before, small.state(), small.verdicts
+
+
+def test_a_batch_without_a_readable_record_undoes_those_accumulated_before_it():
+    for before, after, verdicts in run_world(2, _damaged_batch):
+        assert [key for key in before if not _same(before[key], after[key])] == []
+        assert verdicts == ["", "every record of the batch is damaged"]
+
+
+def test_the_parts_do_what_the_cases_need():
+    """Steps that learned nothing would all be the same."""
+    (one,), (two,) = run_world(1, _states), run_world(1, _states)
+    for before, after in one:
+        moved = {key for key in before if not _same(before[key], after[key])}
+        assert {"classifier.weight", "quality.mean", "queue.feature", "queue_total", "encoder.3.running_mean"} <= moved
+        assert after["queue.feature"].shape == (31, DIM) and len(after["classifier.weight"]) == CLASSES
+    assert all(_same(a[1][key], b[1][key]) for a, b in zip(one, two, strict=True) for key in a[1])
+
+
+def _states() -> list[tuple[dict, dict]]:
+    result = []
+    for parts in (Parts(), Parts("adamw", 0.3)):
+        small = SmallStep(parts, CPU)
+        small.learn(0)
+        small.learn(1)
+        before = small.state()
+        small.learn(2)
+        result.append((before, small.state()))
+    return result
