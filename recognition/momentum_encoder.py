@@ -39,4 +39,4 @@ class MomentumEncoder(nn.Module):
         module, not DDP's wrapper."""
         followers: list[torch.Tensor] = list(self.copy.parameters())
         rate = (1 - self.momentum) * good.float()
-        torch._foreach_lerp_(followers, list(encoder.parameters()), [rate] * len(followers))  # type: ignore[list-item]
+        torch._foreach_lerp_(followers, list(encoder.parameters()), [rate] * len(followers))
