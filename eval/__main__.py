@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from eval.cli import Context, Encoder, TrainingViews
+from eval.cli import Context, Encoder, TrainingViews, prepare_outputs
 from eval.feature_cache import fingerprint
 from recognition import checkpoint
 from recognition.encoder import load_encoder
@@ -89,6 +89,7 @@ def main() -> None:
     arguments = build_parser().parse_args()
     world = dist.start(_LONGEST_METRIC_MINUTES)
     try:
+        dist.on_first_rank(partial(prepare_outputs, arguments))
         context = Context(world, partial(open_encoder, arguments, world.device), partial(export, arguments), training_views)
         arguments.run(arguments, context)
     finally:

@@ -6,6 +6,7 @@ A subcommand is a module with `NAME`, `HELP`, `add_arguments(parser)` and `run(a
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -119,6 +120,8 @@ def feature_cache(arguments: argparse.Namespace, encoder: Encoder) -> FeatureCac
 
 def plot_folder(arguments: argparse.Namespace) -> Path | None:
     """Where plots go: `--plots`, else a folder `eval` in the run, else nowhere."""
+    if not hasattr(arguments, "plots"):
+        return None
     if arguments.plots:
         return Path(arguments.plots)
     checkpoint = getattr(arguments, "checkpoint", None)
@@ -126,6 +129,22 @@ def plot_folder(arguments: argparse.Namespace) -> Path | None:
 
 
 # -------------------------------------------------------------------------------------------------- output
+
+
+def prepare_outputs(arguments: argparse.Namespace) -> None:
+    """Makes the folders that `--json`, `--plots`, `--cache` and `--out` name, so that a mistake is told before hours of work.
+    UserError where they cannot be made or written to."""
+    given = {name: Path(getattr(arguments, name, None) or "") for name in ("json", "out", "cache")}
+    folders = {f"--{name} {path}": path if name == "cache" else path.parent for name, path in given.items() if path.name}
+    if plots := plot_folder(arguments):
+        folders[f"--plots {plots}"] = plots
+    for told, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            raise UserError(f"{told}: cannot be written ({fault.strerror})") from fault
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{told}: cannot be written (no permission for {folder})")
 
 
 def on_first_rank(compute: Callable[[], Results]) -> Results:

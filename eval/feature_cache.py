@@ -66,7 +66,9 @@ class FeatureCache:
         """
         path = self.path(name, dist.broadcast_object(source_key() if dist.rank_and_world()[0] == 0 else None))
         if dist.broadcast_object(path.is_file()):
-            return self._load(path) if dist.rank_and_world()[0] == 0 else np.empty((0, 0), np.float32)
+            box: list[np.ndarray] = []
+            dist.on_first_rank(lambda: box.append(self._load(path)))
+            return box[0] if box else np.empty((0, 0), np.float32)
         features = compute()
         dist.on_first_rank(lambda: self._store(path, features))
         return features

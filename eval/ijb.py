@@ -79,10 +79,11 @@ class ImageFeatures:
                 f"{self.features.name}: no detector's scores; add 'scores' or a …_name_5pts_score.txt to the meta, "
                 f"or use {_without(setting, 'D')}"
             )
+        told = f"{self.features.name}, with its scores"
         if self.scores.shape != (count,) or not np.issubdtype(self.scores.dtype, np.number):
-            raise UserError(f"scores: {self.scores.dtype} of shape {self.scores.shape} for {count} images in {images.path}")
+            raise UserError(f"{told}: {self.scores.dtype} of shape {self.scores.shape} for {count} images in {images.path}")
         if not np.isfinite(self.scores).all():
-            raise UserError(f"scores: row {int(np.argmin(np.isfinite(self.scores)))} is not finite")
+            raise UserError(f"{told}: the score in row {int(np.argmin(np.isfinite(self.scores)))} is not finite")
 
 
 def _without(setting: Setting, letter: str) -> str:

@@ -21,6 +21,7 @@ from eval.__main__ import COMMANDS, build_parser
 from eval.benchmark_tables import summary_row, summary_table
 from eval.cli import Context, Encoder
 from eval.feature_cache import fingerprint
+from tests.commands import run
 from tests.shared_files import FACES, GOLDEN, ROOT, needs_faces, needs_golden
 from tests.world import run_world
 from utils import dist
@@ -232,6 +233,36 @@ def test_a_json_file_that_cannot_be_written_is_named(alone, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--json .*out\.json: cannot be written"):
         evaluate(["scface", "--checkpoint", "r", "--data-root", str(VAL / "scface"), "--json", str(tmp_path / "file/out.json")])
+
+
+@pytest.mark.parametrize("argument", ["--json", "--plots", "--cache"])
+def test_outputs_are_tried_before_the_work(argument, tmp_path):
+    (tmp_path / "file").write_text("")
+    where = tmp_path / "file" / "below" / "it"
+    done = run(sys.executable, "-m", "eval", "tinyface", "--checkpoint", "none", "--data-root", "none", argument, str(where))
+    assert done.returncode == 2 and done.stderr == f"error: {argument} {where}: cannot be written (Not a directory)\n"
+
+
+def test_kept_features_that_are_damaged_are_told_on_all_ranks(alone, tmp_path):
+    arguments = ["tinyface", "--data-root", str(tmp_path), "--checkpoint", "r", "--cache", str(tmp_path / "kept")]
+    arguments += ["--json", str(tmp_path / "out.json")]
+    face = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (112, 112, 3), np.uint8))[1].tobytes()
+    for part, name in (("Probe", "1_1"), ("Gallery_Match", "1_2"), ("Gallery_Distractor", "x")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / f"{name}.png").write_bytes(face)
+    evaluate(arguments)
+    (kept,) = (tmp_path / "kept").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-50])
+    assert all("kept features that cannot be read" in told for told in run_world(2, told_by, arguments))
+
+
+def told_by(arguments: list[str]) -> str:
+    """The UserError of this rank."""
+    try:
+        evaluate(arguments)
+    except UserError as fault:
+        return str(fault)
+    return ""
 
 
 def test_every_command_says_what_it_is():
