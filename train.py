@@ -23,6 +23,10 @@ def main() -> None:
     world = dist.start(settings.timeout_minutes)
     try:
         Trainer(settings, world).run()
+    except Exception as fault:
+        if not isinstance(fault, UserError):
+            dist.end_after_fault()
+        raise
     finally:
         dist.stop()
 

@@ -92,6 +92,10 @@ def main() -> None:
         dist.on_first_rank(partial(prepare_outputs, arguments))
         context = Context(world, partial(open_encoder, arguments, world.device), partial(export, arguments), training_views)
         arguments.run(arguments, context)
+    except Exception as fault:
+        if not isinstance(fault, UserError):
+            dist.end_after_fault()
+        raise
     finally:
         dist.stop()
 

@@ -157,7 +157,10 @@ def _make_room(partial: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
     except OSError as fault:
-        raise UserError(f"{partial}: cannot be created ({fault.strerror}); set output= to a writable folder") from fault
+        raise UserError(
+            f"{partial}: cannot be written ({fault.strerror}); the checkpoint before it is intact: make the folder writable, "
+            "or set another output="
+        ) from fault
 
 
 def _publish(pending: _Pending, entries: dict[str, manifest.Entry], config: Config) -> None:

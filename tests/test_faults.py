@@ -86,6 +86,32 @@ def test_a_rank_that_hangs_shows_where(demo_set, tmp_path):
     assert "a_disk_that_never_answers" in run.text
 
 
+FAILS_WHILE_OTHERS_ARE_AWAITED = """
+import time, torch, recognition.trainer as trainer
+step, count = trainer.TrainStep.__call__, [0]
+def failing(self, *arguments):
+    count[0] += 1
+    if count[0] == 3:
+        if rank == 0:
+            time.sleep(1000)
+        torch.distributed.all_reduce(torch.zeros(1), async_op=True)  # as DDP does in the backward pass
+        raise RuntimeError("a fault of ours")
+    return step(self, *arguments)
+trainer.TrainStep.__call__ = failing
+"""
+
+
+def test_a_rank_that_fails_ends_at_once(demo_set, tmp_path):
+    """Without waiting for what it has asked of others, so that whoever started it learns of the fault."""
+    run = Run(demo_set, tmp_path / "run", *SETTINGS, ranks=2, before=FAILS_WHILE_OTHERS_ARE_AWAITED)
+    run.wait_for_step(2)
+    run.processes[1].join(30)
+    code = run.processes[1].exitcode
+    run.signal(signal.SIGKILL, 0)
+    run.wait(30)
+    assert code == 1 and "a fault of ours" in run.text, run.text[-2000:]
+
+
 # -------------------------------------------------------------------------------------------------- output folder
 
 
@@ -125,6 +151,32 @@ def test_a_disk_that_takes_no_writes(demo_set, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     run = Run(demo_set, small_disk / "run", *SETTINGS)
     assert run.wait() == [2] and "cannot be written (Read-only file system)" in run.text
+
+
+AS_ANYBODY = """
+import ctypes, os
+if os.geteuid() == 0:  # whom permissions bind only without the capabilities CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    libc, header, sets = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~0b110
+    assert libc.capset(header, sets) == 0
+"""
+
+
+def test_a_folder_without_permission(demo_set, tmp_path):
+    """From the start: one line before anything is done. In the middle of the run: the checkpoint before is intact."""
+    output = tmp_path / "closed" / "run"
+    output.parent.mkdir(mode=0o555)
+    run = Run(demo_set, output, *SETTINGS, before=AS_ANYBODY)
+    assert run.wait() == [2] and f"error: {output}: cannot be written (Permission denied)" in run.text
+    output.parent.chmod(0o755)
+    run = Run(demo_set, output, "max_steps=500", "save_every=3", before=AS_ANYBODY)
+    run.wait_for_file("checkpoints/step-00000003")
+    (output / "checkpoints").chmod(0o555)
+    assert run.wait() == [2], run.text[-2000:]
+    (output / "checkpoints").chmod(0o755)
+    assert "cannot be written (Permission denied); the checkpoint before it is intact" in run.text, run.text[-500:]
+    assert checkpoint.newest(output) is not None
 
 
 # -------------------------------------------------------------------------------------------------- numbers

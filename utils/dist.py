@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,6 +38,7 @@ from utils.rendezvous import agree_on_round
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
+_FAULT = 1  # exit code
 _TIME_TO_SPEAK = 1.0  # seconds
 _GRACE = timedelta(minutes=1)  # the backend's own time-out comes after the watch has had its say, which names the rank
 _store: dist.Store | None = None
@@ -127,6 +130,17 @@ def stop() -> None:
         _watch = None
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end_after_fault() -> None:
+    """To be called where an unforeseen exception is handled: among several ranks, prints it and ends this process at once, with
+    exit code 1. Taking the process groups down in order waits for what other ranks have not sent, and they may be gone: the
+    backend's time-out would pass before whoever started the ranks learns that they failed."""
+    if rank_and_world()[1] > 1:
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_FAULT)
 
 
 def is_mine_to_say(text: str) -> bool:
