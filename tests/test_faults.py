@@ -104,7 +104,7 @@ trainer.TrainStep.__call__ = failing
 def test_a_rank_that_fails_ends_at_once(demo_set, tmp_path):
     """Without waiting for what it has asked of others, so that whoever started it learns of the fault."""
     run = Run(demo_set, tmp_path / "run", *SETTINGS, ranks=2, before=FAILS_WHILE_OTHERS_ARE_AWAITED)
-    run.wait_for_step(2)
+    run.wait_for_step(1)
     run.processes[1].join(30)
     code = run.processes[1].exitcode
     run.signal(signal.SIGKILL, 0)
