@@ -34,17 +34,34 @@ def test_flip_mirrors_half_of_the_images():
     assert abs(flipped - 2000) < 4 * 1000**0.5
 
 
+def _resized(image: np.ndarray, size: tuple[int, int], kind: int) -> np.ndarray:
+    """Lanczos is enlarged with 16 bits a channel; `test_lanczos_enlarges_within_one_level` compares that with 8."""
+    if INTERPOLATIONS[kind] != cv2.INTER_LANCZOS4 or size[0] <= image.shape[1]:
+        return cv2.resize(image, size, interpolation=INTERPOLATIONS[kind])
+    wide = cv2.resize(image.astype(np.uint16), size, interpolation=cv2.INTER_LANCZOS4)
+    return wide.clip(0, 255).astype(np.uint8)
+
+
 @pytest.mark.parametrize("down", range(5))
 @pytest.mark.parametrize("up", range(5))
 def test_low_resolution_equals_two_resizes(down, up):
     image = _face()
     for u, side in ((0.0, 11), (0.5, 34), (0.999, 56)):  # 0.1, 0.3 and 0.5 of 112
-        small = cv2.resize(image, (side, side), interpolation=INTERPOLATIONS[down])
-        expected = cv2.resize(small, (112, 112), interpolation=INTERPOLATIONS[up])
+        small = _resized(image, (side, side), down)
         row = np.array([u, (down + 0.5) / 5, (up + 0.5) / 5])
-        assert np.array_equal(augment.low_resolution(image, row, 0.1, 0.5, None), expected)
-        expected = cv2.resize(augment.jpeg(small, 75), (112, 112), interpolation=INTERPOLATIONS[up])
+        assert np.array_equal(augment.low_resolution(image, row, 0.1, 0.5, None), _resized(small, (112, 112), up))
+        expected = _resized(augment.jpeg(small, 75), (112, 112), up)
         assert np.array_equal(augment.low_resolution(image, row, 0.1, 0.5, 75), expected)
+
+
+def test_lanczos_enlarges_within_one_level():
+    rng = np.random.default_rng(0)
+    for side in (11, 23, 34, 56, 111, 112):
+        noise = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)  # overshoots at both ends
+        mine = augment.resize(noise, (112, 112), cv2.INTER_LANCZOS4)
+        assert mine.dtype == np.uint8 and mine.min() == 0 and mine.max() == 255
+        expected = cv2.resize(noise, (112, 112), interpolation=cv2.INTER_LANCZOS4)
+        assert np.abs(mine.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("quality", [30, 75, 95])

@@ -18,7 +18,8 @@ _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 # Frame headers: C0 to CF without the three that are something else (tables DHT and DAC, and JPG, a reserved one).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
-_START_OF_SCAN, _END_OF_IMAGE, _JPEG_END = 0xDA, 0xD9, b"\xff\xd9"
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_ENDS = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}  # the end marker; the last chunk's name and checksum
 _BLANKS = b" \t\r\n\v\f"
 
 
@@ -69,8 +70,8 @@ def check_size(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def has_end(data: bytes, header: ImageHeader) -> bool:
-    """Whether a JPEG has its end marker; always true of the other kinds, whose decoders insist by themselves."""
-    return header.kind != "jpeg" or data.rfind(_JPEG_END) > 0
+    """Whether a JPEG or PNG has its end; always true of the other kinds, whose decoders insist by themselves."""
+    return header.kind not in _ENDS or _ENDS[header.kind] in data
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:

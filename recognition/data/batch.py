@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from recognition.data.augment import AUGMENTATIONS, UNIFORMS
+from recognition.data.augment import AUGMENTATIONS, UNIFORMS, Augmentation, flips
 from recognition.data.augment import none as flip_only
 from recognition.data.dataset import UNREADABLE, FaceDataset
-from recognition.data.image_header import image_size
+from recognition.data.decode import decode_face
 from recognition.data.order import FullShuffle, InOrder, Order, WindowedShuffle
 from recognition.data.randomness import uniforms
 from recognition.data.record_format import RecordError
@@ -88,6 +88,8 @@ class BatchMaker:
         self.dataset, self.spec = dataset, spec
         self.order = build_order(dataset, spec)
         self.steps = self.order.steps
+        self._recipes = [AUGMENTATIONS[spec.augmentation], flip_only][: spec.views]
+        self._decoded = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 
     def indices(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(positions in the epoch, numbers in the data set) of this rank's part of a batch: int64 [B] each."""
@@ -100,54 +102,50 @@ class BatchMaker:
         label outside the classes."""
         spec = self.spec
         positions, indices = self.indices(epoch, number)
-        recipes = [AUGMENTATIONS[spec.augmentation], AUGMENTATIONS["none"]][: spec.views]
         draws_VBU = [
-            uniforms(spec.seed, epoch, positions, 1 if recipe is flip_only else UNIFORMS, stream=view)
-            for view, recipe in enumerate(recipes)
+            uniforms(spec.seed, epoch, positions, 1 if recipe is flip_only else UNIFORMS, stream=view).tolist()
+            for view, recipe in enumerate(self._recipes)
         ]
         labels = np.empty(spec.batch_size, dtype=np.int64)
         skipped = []
         for row, index in enumerate(indices.tolist()):
             try:
-                image, labels[row] = self._read(index)
+                labels[row] = self._fill_row(index, [draws_BU[row] for draws_BU in draws_VBU], images_VBHWC[:, row])
             except RecordError as fault:
                 if spec.on_error == "stop":
                     raise
                 skipped.append(fault.with_traceback(None))  # which would keep the frames, and so the images, alive
                 images_VBHWC[:, row], labels[row] = _MID_GREY, UNREADABLE
-                continue
-            for view, recipe in enumerate(recipes):
-                self._write(recipe, image, draws_VBU[view][row], images_VBHWC[view, row])
         return Batch(images_VBHWC, labels, indices, tuple(skipped))
 
-    def _write(self, recipe, image: np.ndarray, u: np.ndarray, out: np.ndarray) -> None:
+    def _fill_row(self, index: int, draws_VU: list[list[float]], views_VHWC: np.ndarray) -> int:
+        """Writes an image's views; gives its label. A last view that is the image itself is decoded in place."""
+        last = len(self._recipes) - 1
+        in_place = self._recipes[last] is flip_only and not flips(draws_VU[last]) and self.spec.channel_order == "RGB"
+        image = views_VHWC[last] if in_place else self._decoded
+        label = self._decode(index, image)
+        for view, recipe in enumerate(self._recipes):
+            if not (in_place and view == last):
+                self._write(recipe, image, draws_VU[view], views_VHWC[view])
+        return label
+
+    def _write(self, recipe: Augmentation, image: np.ndarray, u: list[float], out: np.ndarray) -> None:
         """Augmentations know RGB; the order that the encoder wants is made last."""
         if self.spec.channel_order == "RGB":
             recipe(image, u, out)
         else:
             cv2.cvtColor(recipe(image, u), cv2.COLOR_RGB2BGR, dst=out)
 
-    def _read(self, index: int) -> tuple[np.ndarray, int]:
-        """(RGB uint8 [112, 112, 3], label) of an image."""
+    def _decode(self, index: int, out: np.ndarray) -> int:
+        """Decodes an image into `out` (RGB uint8 [112, 112, 3]); gives its label."""
         payload, label = self.dataset.read(index)
         try:
-            height, width = image_size(payload)
+            decode_face(payload, out)
         except ValueError as fault:
-            problem = f"the image ({len(payload)} bytes) cannot be decoded: {fault}"
-            raise self.dataset.record_error(index, f"{problem}; pack this record again or remove it") from None
-        if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
-            problem = f"the image is {width}x{height}, expected {IMAGE_SIZE}x{IMAGE_SIZE}"
-            raise self.dataset.record_error(index, f"{problem}; align and resize the faces when packing")
-        try:
-            image = cv2.imdecode(np.frombuffer(payload, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
-        except cv2.error:  # damage that OpenCV reports so
-            image = None
-        if image is None or image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-            problem = f"the image ({len(payload)} bytes) cannot be decoded"
-            raise self.dataset.record_error(index, f"{problem}; pack this record again from its source or remove it")
+            raise self.dataset.record_error(index, str(fault)) from None
         if not 0 <= label < self.spec.num_classes:
             raise UserError(
                 f"{self.dataset.where(index)}: label {label} is outside [0, {self.spec.num_classes}); "
                 "set num_classes to the data set's count or mend the record"
             )
-        return image, label
+        return label
