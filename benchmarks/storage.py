@@ -14,6 +14,7 @@ from recognition.data.loader import Loader
 from recognition.data.order import CHUNK, WindowedShuffle
 from recognition.data.readahead import Readahead
 
+_LINES = 1 << 18  # of an index, written at a time
 _SEEK_SECONDS, _BYTES_PER_SECOND = 0.008, 150e6  # a disk that turns
 
 
@@ -54,11 +55,12 @@ def _sparse_set(folder: Path, records: int) -> Path:
     with RecordWriter(folder / "train.rec") as writer:
         for key in range(2):  # the first is looked at on opening, and must be followed by another
             writer.write(key, 0.0, b"an image")
-    keys = np.arange(2, records)
-    columns = [number[:, None] // 10 ** np.arange(11, -1, -1) % 10 + ord("0") for number in (keys, 4096 + 8 * keys)]
-    tab, newline = np.full((len(keys), 1), ord("\t")), np.full((len(keys), 1), ord("\n"))
     with (folder / "train.idx").open("ab") as index:
-        np.concatenate([columns[0], tab, columns[1], newline], axis=1, dtype=np.uint8, casting="unsafe").tofile(index)
+        for first in range(2, records, _LINES):
+            keys = np.arange(first, min(first + _LINES, records))
+            columns = [number[:, None] // 10 ** np.arange(11, -1, -1) % 10 + ord("0") for number in (keys, 4096 + 8 * keys)]
+            tab, newline = np.full((len(keys), 1), ord("\t")), np.full((len(keys), 1), ord("\n"))
+            np.concatenate([columns[0], tab, columns[1], newline], axis=1, dtype=np.uint8, casting="unsafe").tofile(index)
     os.truncate(folder / "train.rec", 4096 + 8 * records)
     return folder
 

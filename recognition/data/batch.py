@@ -25,6 +25,7 @@ from recognition.data.record_format import RecordError
 from utils.errors import UserError
 
 IMAGE_SIZE = 112
+_ORDER_BLOCK = 8  # batches
 _MID_GREY = 128  # fills the rows of skipped records: about 0 once normalised
 
 
@@ -89,13 +90,21 @@ class BatchMaker:
         self.order = build_order(dataset, spec)
         self.steps = self.order.steps
         self._recipes = [AUGMENTATIONS[spec.augmentation], flip_only][: spec.views]
+        self._block_of: tuple[int, int] | None = None  # epoch and block of the order that `_block` holds
         self._decoded = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 
     def indices(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(positions in the epoch, numbers in the data set) of this rank's part of a batch: int64 [B] each."""
-        first = number * self.spec.global_batch + self.spec.rank * self.spec.batch_size
-        positions = np.arange(first, first + self.spec.batch_size)
-        return positions, self.order(epoch, positions)
+        """(positions in the epoch, numbers in the data set) of this rank's part of a batch: int64 [B] each.
+
+        The order is evaluated for several batches at once: in so short arrays a call costs as much as its numbers.
+        """
+        block, place = divmod(number, _ORDER_BLOCK)
+        if self._block_of != (epoch, block):
+            numbers = np.arange(block * _ORDER_BLOCK, min((block + 1) * _ORDER_BLOCK, self.steps))
+            first = numbers * self.spec.global_batch + self.spec.rank * self.spec.batch_size
+            positions = first[:, None] + np.arange(self.spec.batch_size)
+            self._block, self._block_of = (positions, self.order(epoch, positions)), (epoch, block)
+        return self._block[0][place], self._block[1][place]
 
     def fill(self, epoch: int, number: int, images_VBHWC: np.ndarray) -> Batch:
         """Writes the batch's images. RecordError on the first damaged record, unless these are skipped; UserError on a

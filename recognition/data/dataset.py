@@ -176,15 +176,14 @@ class FaceDataset:
 
 
 def _image_and_label(shard: RecordReader, position: int) -> tuple[bytes, int]:
-    record = shard.read_at(position)
-    label = float(record.label[0])
+    payload, label = shard.image_at(position)
     if not label.is_integer():  # NaN and infinities neither
         raise _record_error(shard, position, f"label {label} is no class: labels are whole numbers; pack it again")
     if abs(label) > EXACT_IN_FLOAT32:
         raise _record_error(shard, position, f"label {label:.0f} is not exact in float32; pack it with smaller labels")
-    if not record.payload:
+    if not payload:
         raise _record_error(shard, position, "holds no image, where the layout has one; pack or index the file again")
-    return record.payload, int(label)
+    return payload, int(label)
 
 
 def _record_error(shard: RecordReader, position: int, problem: str) -> RecordError:

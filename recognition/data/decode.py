@@ -14,6 +14,7 @@ from simplejpeg import decode_jpeg
 from utils.image_header import has_end, read_header
 
 _EXIF = b"Exif\0\0"  # may hold an orientation, which OpenCV obeys and libjpeg-turbo does not know
+_COLOUR_SCAN = b"\xff\xda\0\x0c\3"  # where the pixels of three channels begin; Exif comes before
 _KINDS = ("jpeg", "png")
 _OPENCV_READS = {"RGB": cv2.IMREAD_COLOR_RGB, "BGR": cv2.IMREAD_COLOR}
 
@@ -24,7 +25,7 @@ def decode_face(payload: bytes, out_HW3: np.ndarray, channel_order: str = "RGB")
     ValueError (what is wrong, and what to do) where it is neither, is cut off or damaged, or announces another size: that
     is read from the header before memory is taken for the pixels. `out_HW3` then holds anything.
     """
-    if _EXIF not in payload:
+    if payload.find(_EXIF, 0, payload.find(_COLOUR_SCAN)) < 0:  # in all of a file that has no such scan
         try:
             image = decode_jpeg(payload, channel_order, buffer=out_HW3)
         except ValueError:
