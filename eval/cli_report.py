@@ -6,8 +6,10 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from eval.cli import Context, add_batch_argument, add_checkpoint_argument, add_precision_argument, positive
-from eval.report import page, sections
+from eval.report import diagnostics, page, sections
 from eval.report.measure import Measured, measure
 from eval.report.read import Run, read_run
 from utils import dist
@@ -25,11 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=positive, default=384, help="training images looked at (default 384)")
     add_precision_argument(parser)
     add_batch_argument(parser)
+    parser.add_argument("--compare", action="append", default=[], metavar="RUN", help="lay this run's queue beside; repeatable")
     parser.add_argument("--no-encoder", action="store_true", help="from the run's files alone, nothing is embedded")
 
 
 def run(arguments: argparse.Namespace, context: Context) -> None:
     found = read_run(Path(arguments.folder))
+    for other in map(Path, arguments.compare):
+        found.differences.update(_named_after(other.resolve().name, read_run(other).differences))
     measured = _without_encoder() if arguments.no_encoder else _measure(arguments, context, found)
     out = Path(arguments.out) if arguments.out else found.path / "report.html"
 
@@ -45,11 +50,16 @@ def run(arguments: argparse.Namespace, context: Context) -> None:
     dist.on_first_rank(write)
 
 
+def _named_after(run: str, differences: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    return {f"{run}: {queue}": curves for queue, curves in differences.items()}
+
+
 def render(run: Run, measured: Measured) -> str:
     """The page."""
     parts = (
         sections.results(run), sections.training(run), sections.verification(run), sections.roc(measured),
-        sections.by_distance(measured), sections.pairs(measured), sections.norms(measured), sections.differences(run),
+        sections.by_distance(measured), sections.pairs(measured), diagnostics.norms(run, measured),
+        diagnostics.differences(run), diagnostics.gradients(run),
     )  # fmt: skip
     config = run.config
     about = f"{config.get('network', 'encoder')} on {config.get('rec', 'unknown data')}"

@@ -155,12 +155,18 @@ class FeatureQueue(nn.Module):
         """Labels of this rank's entries start..stop, oldest first: int64."""
         return self._label[self._device_slots(start, stop)]
 
+    def sequence(self, start: int, stop: int) -> torch.Tensor:
+        """Sequence numbers of this rank's entries start..stop, oldest first: int64, on the host. The world's newest entry has
+        number `total` - 1."""
+        return self._sequence[self._slots(start, stop)]
+
     @torch.no_grad()
-    def features(self, start: int, stop: int, proxies: Proxies) -> torch.Tensor:
-        """Features of this rank's entries start..stop, compensated for drift but NOT normalised: float32 [K, D]."""
+    def features(self, start: int, stop: int, proxies: Proxies, as_stored: bool = False) -> torch.Tensor:
+        """Features of this rank's entries start..stop, compensated for drift (unless wanted `as_stored`) but NOT normalised:
+        float32 [K, D]."""
         slots = self._device_slots(start, stop)
         feature_KD = self._feature[slots]
-        if not self.compensate:
+        if as_stored or not self.compensate:
             return feature_KD
         then_KD = self._proxy[slots]
         ratio_K1 = feature_KD.norm(dim=1, keepdim=True) / then_KD.norm(dim=1, keepdim=True).clamp_min(1e-12)

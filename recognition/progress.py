@@ -8,6 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 from utils.errors import UserError
 
 
@@ -68,6 +70,19 @@ class Progress:
         self._last_time = time.perf_counter()
         for name, metrics in results.items():
             self._record(step, f"verification/{name}", metrics)
+
+    def measurements(self, step: int, group: str, values: dict[str, float]) -> None:
+        """Further figures after `step` steps: a line of metrics.jsonl, its keys `group/key`, and as many curves."""
+        if self.active:
+            self._record(step, group, values)
+
+    def on_board(self, step: int, group: str, values: dict[str, float], samples: dict[str, torch.Tensor] | None = None) -> None:
+        """Curves and histograms for TensorBoard alone."""
+        if self.active:
+            for key, value in values.items():
+                self._board.add_scalar(f"{group}/{key}", value, step)
+            for key, numbers in (samples or {}).items():
+                self._board.add_histogram(f"{group}/{key}", numbers, step)
 
     def event(self, step: int, **what: object) -> None:
         """Something that happened: a skipped step, a resumption."""

@@ -16,6 +16,7 @@ from eval.verification import TenFold
 from recognition import build, checkpoint, interruption, state
 from recognition.compatibility import refuse_differences, refuse_used_output
 from recognition.data.prefetch import DeviceBatch, Prefetcher
+from recognition.diagnostics import Diagnostics
 from recognition.encoder import Embedder, build_encoder, initialise
 from recognition.interruption import Interruption
 from recognition.not_finite import FILE as NOT_FINITE
@@ -79,6 +80,7 @@ class Trainer:
         self.saver = Saver(self.output, self.config, list(self.bins), self.steps_per_epoch, self._capture)
         start = self._resume() or self._begin()
         dist.on_first_rank(lambda: self.config.save(self.output / "config.json"))
+        self.diagnostics = Diagnostics(self.config, self.encoder, self.joint, self.autocast, self.world, self.step_number)
         with (
             Progress(self.output, self.world.is_first, self.total_steps, self.step_number) as progress,
             Interruption(self.world.is_first) as self.interruption,
@@ -119,6 +121,7 @@ class Trainer:
                 self.not_finite.tried(self.step_number, epoch, first_batch, step_batches)
                 self._mind_unreadable(result, step_batches, progress)
                 images_since += self.config.batch_size * self.world.size * accumulate
+                self.diagnostics.after_step(self.step_number, step_batches[-1], progress, self.train_step.settle)
                 if self._due(self.config.frequent) and not self.train_step.settle():
                     self._report(result, images_since, progress)
                     images_since = 0

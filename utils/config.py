@@ -91,6 +91,7 @@ class Config:
     val_dir: str = ""
     val_batch_size: int = 128
     frequent: int = 10
+    diagnose_every: int = 100
     verbose: int = 0
     save_every: int = 0
     save_minutes: float = 0.0
@@ -129,6 +130,7 @@ _CHECKS = [
     (lambda c: c.max_skipped > 0, "max_skipped={max_skipped}: must be at least 1 step"),
     (lambda c: c.timeout_minutes > 0, "timeout_minutes={timeout_minutes}: must be positive"),
     (lambda c: c.frequent > 0, "frequent={frequent}: must be at least 1 step"),
+    (lambda c: c.diagnose_every >= 0, "diagnose_every={diagnose_every}: must be a number of steps, or 0 for never"),
     (lambda c: c.queue_size >= 0, "queue_size={queue_size}: must be a count, or 0 for num_classes"),
     (lambda c: c.partition == "norm" or c.views == 2, "partition='views' tells augmented from original views: set views=2"),
     (lambda c: 0 <= c.queue_momentum < 1, "queue_momentum={queue_momentum}: must lie in [0, 1)"),

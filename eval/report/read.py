@@ -13,6 +13,7 @@ import numpy as np
 from utils.errors import UserError
 
 Results = dict[str, dict[str, float]]
+_DIAGNOSTICS = "diagnostics/"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Run:
     verification: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
     results: Results
     events: int = 0  # steps that were skipped
-    differences: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # queue -> steps, positive, negative
+    differences: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # queue -> steps, positive …
+    diagnostics: dict[str, np.ndarray] = field(default_factory=dict)  # name -> float64 [M], `step` among them
 
 
 def read_run(path: Path) -> Run:
@@ -41,16 +43,22 @@ def read_run(path: Path) -> Run:
                 lines.append(line)
         except (ValueError, KeyError, TypeError) as fault:
             raise UserError(f"{metrics}, line {number}: not a measurement ({fault}); remove the line") from fault
-    trained = [line for line in lines if "loss" in line]
-    names = sorted({name for line in trained for name, value in line.items() if isinstance(value, (int, float))})
-    training = {name: np.array([line.get(name, np.nan) for line in trained], np.float64) for name in names}
+    training = _columns([line for line in lines if "loss" in line])
+    looked = [line for line in lines if any(name.startswith(_DIAGNOSTICS) for name in line)]
+    diagnostics = {name.removeprefix(_DIAGNOSTICS): values for name, values in _columns(looked).items()}
     config = _json(path / "config.json") if (path / "config.json").is_file() else {}
     results: Results = {}
     for file in [path / "results.json", *sorted((path / "eval").glob("*.json"))]:
         if file.is_file():
             results |= _results(file)
     skipped = sum("skipped" in line for line in lines)
-    return Run(path, dict(config), training, _verification(lines), results, skipped, _differences(path / "pair_differences.json"))
+    differences = _differences(path / "pair_differences.json")
+    return Run(path, dict(config), training, _verification(lines), results, skipped, differences, diagnostics)
+
+
+def _columns(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    names = sorted({name for line in lines for name, value in line.items() if isinstance(value, (int, float))})
+    return {name: np.array([line.get(name, np.nan) for line in lines], np.float64) for name in names}
 
 
 def _verification(lines: list[dict[str, Any]]) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -79,14 +87,15 @@ def _differences(file: Path) -> dict[str, dict[str, np.ndarray]]:
         return {}
     try:
         found = {
-            queue: {key: np.asarray(curves[key], np.float64) for key in ("steps", "positive", "negative")}
+            queue: {key: np.asarray(curves[key], np.float64) for key in ("steps", "positive", "negative", "age", "cosine")
+                    if key in curves or key in ("steps", "positive", "negative")}
             for queue, curves in _json(file).items()
-        }
+        }  # fmt: skip
     except (KeyError, TypeError, ValueError) as fault:
         raise UserError(f"{file}: expected queue -> steps, positive, negative ({fault})") from fault
     for queue, curves in found.items():
         if len({len(values) for values in curves.values()}) != 1:
-            raise UserError(f"{file}: {queue}: steps, positive and negative differ in length")
+            raise UserError(f"{file}: {queue}: {', '.join(curves)} differ in length")
     return found
 
 

@@ -54,13 +54,9 @@ def verification(run: Run) -> str:
         if series:
             y = svg.axis(title, np.concatenate([each.y for each in series]))
             x = svg.axis("step", np.concatenate([each.x for each in series]).astype(np.float64), low=0)
-            chart = svg.lines(series, x, y, f"{title} over training", _percent_tick)
+            chart = svg.lines(series, x, y, f"{title} over training", svg.percent)
             drawn.append(page.figure(title, chart, "%, on people not trained on"))
     return page.section("verification", "Verification during training", page.figures(*drawn))
-
-
-def _percent_tick(value: float) -> str:
-    return f"{100 * value:.4g}"
 
 
 def results(run: Run) -> str:
@@ -144,9 +140,10 @@ def by_distance(found: Measured) -> str:
     return page.section("similarity", "Similarity by distance", page.paragraph(text), page.figures(*drawn))
 
 
-def norms(found: Measured) -> str:
+def norm_histograms(found: Measured) -> list[str]:
+    """Figures of the finished encoder's norms by view and by quality; none where they were not measured."""
     if found.norms is None:
-        return ""
+        return []
     original, augmented = found.norms
     x = svg.axis("norm of the feature", found.norms.reshape(-1))
     views = [svg.Series("originals", original, original), svg.Series("augmented", augmented, augmented)]
@@ -161,7 +158,7 @@ def norms(found: Measured) -> str:
         kinds = [svg.Series("HQ", both[~low], both), svg.Series("LQ", both[low], both)]
         chart = svg.histogram(kinds, x, "norms by quality", bins=28, marks=[(border, f"u = {found.threshold:g}")], density=False)
         drawn.append(page.figure("By quality", chart, "number of images of both views"))
-    return page.section("norms", "Feature norms", page.figures(*drawn))
+    return drawn
 
 
 def pairs(found: Measured) -> str:
@@ -188,16 +185,3 @@ def pairs(found: Measured) -> str:
     limit = "" if found.threshold is None else f", threshold b = {found.threshold:g}"
     text = f"Original and augmented image, with the quality u of each{limit}, judged by the finished encoder."
     return page.section("pairs", "High and low quality", page.paragraph(text), *parts)
-
-
-def differences(run: Run) -> str:
-    """The paper's figure 3b, where pair_differences.json is there."""
-    if not run.differences:
-        return ""
-    drawn = []
-    for kind in ("positive", "negative"):
-        series = [svg.Series(queue, curves["steps"], curves[kind]) for queue, curves in run.differences.items()]
-        x = svg.axis("step", np.concatenate([each.x for each in series]))
-        y = svg.axis("difference", np.concatenate([each.y for each in series]))
-        drawn.append(page.figure(f"Mean difference of {kind} pairs", svg.lines(series, x, y, f"{kind} pairs by queue")))
-    return page.section("differences", "Pair differences by queue", page.figures(*drawn))

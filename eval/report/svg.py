@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+import cv2
 import numpy as np
 
 WIDTH, HEIGHT = 420, 250
@@ -18,12 +20,23 @@ MOST_POINTS = 500  # of a curve: more cannot be seen
 
 @dataclass(frozen=True)
 class Series:
-    """A curve; or, in a histogram, samples (`y` unused)."""
+    """A curve; or, in a histogram, samples (`y` unused). colour: its place among the page's colours, else that in the chart."""
 
     name: str
     x: np.ndarray
     y: np.ndarray
     dashed: bool = False
+    colour: int | None = None
+
+
+@dataclass(frozen=True)
+class Band:
+    """What lies between two curves."""
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    colour: int
 
 
 @dataclass(frozen=True)
@@ -74,14 +87,26 @@ def number(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-") if abs(value) < 1e-3 else f"{value:.4g}"
 
 
+def percent(value: float) -> str:
+    """A share as a number of per cent, for ticks."""
+    return f"{100 * value:.4g}"
+
+
+def digits(y: Axis) -> int:
+    """How many decimals tell an axis's ticks apart."""
+    ticks = y.ticks()
+    return max(0, math.ceil(-math.log10(ticks[1] - ticks[0]) - 1e-9)) if len(ticks) > 1 else 3
+
+
 def lines(
     series: Sequence[Series], x: Axis, y: Axis, describe: str, y_format: Callable[[float], str] = number,
-    marks: Sequence[tuple[float, str]] = (), steps: bool = False,
+    marks: Sequence[tuple[float, str]] = (), steps: bool = False, bands: Sequence[Band] = (),
 ) -> str:  # fmt: skip
     """Curves with a legend, unless the only one is called as y is. `marks`: vertical lines at values of x, with labels.
-    `steps`: a curve keeps its value to the next point."""
-    body = _frame(x, y, y_format) + _marks(x, marks)
-    for index, each in enumerate(series):
+    `steps`: a curve keeps its value to the next point. `bands` lie below the curves."""
+    body = _frame(x, y, y_format) + "".join(_band(each, x, y) for each in bands) + _marks(x, marks)
+    colours = [index if each.colour is None else each.colour for index, each in enumerate(series)]
+    for index, each in zip(colours, series, strict=True):
         good = np.isfinite(each.x) & np.isfinite(each.y) & ((each.y > 0) | (not y.log)) & ((each.x > 0) | (not x.log))
         at_x, at_y = _thinned(each.x[good], each.y[good], keep=steps)
         points = _points(x.place(at_x), y.place(at_y))
@@ -94,7 +119,39 @@ def lines(
             colour = f"fill:var(--c{index % COLOURS})"
             body += "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" style="{colour}"/>' for a, b in points)
     needless = len(series) == 1 and series[0].name.lower() == y.label.lower()
-    return _svg(body, describe) + ("" if needless else _legend([each.name for each in series]))
+    return _svg(body, describe) + ("" if needless else _legend([each.name for each in series], colours))
+
+
+def _band(band: Band, x: Axis, y: Axis) -> str:
+    good = np.isfinite(band.x) & np.isfinite(band.low) & np.isfinite(band.high)
+    if good.sum() < 2:
+        return ""
+    edges = [_thinned(band.x[good], values[good], keep=False) for values in (band.low, band.high)]
+    (low_x, low), (high_x, high) = edges
+    points = [*_points(x.place(low_x), y.place(low)), *reversed(_points(x.place(high_x), y.place(high)))]
+    path = "M" + " L".join(f"{px:.1f} {py:.1f}" for px, py in points)
+    return f'<path class="band" d="{path}Z" style="fill:var(--c{band.colour % COLOURS})"/>'
+
+
+def heat(
+    values: np.ndarray, x: Axis, y: Axis, describe: str, y_format: Callable[[float], str] = number,
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:  # fmt: skip
+    """A map of `values` [rows, columns], 0 or above, the first row at the bottom, with a legend of the colours."""
+    most = max(float(values.max()), 1e-12)
+    shades = cv2.applyColorMap(np.round(255 * values[::-1] / most).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    done, encoded = cv2.imencode(".png", shades)
+    assert done, "OpenCV could not encode a PNG"
+    source = f"data:image/png;base64,{base64.b64encode(encoded.tobytes()).decode()}"
+    width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    picture = f'<image x="{LEFT}" y="{TOP}" width="{width}" height="{height}" preserveAspectRatio="none" href="{source}"/>'
+    body = _frame(x, y, y_format) + picture + f'<g class="over">{_marks(x, marks)}</g>'
+    scale = cv2.applyColorMap(np.linspace(0, 255, 6).round().astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1]
+    items = "".join(
+        f'<li><i class="swatch" style="background:rgb({red},{green},{blue})"></i>{most * place / 5:.3g}</li>'
+        for place, (red, green, blue) in enumerate(scale.tolist())
+    )
+    return _svg(body, describe) + f'<ul class="legend">{items}</ul>'
 
 
 def histogram(
@@ -165,6 +222,9 @@ def _svg(body: str, describe: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(describe)}">{body}</svg>'
 
 
-def _legend(names: Sequence[str]) -> str:
-    items = "".join(f'<li><i style="background:var(--c{n % COLOURS})"></i>{escape(name)}</li>' for n, name in enumerate(names))
+def _legend(names: Sequence[str], colours: Sequence[int] | None = None) -> str:
+    items = "".join(
+        f'<li><i style="background:var(--c{colour % COLOURS})"></i>{escape(name)}</li>'
+        for colour, name in zip(colours or range(len(names)), names, strict=True)
+    )
     return f'<ul class="legend">{items}</ul>'

@@ -1,0 +1,81 @@
+"""How far the queue's entries lie from what the encoder gives now (QGFace, section III-C and figure 3b).
+
+The encoder moves on while an entry waits. Two kinds of figures tell by how much, for entries as they are stored and for entries
+compensated by their proxies:
+
+    cosine               between an entry and the feature that the encoder gives NOW for the same view of the same image
+    positive, negative   mean of 1 - cos(fresh feature of an augmented view, entry) over the entries of the same person, made from
+                         other images, and over the entries of other people
+
+Every rank compares the entries that it holds with the whole world's fresh features; sums are added up over the ranks.
+
+Shapes: V views, R readable images of the world, K entries of this rank, D embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from losses.proxy_queue import FeatureQueue, Proxies
+from utils import dist
+
+_CHUNK = 8192  # entries at a time: R x 8192 cosines
+STORED, COMPENSATED = "as stored", "compensated"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Means over pairs; NaN where there is no such pair."""
+
+    positive: float
+    negative: float
+    cosine: float
+
+
+@torch.no_grad()
+def measure_drift(
+    queue: FeatureQueue, proxies: Proxies, fresh_VRD: torch.Tensor, label_R: torch.Tensor, host_label_R: torch.Tensor, first: int
+) -> dict[str, Drift]:
+    """By kind, `STORED` and (if the queue keeps proxies) `COMPENSATED`. Collective.
+
+    fresh_VRD: raw features, equal on all ranks, of images that were enqueued as entries `first` … `first` + V*R - 1, view by
+    view; those that the queue has dropped by now do not count. label_R: int64 on the device, host_label_R: the same on the CPU.
+    Nothing is returned where entries with these numbers have other labels, that is, were not made from these images.
+    """
+    kinds = (STORED, COMPENSATED) if queue.compensate else (STORED,)
+    unit_VRD = F.normalize(fresh_VRD, dim=2)
+    sums = torch.zeros(1 + 6 * len(kinds), dtype=torch.float64, device=fresh_VRD.device)
+    for start in range(0, len(queue), _CHUNK):
+        part = range(start, min(start + _CHUNK, len(queue)))
+        sums += _sums_of(queue, proxies, unit_VRD, label_R, host_label_R, first, part, kinds)
+    foreign, *numbers = dist.sum_over_ranks(sums).tolist()
+    if foreign:
+        return {}
+    means = [total / count if count else float("nan") for total, count in zip(numbers[::2], numbers[1::2], strict=True)]
+    return {kind: Drift(1 - means[3 * n], 1 - means[3 * n + 1], means[3 * n + 2]) for n, kind in enumerate(kinds)}
+
+
+def _sums_of(queue, proxies, unit_VRD, label_R, host_label_R, first: int, part: range, kinds: tuple[str, ...]) -> torch.Tensor:
+    """[entries with unexpected labels, then of each kind sum and number of positives, of negatives, of cosines with itself]."""
+    device, images = unit_VRD.device, unit_VRD.shape[1]
+    place_K = queue.sequence(part.start, part.stop) - first
+    mine = torch.nonzero((place_K >= 0) & (place_K < unit_VRD.shape[0] * images)).flatten()
+    image_K = torch.full_like(place_K, -1)
+    image_K[mine] = place_K[mine] % images
+    label_K = queue.labels(part.start, part.stop)
+    expected = host_label_R[image_K[mine]].to(device)
+    image_K, place, mine = image_K.to(device), place_K[mine].to(device), mine.to(device)
+    same_RK = label_R[:, None] == label_K[None, :]
+    of_itself_RK = torch.arange(images, device=device)[:, None] == image_K[None, :]
+    sums = [(label_K[mine] != expected).sum()]
+    for kind in kinds:
+        unit_KD = F.normalize(queue.features(part.start, part.stop, proxies, as_stored=kind == STORED))
+        cosine_RK = unit_VRD[0] @ unit_KD.T
+        for wanted_RK in (same_RK & ~of_itself_RK, ~same_RK):
+            sums += [(cosine_RK * wanted_RK).sum(dtype=torch.float64), wanted_RK.sum()]
+        now = unit_VRD.flatten(0, 1)[place]
+        sums += [(now * unit_KD[mine]).sum(dtype=torch.float64), torch.tensor(len(mine), device=device)]
+    return torch.stack([value.double() for value in sums])

@@ -1,0 +1,235 @@
+"""Norms by view and the queue's drift: the figures are those of a plain reference, and looking changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from losses.proxy_queue import FeatureQueue
+from losses.quality import Partition, QualityStatistics
+from recognition.diagnostics import FILE, DifferencesFile, describe_norms, statistics_of_the_batch
+from recognition.queue_drift import Drift, measure_drift
+from recognition.trainer import Trainer
+from tests.commands import metrics
+from tests.shared_files import ROOT
+from tests.world import run_world
+from utils import config, dist
+from utils.errors import UserError
+
+COMMON = ("max_steps=6", "num_workers=0", "frequent=1")
+LOOKING = ("dropout=0.3", "gradient_acc=2", "num_epoch=4", "save_every=6")
+STILL = ("lr=1e-9", "queue_size=100", "diagnose_every=3")
+SYNCED = ("sync_bn=True", "lr=0.002", "diagnose_every=2", "save_every=2")
+RUNS = {  # number of ranks -> (output folder, settings), one after the other in the same processes
+    1: [
+        ("looks1", (*LOOKING, "diagnose_every=1")), ("does not1", (*LOOKING, "diagnose_every=0")), ("still1", STILL),
+        ("synced1", SYNCED), ("batch", ("queue=batch", "diagnose_every=3")), ("none", ("queue=none", "views=1", "diagnose_every=3")),
+    ],
+    2: [
+        ("looks2", (*LOOKING, "diagnose_every=1")), ("does not2", (*LOOKING, "diagnose_every=0")), ("still2", STILL),
+        ("synced2", (*SYNCED, "max_steps=3")), ("synced2", SYNCED),
+    ],
+}  # fmt: skip
+
+
+def _train_all(folder: str, demo_set: str) -> None:
+    """Trains in this rank; what it leaves in the output folders is looked at afterwards."""
+    rank, size = dist.rank_and_world()
+    world = dist.World(rank, size, rank, size, torch.device("cpu"))
+    for name, settings in RUNS[size]:
+        arguments = [f"rec={demo_set}", f"output={folder}/{name}", *COMMON, *settings]
+        Trainer(config.load(str(ROOT / "tests/tiny_config"), arguments), world).run()
+
+
+@pytest.fixture(scope="module")
+def runs(demo_set, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for ranks in RUNS:
+        run_world(ranks, _train_all, str(folder), str(demo_set))
+    return folder
+
+
+def _differences(output: Path) -> dict[str, dict[str, list]]:
+    return json.loads((output / FILE).read_text())
+
+
+def _state(output: Path) -> dict[tuple[str, str], torch.Tensor]:
+    (folder,) = (output / "checkpoints").glob("step-*6")
+    return {(file.name, name): value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def _training(output: Path) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in metrics(output)]
+
+
+# ------------------------------------------------------------------------------------------------ in whole runs
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_looking_changes_nothing(runs, ranks):
+    """BatchNorm of each rank, dropout, accumulated gradients: to the last bit the run that does not look."""
+    looks, does_not = runs / f"looks{ranks}", runs / f"does not{ranks}"
+    with_looks, without = _state(looks), _state(does_not)
+    assert with_looks.keys() == without.keys() and any("running_mean" in name for _, name in without)
+    assert [name for name in without if not torch.equal(with_looks[name], without[name])] == []
+    assert _training(looks) == _training(does_not)
+    assert len(_differences(looks)["proxy, as stored"]["steps"]) == 6
+    assert not (does_not / FILE).exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_with_weights_that_stand_still_an_entry_is_what_the_encoder_gives_now(runs, ranks):
+    """24 entries a step and 100 in the queue: a look every three steps is at the batch of three updates ago."""
+    folder = runs / f"still{ranks}"
+    assert set(_differences(folder)) == {"proxy, as stored", "proxy, compensated"}
+    for curves in _differences(folder).values():
+        assert curves["steps"] == [3, 6] and curves["age"] == [3, 3]
+        assert curves["cosine"] == pytest.approx([1, 1], abs=1e-6)
+        assert all(0 < positive < negative for positive, negative in zip(curves["positive"], curves["negative"], strict=True))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    looked = [line for line in lines if "diagnostics/threshold_norm" in line]
+    assert [line["step"] for line in looked] == [3, 6]
+    for line in looked:
+        assert 0 <= line["diagnostics/augmented/high_quality_share"] <= 1
+        assert line["diagnostics/original/norm_p05"] < line["diagnostics/original/norm_p95"]
+
+
+def test_figures_do_not_depend_on_the_number_of_ranks_or_on_a_stop(runs):
+    """A run of two ranks that stopped and went on has the figures of one process that never stopped."""
+    one, two = _differences(runs / "synced1"), _differences(runs / "synced2")
+    assert one.keys() == two.keys() == {"proxy, as stored", "proxy, compensated"}
+    for name in one:
+        assert one[name]["steps"] == two[name]["steps"] == [2, 4, 6]
+        for key in ("positive", "negative", "cosine"):
+            assert one[name][key] == pytest.approx(two[name][key], rel=0.01)
+    assert min(one["proxy, as stored"]["cosine"]) < 1 - 1e-5, "the weights have moved"
+
+
+def test_queues_without_proxies_and_runs_without_queue(runs):
+    assert list(_differences(runs / "batch")) == ["batch"]
+    assert not (runs / "none" / FILE).exists()
+    lines = (runs / "none" / "metrics.jsonl").read_text()
+    assert "diagnostics/augmented/high_quality_share" in lines and "original" not in lines
+
+
+# ------------------------------------------------------------------------------------------------ the figures
+
+
+VIEWS, IMAGES, DIM, CLASSES, SIZE, STEPS = 2, 10, 6, 7, 50, 5
+KEPT = (4, 2, 0)
+
+
+def _steps() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Features [V, G, D], labels [G] and the whole classifier [C, D] of every step."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(VIEWS, IMAGES, DIM, generator=generator) * 9, torch.randint(0, CLASSES, (IMAGES,), generator=generator),
+         torch.randn(CLASSES, DIM, generator=generator)) for _ in range(STEPS + 1)
+    ]  # fmt: skip
+
+
+def _measured_by_ranks(kept: int, wrong_labels: bool) -> dict[str, Drift]:
+    shard = dist.shard_range(CLASSES)
+    queue = FeatureQueue(SIZE, DIM, shard)
+    *steps, (fresh_VGD, _, now_CD) = _steps()
+    for feature_VGD, label_G, weight_CD in steps:
+        queue.enqueue(feature_VGD.flatten(0, 1), label_G.repeat(VIEWS), lambda labels, w=weight_CD: w[labels])
+    label_G = steps[kept][1] if not wrong_labels else steps[kept][1] + 1
+    return measure_drift(queue, lambda labels: now_CD[labels], fresh_VGD, label_G, label_G, kept * VIEWS * IMAGES)
+
+
+def _expected(kept: int, compensated: bool) -> Drift:
+    """One entry and one query at a time."""
+    *steps, (fresh_VGD, _, now_CD) = _steps()
+    entries = [
+        (step, view, image, feature_VGD[view, image], int(label_G[image]), weight_CD[label_G[image]])
+        for step, (feature_VGD, label_G, weight_CD) in enumerate(steps)
+        for view in range(VIEWS) for image in range(IMAGES)
+    ][-SIZE:]  # fmt: skip
+    positive, negative, itself = [], [], []
+    for step, view, image, feature, label, then in entries:
+        if compensated:
+            feature = feature + feature.norm() / then.norm() * (now_CD[label] - then)
+        if step == kept:
+            itself.append(float(F.cosine_similarity(feature, fresh_VGD[view, image], dim=0)))
+        for query, query_label in enumerate(steps[kept][1].tolist()):
+            difference = 1 - float(F.cosine_similarity(feature, fresh_VGD[0, query], dim=0))
+            if query_label != label:
+                negative.append(difference)
+            elif (step, image) != (kept, query):
+                positive.append(difference)
+    return Drift(*(sum(values) / len(values) if values else math.nan for values in (positive, negative, itself)))
+
+
+def _measured(kept: int) -> dict[str, list[float]]:
+    return {kind: [d.positive, d.negative, d.cosine] for kind, d in _measured_by_ranks(kept, wrong_labels=False).items()}
+
+
+def _measured_all() -> list[dict[str, list[float]]]:
+    assert _measured_by_ranks(4, wrong_labels=True) == {}
+    return [_measured(kept) for kept in KEPT]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_drift_is_that_of_a_plain_reference(ranks):
+    """Step 4 is the newest, half of step 2 has left the queue, and all of step 0 has."""
+    for told in run_world(ranks, _measured_all):
+        for kept, found in zip(KEPT, told, strict=True):
+            assert set(found) == {"as stored", "compensated"}
+            for kind, drift in found.items():
+                expected = _expected(kept, compensated=kind == "compensated")
+                numbers = [expected.positive, expected.negative, expected.cosine]
+                assert drift == pytest.approx(numbers, abs=1e-5, nan_ok=True)
+    assert math.isnan(_expected(0, False).cosine) and not math.isnan(_expected(2, False).cosine)
+
+
+def test_norms_are_described_beside_the_threshold():
+    quality, partition = QualityStatistics(0.333, initial_mean=20.0, initial_std=2.0), Partition(0.2)
+    norm_VR = torch.stack([torch.linspace(10, 20, 101), torch.linspace(15, 25, 101)])
+    found = describe_norms(norm_VR, quality, partition)
+    assert found["threshold_norm"] == pytest.approx(20 + 2.001 / 0.333 * (2 * 0.2 - 1))
+    high = norm_VR > found["threshold_norm"]
+    assert found["augmented/high_quality_share"] == pytest.approx(float(high[0].float().mean()))
+    assert found["original/high_quality_share"] == pytest.approx(float(high[1].float().mean()))
+    assert 0 < found["augmented/high_quality_share"] < found["original/high_quality_share"] < 1
+    assert found["low_quality_pair_share"] == pytest.approx(1 - float(high.all(dim=0).float().mean()))
+    assert (found["augmented/norm_p05"], found["original/norm_p50"]) == pytest.approx((10.5, 20.0))
+    assert "threshold_norm" not in describe_norms(norm_VR, quality, Partition(None))
+
+
+def test_statistics_of_the_batch_leave_no_traces():
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()).train()
+    encoder[2].eval()  # a part that is frozen stays so
+    images = torch.randn(5, 3, 8, 8)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    state = torch.get_rng_state()
+    with statistics_of_the_batch(encoder), torch.no_grad():
+        inside = encoder(images)
+    assert torch.equal(inside, encoder(images))  # training's own forward pass
+    encoder.load_state_dict(before)
+    with statistics_of_the_batch(encoder), torch.no_grad():
+        encoder(images)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert [module.training for module in encoder.modules()] == [True, True, True, False, True]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_file_of_differences(tmp_path):
+    file = DifferencesFile(tmp_path / FILE, first_step=0)
+    for step in (10, 20, 30):
+        file.add("proxy", step, 3, Drift(math.nan, step / 10, 0.5))
+    file.write()
+    again = DifferencesFile(tmp_path / FILE, first_step=20)
+    expected = {"steps": [10, 20], "age": [3, 3], "positive": [None, None], "negative": [1.0, 2.0], "cosine": [0.5, 0.5]}
+    assert again.curves == {"proxy": expected}
+    (tmp_path / FILE).write_text('{"proxy": [')
+    with pytest.raises(UserError, match="cannot be read"):
+        DifferencesFile(tmp_path / FILE, first_step=20)
+    assert DifferencesFile(tmp_path / FILE, first_step=0).curves == {} and not (tmp_path / FILE).exists()
