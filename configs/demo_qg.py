@@ -22,4 +22,5 @@ config = edict(
     scale=32.0,
     quality_mean=22.0,
     quality_std=5.0,
+    diagnose_every=50,
 )

@@ -23,14 +23,16 @@ from tests.world import run_world
 from utils import config, dist
 from utils.errors import UserError
 
-COMMON = ("max_steps=6", "num_workers=0", "frequent=1")
-LOOKING = ("dropout=0.3", "gradient_acc=2", "num_epoch=4", "save_every=6")
-STILL = ("lr=1e-9", "queue_size=100", "diagnose_every=3")
+COMMON = ("max_steps=4", "num_workers=0", "frequent=1")
+LOOKING = ("dropout=0.3", "gradient_acc=2", "num_epoch=2", "save_every=4")
+STILL = ("lr=1e-9", "queue_size=100", "diagnose_every=2")
 SYNCED = ("sync_bn=True", "lr=0.002", "diagnose_every=2", "save_every=2")
 RUNS = {  # number of ranks -> (output folder, settings), one after the other in the same processes
     1: [
         ("looks1", (*LOOKING, "diagnose_every=1")), ("does not1", (*LOOKING, "diagnose_every=0")), ("still1", STILL),
-        ("synced1", SYNCED), ("batch", ("queue=batch", "diagnose_every=3")), ("none", ("queue=none", "views=1", "diagnose_every=3")),
+        ("synced1", SYNCED), ("batch", ("queue=batch", "diagnose_every=2")),
+        ("momentum", ("queue=momentum", "queue_momentum=0.5", "diagnose_every=2")),
+        ("none", ("queue=none", "views=1", "diagnose_every=2")),
     ],
     2: [
         ("looks2", (*LOOKING, "diagnose_every=1")), ("does not2", (*LOOKING, "diagnose_every=0")), ("still2", STILL),
@@ -61,7 +63,7 @@ def _differences(output: Path) -> dict[str, dict[str, list]]:
 
 
 def _state(output: Path) -> dict[tuple[str, str], torch.Tensor]:
-    (folder,) = (output / "checkpoints").glob("step-*6")
+    (folder,) = (output / "checkpoints").glob("step-*4")
     return {(file.name, name): value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
@@ -80,22 +82,22 @@ def test_looking_changes_nothing(runs, ranks):
     assert with_looks.keys() == without.keys() and any("running_mean" in name for _, name in without)
     assert [name for name in without if not torch.equal(with_looks[name], without[name])] == []
     assert _training(looks) == _training(does_not)
-    assert len(_differences(looks)["proxy, as stored"]["steps"]) == 6
+    assert len(_differences(looks)["proxy, as stored"]["steps"]) == 4
     assert not (does_not / FILE).exists()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_with_weights_that_stand_still_an_entry_is_what_the_encoder_gives_now(runs, ranks):
-    """24 entries a step and 100 in the queue: a look every three steps is at the batch of three updates ago."""
+    """24 entries a step and 100 in the queue: a look every two steps is at the batch of two updates ago."""
     folder = runs / f"still{ranks}"
     assert set(_differences(folder)) == {"proxy, as stored", "proxy, compensated"}
     for curves in _differences(folder).values():
-        assert curves["steps"] == [3, 6] and curves["age"] == [3, 3]
+        assert curves["steps"] == [2, 4] and curves["age"] == [2, 2]
         assert curves["cosine"] == pytest.approx([1, 1], abs=1e-6)
         assert all(0 < positive < negative for positive, negative in zip(curves["positive"], curves["negative"], strict=True))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     looked = [line for line in lines if "diagnostics/threshold_norm" in line]
-    assert [line["step"] for line in looked] == [3, 6]
+    assert [line["step"] for line in looked] == [2, 4]
     for line in looked:
         assert 0 <= line["diagnostics/augmented/high_quality_share"] <= 1
         assert line["diagnostics/original/norm_p05"] < line["diagnostics/original/norm_p95"]
@@ -106,7 +108,7 @@ def test_figures_do_not_depend_on_the_number_of_ranks_or_on_a_stop(runs):
     one, two = _differences(runs / "synced1"), _differences(runs / "synced2")
     assert one.keys() == two.keys() == {"proxy, as stored", "proxy, compensated"}
     for name in one:
-        assert one[name]["steps"] == two[name]["steps"] == [2, 4, 6]
+        assert one[name]["steps"] == two[name]["steps"] == [2, 4]
         for key in ("positive", "negative", "cosine"):
             assert one[name][key] == pytest.approx(two[name][key], rel=0.01)
     assert min(one["proxy, as stored"]["cosine"]) < 1 - 1e-5, "the weights have moved"
@@ -114,6 +116,8 @@ def test_figures_do_not_depend_on_the_number_of_ranks_or_on_a_stop(runs):
 
 def test_queues_without_proxies_and_runs_without_queue(runs):
     assert list(_differences(runs / "batch")) == ["batch"]
+    (curves,) = _differences(runs / "momentum").values()
+    assert all(0 < cosine < 1 for cosine in curves["cosine"]), "entries are the momentum encoder's"
     assert not (runs / "none" / FILE).exists()
     lines = (runs / "none" / "metrics.jsonl").read_text()
     assert "diagnostics/augmented/high_quality_share" in lines and "original" not in lines

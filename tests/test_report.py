@@ -30,7 +30,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-SECTIONS = ("results", "training", "verification", "roc", "similarity", "pairs", "norms", "differences")
+SECTIONS = ("results", "training", "verification", "roc", "similarity", "pairs", "norms", "differences", "gradients")
 
 
 @pytest.fixture
@@ -45,14 +45,26 @@ def run(tmp_path):
                       "quality_mean": 20.0, "quality_std": 5.0, "images_per_second": 100.0 + step})  # fmt: skip
         if step % 20 == 0:
             lines.append({"step": step, "verification/lfw/accuracy": 0.9 + step / 1000, "verification/lfw/tar@far=1e-3": 0.5})
+        if step % 10 == 0:
+            looked = {
+                f"diagnostics/{view}/norm_p{level}": centre + int(level) / 20 + step / 40
+                for view, centre in (("original", 20), ("augmented", 16))
+                for level in ("05", "25", "50", "75", "95")
+            }
+            shares = {"original/high_quality_share": 0.95, "augmented/high_quality_share": 0.6, "low_quality_pair_share": 0.4}
+            looked |= {f"diagnostics/{name}": value for name, value in {**shares, "threshold_norm": 17.0}.items()}
+            lines.append({"step": step, **looked})
     lines.append({"step": 41, "skipped": "features of rank 0 are not finite"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     metrics = {"accuracy": 0.9417, "std": 0.01, "tar@far=1e-3": 0.5, "auc": 0.97, "pairs": 6000}
     (folder / "results.json").write_text(json.dumps({"lfw": metrics, "<script>x</script>": metrics}))
     (folder / "eval/scface.json").write_text(json.dumps({f"scface_d{d}": {"rank1": 0.5 + d / 10} for d in (1, 2, 3)}))
     curves = {"steps": [0, 10, 20], "positive": [0.9, 0.5, 0.3], "negative": [1.0, 1.2, 1.3]}
-    (folder / "pair_differences.json").write_text(json.dumps({"momentum": curves, "proxy": curves}))
-    (folder / "config.json").write_text(json.dumps({"network": "tiny", "rec": "data", "num_classes": 430, "val_targets": []}))
+    measured = {**curves, "positive": [None, 0.5, 0.3], "age": [2, 3, 3], "cosine": [0.91, 0.93, 0.99]}
+    (folder / "pair_differences.json").write_text(json.dumps({"momentum": curves, "proxy, compensated": measured}))
+    config = {"network": "tiny", "rec": "data", "num_classes": 430, "val_targets": [], "margin": "adaface", "margin_m": 0.4,
+              "scale": 64.0, "quality_concentration": 0.333, "quality_threshold": 0.2}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -110,7 +122,11 @@ def test_the_page_shows_everything_and_a_browser_shows_it_whole(alone, run, tmp_
     u = [(float(value), word) for value, word in re.findall(r'">(\d\.\d+) (HQ|LQ)<', shown)]
     assert u and all((value > 0.2) == (word == "HQ") for value, word in u if abs(value - 0.2) > 1e-3)
     assert {word for _, word in u} == {"HQ", "LQ"} and len(u) == shown.count("<img")
-    assert "momentum" in section(page, "differences")
+    shown = section(page, "differences")
+    assert "momentum" in shown and shown.count("<svg") == 3 and "2 to 3 updates later" in shown
+    assert re.search(r"<td>proxy, compensated</td><td>0\.4000</td><td>1\.1667</td><td>0\.9433</td>", shown)
+    assert section(page, "norms").count("<svg") == 5 and section(page, "norms").count('class="band"') == 4
+    assert "m = 0.4, s = 64" in section(page, "gradients") and section(page, "gradients").count("<image ") == 1
     assert "skipped steps" in page
     if CHROMIUM is None:
         pytest.skip("no chromium: the page was not opened in a browser")
@@ -146,6 +162,21 @@ def test_without_encoder_and_without_partition(alone, run):
     assert page.count("written with --no-encoder") == 3 and "<img" not in page
     write_report(run, "--images", 20, threshold=None)
     assert "No partition in this run" in section((run / "report.html").read_text(), "pairs")
+
+
+def test_another_runs_queue_beside(alone, run, tmp_path):
+    other = tmp_path / "moco"
+    shutil.copytree(run, other)
+    write_report(run, "--no-encoder", "--compare", other)
+    shown = section((run / "report.html").read_text(), "differences")
+    assert all(name in shown for name in (">momentum<", ">proxy, compensated<", ">moco: momentum<", ">moco: proxy, compensated<"))
+
+
+def test_only_adafaces_margin_has_its_gradient_scale(alone, run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "margin": "arcface"}))
+    write_report(run, "--no-encoder")
+    assert '<section id="gradients">' not in (run / "report.html").read_text()
 
 
 def test_what_cannot_be_measured_is_said_on_the_page(alone, run):

@@ -1,0 +1,148 @@
+"""What the diagnostics (recognition/diagnostics.py) cost beside the steps of a training run.
+
+    python benchmarks/diagnostics.py                    # some minutes on two cores
+    python benchmarks/diagnostics.py --quick            # under a minute
+    python benchmarks/diagnostics.py --json figures.json
+
+One process trains on images of noise: encoder, both losses, a full queue, optimiser, all that a run does but loading. A look
+is everything that happens every `diagnose_every` steps: a copy of the batch's images, its second pass through the encoder,
+comparison with the queue, metrics.jsonl, TensorBoard and pair_differences.json with a long history. Steps and looks alternate;
+figures are the processor's time (on a GPU, the clock's, after waiting for the device), each the median.
+
+The bar: looks take at most 1 % of the steps' time at the default `diagnose_every`. Exits 0 only where it holds in every setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own folder
+
+from recognition import build  # noqa: E402
+from recognition.data.prefetch import DeviceBatch  # noqa: E402
+from recognition.diagnostics import Diagnostics  # noqa: E402
+from recognition.encoder import build_encoder  # noqa: E402
+from recognition.optimiser import LossScale, build_optimiser  # noqa: E402
+from recognition.precision import autocast_type  # noqa: E402
+from recognition.progress import Progress  # noqa: E402
+from recognition.queue_drift import Drift  # noqa: E402
+from recognition.step import TrainStep  # noqa: E402
+from utils import dist  # noqa: E402
+from utils.config import Config  # noqa: E402
+
+BAR = 0.01
+HISTORY = 2000  # points in pair_differences.json already
+
+
+@dataclass(frozen=True)
+class Setting:
+    network: str
+    classes: int
+    images: int
+
+
+QUICK = [Setting("tiny", 430, 24)]
+FULL = [*QUICK, Setting("tiny", 8631, 96), Setting("r18", 8631, 16)]
+ON_GPU = [Setting("r34", 8631, 128), Setting("r50", 100_000, 128)]
+
+
+def seconds(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> dict[str, float]:
+    """Medians of a step's and of a look's time, in seconds."""
+    config = Config(
+        network=setting.network, num_classes=setting.classes, batch_size=setting.images, queue_size=setting.classes,
+        lr=1e-3, precision="auto" if world.device.type == "cuda" else "fp32", output=str(folder), diagnose_every=1,
+    )  # fmt: skip
+    autocast = autocast_type(config.precision, world.device)
+    encoder = build_encoder(config).to(world.device).train()
+    joint = build.build_joint_loss(config, world)
+    optimiser = build_optimiser(config, encoder, joint.classifier)
+    parallel = torch.nn.parallel.DistributedDataParallel(encoder, gradient_as_bucket_view=True)
+    train = TrainStep(parallel, joint, optimiser, LossScale(enabled=False), autocast, 0.0, world.device)
+    diagnostics = Diagnostics(config, encoder, joint, autocast, world, 0)
+    assert diagnostics._file is not None
+    for step in range(HISTORY):
+        for kind in ("proxy, as stored", "proxy, compensated"):
+            diagnostics._file.add(kind, step, 8, Drift(0.123456789, 0.987654321, 0.99))
+    _fill(joint, setting, world.device)
+    took: dict[str, list[float]] = {"step": [], "look": []}
+    with Progress(folder, True, looks, 0) as progress:
+        for number in range(looks + 1):
+            batch = _batch(setting, number, world.device)
+            begin = seconds(world.device)
+            train([batch])
+            middle = seconds(world.device)
+            copied = batch.images_VBHWC.clone()
+            diagnostics.after_step(HISTORY + number, DeviceBatch(copied, batch.labels_B, batch.indices_B, ()), progress)
+            end = seconds(world.device)
+            if number:  # the first one warms up
+                took["step"].append(middle - begin)
+                took["look"].append(end - middle)
+    lines = (folder / "metrics.jsonl").read_text()
+    assert lines.count("threshold_norm") == looks + 1, "every look has been one"
+    return {name: statistics.median(values) for name, values in took.items()}
+
+
+def _fill(joint, setting: Setting, device: torch.device) -> None:
+    """A full queue."""
+    generator = torch.Generator().manual_seed(1)
+    for start in range(0, setting.classes, 8192):
+        count = min(8192, setting.classes - start)
+        labels = torch.randint(0, setting.classes, (count,), generator=generator)
+        joint.queue.enqueue(torch.randn(count, 512, generator=generator).to(device), labels, joint.classifier.rows_of)
+
+
+def _batch(setting: Setting, number: int, device: torch.device) -> DeviceBatch:
+    generator = torch.Generator().manual_seed(number)
+    images = torch.randint(0, 256, (2, setting.images, 112, 112, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, setting.classes, (setting.images,), generator=generator)
+    return DeviceBatch(images.to(device), labels, labels.numpy(), ())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute: one small setting")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
+    arguments = parser.parse_args()
+    world = dist.start(60)
+    settings = ON_GPU if world.device.type == "cuda" else QUICK if arguments.quick else FULL
+    every, document, good = Config().diagnose_every, [], True
+    for setting in settings:
+        with tempfile.TemporaryDirectory() as folder:
+            took = measure(setting, 5 if arguments.quick else 9, world, Path(folder))
+        share = took["look"] / took["step"] / every
+        holds = share <= BAR
+        good &= holds
+        document.append({**vars(setting), **took, "diagnose_every": every, "share": share})
+        print(
+            f"{setting.network}, {setting.classes:,} classes, {setting.images} pairs a step: step {took['step']:.3f} s, look "
+            f"{took['look']:.3f} s; one every {every} steps costs {share:.2%} (bar {BAR:.0%}) {'ok' if holds else 'MISSED'}",
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    dist.stop()
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
