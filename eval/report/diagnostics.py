@@ -14,6 +14,7 @@ from eval.report.read import Run
 from eval.report.sections import norm_histograms
 
 _VIEWS = {"original": "originals", "augmented": "augmented views"}
+_WIDEST = 100.0  # degrees
 _SHOWN_QUALITIES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
@@ -22,10 +23,10 @@ def norms(run: Run, found: Measured) -> str:
     drawn = [*_over_training(run), *_shares(run)]
     parts = []
     if drawn:
-        text = "Of a batch every few steps. Bands: 5 to 95 % and 25 to 75 % of the images; the line between them is the median."
-        parts += [page.paragraph(text), page.figures(*drawn)]
+        text = "A batch every few steps. Bands: 5 to 95 % and 25 to 75 % of the images; the line between them is the median."
+        parts += [page.heading("Over training"), page.paragraph(text), page.figures(*drawn)]
     if histograms := norm_histograms(found):
-        parts += [page.paragraph("By the finished encoder:")] if drawn else []
+        parts += [page.heading("By the finished encoder")] if drawn else []
         parts.append(page.figures(*histograms))
     return page.section("norms", "Feature norms", *parts) if parts else ""
 
@@ -125,7 +126,7 @@ def gradients(run: Run) -> str:
 
 def _map(scale: AdaFaceScale, marks: list[tuple[float, str]]) -> str:
     x = svg.Axis("norm", max(0.0, scale.norm_of(-1.25)), scale.norm_of(1.25))
-    y = svg.Axis("angle", 0.0, 120.0)
+    y = svg.Axis("angle", 0.0, _WIDEST)
     angle = np.radians(np.linspace(y.low, y.high, 240))[:, None].clip(1e-6)
     norm = np.linspace(x.low, x.high, 200)[None]
     values = np.abs(scale.term(angle, scale.quality(norm)))
@@ -134,13 +135,13 @@ def _map(scale: AdaFaceScale, marks: list[tuple[float, str]]) -> str:
 
 
 def _slices(scale: AdaFaceScale) -> str:
-    degrees = np.linspace(1, 120, 240)
+    degrees = np.linspace(1, _WIDEST, 240)
     series = [
         svg.Series(f"ẑ = {quality:g}, norm {_bound(quality)}{scale.norm_of(quality):.1f}", degrees,
                    np.abs(scale.term(np.radians(degrees), np.array(quality)))) for quality in _SHOWN_QUALITIES
     ]  # fmt: skip
     y = svg.axis("|g|", np.concatenate([each.y for each in series]), low=0.0)
-    chart = svg.lines(series, svg.Axis("angle to the own class, degrees", 0.0, 120.0), y, "gradient scale by angle")
+    chart = svg.lines(series, svg.Axis("angle to the own class, degrees", 0.0, _WIDEST), y, "gradient scale by angle")
     return page.figure("|g| by angle", chart, "at five qualities")
 
 

@@ -32,7 +32,8 @@ figcaption{font-weight:600;font-size:.95rem;margin-bottom:.4rem}figcaption small
 svg{display:block;width:100%;height:auto;font-size:12px}svg text{fill:var(--soft);font-variant-numeric:tabular-nums}
 @container(max-width:350px){svg{font-size:15px}}
 svg .on{fill:var(--ink)}.line{fill:none;stroke-width:2;stroke-linejoin:round}.area{fill-opacity:.28;stroke-width:1.4}
-.band{fill-opacity:.17}.over .mark{stroke:#fff}svg .over text{fill:#fff}.legend i.swatch{width:1rem;height:.7rem}
+.band{fill-opacity:.17}.over .mark{stroke:#fff}svg .over text{fill:#fff;paint-order:stroke;stroke:#0009;stroke-width:3px}
+.legend i.swatch{width:1rem;height:.7rem}
 line.grid{stroke:var(--rule)}.tick{stroke:var(--soft)}.mark{stroke:var(--ink);stroke-dasharray:2 3}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1rem;margin:.4rem 0 0;padding:0;font-size:.82rem;color:var(--soft)}
 .legend i{display:inline-block;width:.8rem;height:.25rem;border-radius:2px;margin-right:.4rem;vertical-align:middle}
@@ -69,6 +70,11 @@ def section(name: str, heading: str, *parts: str) -> str:
 
 def paragraph(text: str, css: str = "soft") -> str:
     return f'<p class="{css}">{escape(text)}</p>'
+
+
+def heading(text: str) -> str:
+    """Of a part of a section."""
+    return f"<h3>{escape(text)}</h3>"
 
 
 def figures(*each: str) -> str:

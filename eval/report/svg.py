@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 40  # margins, in the units of the view box
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 40  # margins, in the units of the view box
 COLOURS = 7  # the page defines --c0 … --c6
 MOST_POINTS = 500  # of a curve: more cannot be seen
 
