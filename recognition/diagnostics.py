@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from losses.joint import JointLoss
-from losses.quality import Partition, QualityStatistics
+from losses.quality import Partition, QualityStatistics, ViewPartition
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoder import to_input
 from recognition.progress import Progress
@@ -153,11 +153,13 @@ def statistics_of_the_batch(encoder: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def describe_norms(norm_VR: torch.Tensor, quality: QualityStatistics, partition: Partition) -> dict[str, float]:
+def describe_norms(
+    norm_VR: torch.Tensor, quality: QualityStatistics, partition: Partition | ViewPartition
+) -> dict[str, float]:  # fmt: skip
     """Of each view the share of high quality and quantiles of the norms; the share of pairs with a feature of low quality; the
     norm at which the partition divides, mu + (sigma + epsilon) / c (2 b - 1), if it does."""
     quality_VR = quality.normalise(norm_VR)
-    high_VR = partition.high_quality(quality_VR)
+    high_VR = partition.high_quality(quality_VR.flatten()).view_as(quality_VR)
     values: dict[str, float] = {}
     levels = torch.tensor(QUANTILES, dtype=norm_VR.dtype, device=norm_VR.device) / 100
     for view, norm_R, high_R in zip(VIEWS, norm_VR, high_VR, strict=False):
@@ -166,7 +168,7 @@ def describe_norms(norm_VR: torch.Tensor, quality: QualityStatistics, partition:
         values |= {f"{view}/norm_p{level:02d}": value for level, value in zip(QUANTILES, quantiles, strict=True)}
     if len(norm_VR) > 1:
         values["low_quality_pair_share"] = float(partition.low_quality_pairs(quality_VR).float().mean())
-    if partition.threshold is not None:
+    if isinstance(partition, Partition) and partition.threshold is not None:
         width = (float(quality.std) + quality.epsilon) / quality.concentration
         values["threshold_norm"] = float(quality.mean) + width * (2 * partition.threshold - 1)
     return values
