@@ -77,7 +77,7 @@ def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> di
     joint = build.build_joint_loss(config, world)
     optimiser = build_optimiser(config, encoder, joint.classifier)
     parallel = torch.nn.parallel.DistributedDataParallel(encoder, gradient_as_bucket_view=True)
-    train = TrainStep(parallel, joint, optimiser, LossScale(enabled=False), autocast, 0.0, world.device)
+    train = TrainStep(parallel, joint, optimiser, LossScale(False, world.device), autocast, 0.0, world.device, lambda why: None)
     diagnostics = Diagnostics(config, encoder, joint, autocast, world, 0)
     assert diagnostics._file is not None
     for step in range(HISTORY):
@@ -92,7 +92,8 @@ def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> di
             train([batch])
             middle = seconds(world.device)
             copied = batch.images_VBHWC.clone()
-            diagnostics.after_step(HISTORY + number, DeviceBatch(copied, batch.labels_B, batch.indices_B, ()), progress)
+            kept = DeviceBatch(copied, batch.labels_B, batch.indices_B, ())
+            diagnostics.after_step(HISTORY + number, kept, progress, train.settle)
             end = seconds(world.device)
             if number:  # the first one warms up
                 took["step"].append(middle - begin)

@@ -18,7 +18,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,14 +68,16 @@ class Diagnostics:
         self._total = self._entries()
         self._file = DifferencesFile(Path(config.output) / FILE, first_step) if self.every and world.is_first else None
 
-    def after_step(self, step: int, batch: DeviceBatch, progress: Progress) -> None:
-        """`step` steps are done; `batch` was the last batch of the last one. Collective."""
+    def after_step(self, step: int, batch: DeviceBatch, progress: Progress, settle: Callable[[], object]) -> None:
+        """`step` steps are done; `batch` was the last batch of the last one. `settle` makes the queue's counters final
+        (`TrainStep.settle`); it is called before they are relied on. Collective."""
+        keep, look = (bool(self.every) and (step + ahead) % self.every == 0 for ahead in (self.steps_kept, 0))
+        if keep or look:
+            settle()
         before, self._total = self._total, self._entries()
-        if not self.every:
-            return
-        if (step + self.steps_kept) % self.every == 0:
+        if keep:
             self._kept = self._keep(step, batch, before)
-        if step % self.every == 0 and self._kept is not None:
+        if look and self._kept is not None:
             kept, self._kept = self._kept, None
             self._look(step, kept, progress)
 
