@@ -92,41 +92,9 @@ class AdaFace(PlainMargin):
 
 
 @dataclass(frozen=True)
-class ArcFace(PlainMargin):
-    """s cos(theta + m); theta + m is clamped to [epsilon, pi - epsilon]."""
-
-    margin: float = 0.5
-    scale: float = 64.0
-    epsilon: float = 1e-4
-
-    @property
-    def cosine_limit(self) -> float:
-        return 1 - self.epsilon
-
-    def target_logit(self, cosine_N: torch.Tensor, quality_N: torch.Tensor, norm_N: torch.Tensor) -> torch.Tensor:
-        return self.scale * _shifted_angle(cosine_N, self.margin, self.epsilon)
-
-
-@dataclass(frozen=True)
-class CosFace(PlainMargin):
-    """s (cos(theta) - m)."""
-
-    margin: float = 0.4
-    scale: float = 64.0
-    epsilon: float = 1e-4
-
-    @property
-    def cosine_limit(self) -> float:
-        return 1 - self.epsilon
-
-    def target_logit(self, cosine_N: torch.Tensor, quality_N: torch.Tensor, norm_N: torch.Tensor) -> torch.Tensor:
-        return self.scale * (cosine_N - self.margin)
-
-
-@dataclass(frozen=True)
 class Combined(PlainMargin):
     """s (cos(m1 theta + m2) - m3): SphereFace-style, ArcFace's and CosFace's margins in one (ArcFace, eq. 4; arcface_torch's
-    `margin_list`). m1 theta + m2 is clamped to [epsilon, pi - epsilon]."""
+    `margin_list`). m1 theta + m2 is clamped to [epsilon, pi - epsilon]; where it is theta itself, no angle is computed."""
 
     m1: float = 1.0
     m2: float = 0.5
@@ -139,8 +107,19 @@ class Combined(PlainMargin):
         return 1 - self.epsilon
 
     def target_logit(self, cosine_N: torch.Tensor, quality_N: torch.Tensor, norm_N: torch.Tensor) -> torch.Tensor:
-        angle_N = (self.m1 * cosine_N.acos() + self.m2).clamp(self.epsilon, math.pi - self.epsilon)
-        return self.scale * (angle_N.cos() - self.m3)
+        if (self.m1, self.m2) != (1.0, 0.0):
+            cosine_N = (self.m1 * cosine_N.acos() + self.m2).clamp(self.epsilon, math.pi - self.epsilon).cos()
+        return self.scale * (cosine_N - self.m3)
+
+
+def ArcFace(margin: float = 0.5, scale: float = 64.0, epsilon: float = 1e-4) -> Combined:
+    """s cos(theta + m); theta + m is clamped to [epsilon, pi - epsilon]."""
+    return Combined(1.0, margin, 0.0, scale, epsilon)
+
+
+def CosFace(margin: float = 0.4, scale: float = 64.0, epsilon: float = 1e-4) -> Combined:
+    """s (cos(theta) - m)."""
+    return Combined(1.0, 0.0, margin, scale, epsilon)
 
 
 @dataclass(frozen=True)
