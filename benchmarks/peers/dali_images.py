@@ -1,6 +1,9 @@
-"""NVIDIA DALI's CPU pipeline on a flat RecordIO file: decode, random flip. Runs in a Python of its own that has DALI.
+"""NVIDIA DALI's CPU pipeline on a flat RecordIO file. Runs in a Python of its own that has DALI.
 
-dali_images.py REC IDX BATCH THREADS; then a line with a number of batches on stdin gives a line with seconds on stdout.
+dali_images.py REC IDX BATCH THREADS KIND; then a line with a number of batches on stdin gives a line with seconds on stdout.
+
+KIND `normalised` is the pipeline that arcface_torch trains from, with its decoder on the CPU: decode, mirror at random, and give
+normalised float32 [3, 112, 112]; one batch ahead. KIND `bytes` is the least that DALI can be asked for: decode, mirror at random.
 """
 
 import sys
@@ -10,13 +13,18 @@ from nvidia.dali import fn, pipeline_def, types
 
 
 def main() -> None:
-    rec, index, batch, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    rec, index, batch, threads, kind = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+    ahead = 1 if kind == "normalised" else 2
 
-    @pipeline_def(batch_size=batch, num_threads=threads, device_id=None, seed=1)
+    @pipeline_def(batch_size=batch, num_threads=threads, device_id=None, seed=1, prefetch_queue_depth=ahead)
     def pipeline():
         encoded, labels = fn.readers.mxnet(path=[rec], index_path=[index], random_shuffle=True, initial_fill=1024)
         images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
-        return fn.flip(images, horizontal=fn.random.coin_flip()), labels
+        mirrored = fn.random.coin_flip()
+        if kind == "bytes":
+            return fn.flip(images, horizontal=mirrored), labels
+        middle = [127.5] * 3
+        return fn.crop_mirror_normalize(images, dtype=types.FLOAT, mean=middle, std=middle, mirror=mirrored), labels
 
     running = pipeline()
     running.build()
