@@ -231,7 +231,7 @@ def measure_batches(rec: Path, rounds: int) -> list[Figure]:
     ]
 
 
-# The pipeline that arcface_torch trains from is what the bar is about. The leanest one stands beside it, without a bar: it decodes
+# The bar is about the pipeline that arcface_torch trains from. The leanest one stands beside it, without a bar: it decodes
 # with the library that this loader decodes with, and does nothing else.
 DALI_KINDS = {"normalised": ("DALI's CPU pipeline as arcface_torch has it", 1.8), "bytes": ("DALI's, bytes alone", None)}
 
