@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_one_view_is_the_augmented_one(faces):
 
 def test_batches_lie_in_the_workers_shared_memory_and_an_epoch_may_be_left(faces):
     loader = Loader(FaceDataset(faces), _spec(), 2)
-    assert len(loader.slots) == 4 and len(loader.worker_ids) == 2
+    assert len(loader.slots) == 6 and len(loader.worker_ids) == 2
     batches = loader.epoch(1)
     first = next(batches)
     assert any(np.shares_memory(first.images_VBHWC, slot) for slot in loader.slots)
@@ -128,6 +129,19 @@ def test_batches_lie_in_the_workers_shared_memory_and_an_epoch_may_be_left(faces
 def test_too_few_images(faces):
     with pytest.raises(UserError, match="300 images are fewer than one batch of 301 x 1"):
         Loader(FaceDataset(faces), _spec(batch_size=301), 0)
+
+
+def test_a_worker_that_falls_behind_changes_nothing(faces):
+    """Stopped for a while, it makes fewer batches; they come in their order all the same."""
+    loader = Loader(FaceDataset(faces), _spec(), 2)
+    batches, seen = loader.epoch(1), []
+    for number, batch in enumerate(batches):
+        seen.append((batch.images_VBHWC.copy(), batch.labels_B, batch.indices_B))
+        if number == 1:
+            os.kill(loader.worker_ids[1], signal.SIGSTOP)
+            threading.Timer(0.5, os.kill, (loader.worker_ids[1], signal.SIGCONT)).start()
+    loader.close()
+    assert len(seen) > 4 and _same(seen, _epoch(faces, 0))
 
 
 def test_a_killed_worker_is_said(faces):

@@ -1,8 +1,9 @@
 """The loader: uint8 batches of decoded, augmented views, made by worker processes in shared memory.
 
-Workers are forked once and live until `close`. Each owns two batch-sized slots of anonymous shared memory and writes
-decoded images straight into them, so no image is copied between processes; the consumer reads a slot in place and the
-slot goes back to its worker when the next batch is asked for. What batches hold is said in batch.py.
+Workers are forked once and live until `close`. They write decoded images straight into batch-sized slots of anonymous shared
+memory, so no image is copied between processes; the consumer reads a slot in place, and the slot is free again when the next
+batch is asked for. Batches are handed out in their order, each to the worker that has least to do, and given in their order: a
+worker on a slow core makes fewer of them and holds nobody up. What batches hold is said in batch.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import mmap
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 
@@ -23,11 +25,14 @@ from recognition.data.batch import IMAGE_SIZE, Batch, BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
 from recognition.data.order import WindowedShuffle
 from recognition.data.readahead import Readahead
+from recognition.data.record_format import RecordError
 from utils.errors import UserError
 
 __all__ = ["IMAGE_SIZE", "Batch", "BatchMaker", "BatchSpec", "Loader"]
 
-_SLOTS = 2  # per worker: one being read while the other is being filled
+_ASKED_AHEAD = 2  # batches that a worker knows of: the one that it fills and the next
+_NOTHING = np.empty(0, np.int64)
+_SPARE_SLOTS = 2  # besides those: one being read, and one that waits for an earlier batch
 
 
 class Loader:
@@ -43,11 +48,13 @@ class Loader:
                 f"{dataset.path}: {len(dataset)} images are fewer than one batch of {spec.batch_size} x {spec.world} ranks; "
                 "lower batch_size"
             )
+        count = _ASKED_AHEAD * num_workers + _SPARE_SLOTS if num_workers else 0
+        self._slots = [_shared_array(spec.image_shape) for _ in range(count)]
         self._workers: list[_Worker] = []
         # However this process ends: before multiprocessing waits for workers, which ignore its SIGTERM.
         Finalize(self, _close_all, args=(self._workers,), exitpriority=10)
         for _ in range(num_workers):
-            self._workers.append(_Worker(self.maker, [worker.connection for worker in self._workers]))
+            self._workers.append(_Worker(self.maker, self._slots, [worker.connection for worker in self._workers]))
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -56,7 +63,7 @@ class Loader:
     @property
     def slots(self) -> list[np.ndarray]:
         """The shared memory that batches lie in, uint8 [V, B, 112, 112, 3] each; none without workers."""
-        return [slot for worker in self._workers for slot in worker.slots]
+        return self._slots
 
     @property
     def worker_ids(self) -> list[int]:
@@ -83,21 +90,38 @@ class Loader:
             readahead.close()
 
     def _from_workers(self, epoch: int, start: int, readahead: Readahead | None) -> Iterator[Batch]:
-        numbers = range(start, len(self))
-        ahead = _SLOTS * len(self._workers)
+        free, to_ask = list(range(len(self._slots))), start
+        finished: dict[int, _Answer] = {}
         try:
-            for order in range(-ahead, len(numbers)):
-                worker = self._workers[order % len(self._workers)]
-                if order >= 0:
-                    yield worker.receive()
-                if order + ahead < len(numbers):
-                    number = numbers[order + ahead]
-                    if readahead is not None:
-                        readahead.need(number)
-                    worker.ask(epoch, number)
+            for number in range(start, len(self)):
+                while True:
+                    while free and to_ask < len(self) and (worker := self._least_busy()) is not None:
+                        if readahead is not None:
+                            readahead.need(to_ask)
+                        worker.ask(epoch, to_ask, free.pop())
+                        to_ask += 1
+                    if number in finished:
+                        break
+                    finished |= self._answers()
+                answer = finished.pop(number)
+                if answer.error is not None:
+                    raise answer.error
+                yield Batch(self._slots[answer.slot], answer.labels, answer.indices, answer.skipped)
+                free.append(answer.slot)
         finally:
             for worker in self._workers:
                 worker.drain()
+
+    def _least_busy(self) -> _Worker | None:
+        """The worker that has least to do, unless all have enough."""
+        worker = min(self._workers, key=lambda worker: worker.outstanding)
+        return worker if worker.outstanding < _ASKED_AHEAD else None
+
+    def _answers(self) -> dict[int, _Answer]:
+        """What the workers have finished, by the batch's number. Waits for one of them at least."""
+        busy = [worker for worker in self._workers if worker.outstanding]
+        wait([handle for worker in busy for handle in (worker.connection, worker.sentinel)])
+        return {answer.number: answer for worker in busy if worker.has_answer for answer in [worker.receive()]}
 
     def _make_here(self, epoch: int, start: int, readahead: Readahead | None) -> Iterator[Batch]:
         images = np.empty(self.spec.image_shape, dtype=np.uint8)
@@ -122,20 +146,32 @@ def _close_all(workers: list[_Worker]) -> None:
         workers.pop().close()
 
 
+def _shared_array(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8; forked processes see each other's writes. Anonymous memory, which needs no /dev/shm."""
+    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A worker's answer: a filled slot, or why there is none."""
+
+    number: int
+    slot: int
+    labels: np.ndarray
+    indices: np.ndarray
+    skipped: tuple[RecordError, ...]
+    error: UserError | None
+
+
 class _Worker:
     """A forked process that fills slots on request, in order."""
 
-    def __init__(self, maker: BatchMaker, inherited: list[Connection]):
-        shape = maker.spec.image_shape
-        self.slots: list[np.ndarray] = []
-        for _ in range(_SLOTS):
-            memory = mmap.mmap(-1, int(np.prod(shape)))  # anonymous and shared: needs no /dev/shm
-            self.slots.append(np.frombuffer(memory, dtype=np.uint8).reshape(shape))
+    def __init__(self, maker: BatchMaker, slots: list[np.ndarray], inherited: list[Connection]):
         context = multiprocessing.get_context("fork")  # slots and the data set's index are shared, not pickled
         self.connection, theirs = context.Pipe()
-        self._asked = self._received = 0
+        self.outstanding = 0  # batches asked for and not received
         self._process = context.Process(
-            target=_worker_main, args=(maker, self.slots, theirs, [*inherited, self.connection]), daemon=True
+            target=_worker_main, args=(maker, slots, theirs, [*inherited, self.connection]), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -145,32 +181,38 @@ class _Worker:
         assert self._process.pid is not None
         return self._process.pid
 
-    def ask(self, epoch: int, number: int) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a dead worker is reported where its batch is received
-            self.connection.send((epoch, number, self._asked % _SLOTS))
-        self._asked += 1
+    @property
+    def sentinel(self) -> int:
+        return self._process.sentinel
 
-    def receive(self) -> Batch:
-        wait([self.connection, self._process.sentinel])
+    @property
+    def has_answer(self) -> bool:
+        """Whether `receive` would not wait: there is an answer, or there will never be one."""
+        return bool(wait([self.connection, self.sentinel], timeout=0))
+
+    def ask(self, epoch: int, number: int, slot: int) -> None:
+        with contextlib.suppress(BrokenPipeError):  # a dead worker is reported where its answer is waited for
+            self.connection.send((epoch, number, slot))
+        self.outstanding += 1
+
+    def receive(self) -> _Answer:
         try:
-            slot, labels, indices, skipped, error = self.connection.recv()
+            answer = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join(5)
             raise RuntimeError(
                 f"a loader worker (process {self._process.pid}) died with exit code {self._process.exitcode}; "
                 "-9 usually means that the machine ran out of memory: lower num_workers or batch_size"
             ) from None
-        self._received += 1
-        if error is not None:
-            raise error
-        return Batch(self.slots[slot], labels, indices, skipped)
+        self.outstanding -= 1
+        return answer
 
     def drain(self) -> None:
         """Waits for what was asked and not fetched (an epoch that was left early), so that slots are free again."""
-        while self._received < self._asked:
+        while self.outstanding:
             with contextlib.suppress(EOFError, ConnectionResetError):
                 self.connection.recv()
-            self._received += 1
+            self.outstanding -= 1
 
     def close(self) -> None:
         self.connection.close()
@@ -193,14 +235,12 @@ def _worker_main(maker: BatchMaker, slots: list[np.ndarray], connection: Connect
             epoch, number, slot = connection.recv()
         except (EOFError, ConnectionResetError):  # the trainer is gone, or closed us
             return
-        labels = indices = error = None
-        skipped: tuple = ()
         try:
             batch = maker.fill(epoch, number, slots[slot])
-            labels, indices, skipped = batch.labels_B, batch.indices_B, batch.skipped
+            answer = _Answer(number, slot, batch.labels_B, batch.indices_B, batch.skipped, None)
         except UserError as fault:
-            error = fault
+            answer = _Answer(number, slot, _NOTHING, _NOTHING, (), fault)
         try:
-            connection.send((slot, labels, indices, skipped, error))
+            connection.send(answer)
         except BrokenPipeError:
             return
