@@ -18,7 +18,7 @@ from utils.errors import UserError
 NAME = "embed"
 HELP = "features of aligned 112x112 images: an .npz with features, norms, names (and quality)"
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pbm")  # what utils.image_header knows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
