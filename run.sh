@@ -55,11 +55,12 @@ train() {
 }
 
 demo() {
-    "$VENV/bin/python" -m recognition.data.demo_faces --out data/demo
+    "$VENV/bin/python" -m recognition.data.demo_faces --out data/demo --low-quality-share 0
     train configs/demo_baseline "$@"
     train configs/demo_qg "$@"
     echo
-    echo "Unseen people, sharp (hq), sharp against blurred (mixed), and blurred (lq) pairs: plain training against QGFace"
+    echo "Trained on sharp portraits alone, for as many epochs, plainly and by QGFace. Unseen people: pairs of sharp images (hq), of a"
+    echo "sharp and a blurred one (mixed), of blurred ones (lq)."
     "$VENV/bin/python" -m eval runs runs/demo_baseline runs/demo_qg
 }
 

@@ -1,6 +1,7 @@
 """What the demo compares with: plain AdaFace on the faces of configs/demo_qg, for as many epochs.
 
-One view (flip only) of each image, so a step costs half of one of QGFace's. For as many encoder passes: num_epoch=8 warmup_epoch=1.
+One view (flip only) of each image, so a step costs half of one of QGFace's. For as many encoder passes: num_epoch=8
+warmup_epoch=1.
 """
 
 from easydict import EasyDict as edict

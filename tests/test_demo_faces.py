@@ -228,7 +228,9 @@ def test_what_is_there_already_is_never_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("changes", "problem"), [
     ({"pairs": 30}, "multiple of 20"), ({"pairs": 0}, "it must be 20 or more"), ({"identities": 1}, "identities is 1"),
     ({"images_per_identity": 1}, "images_per_identity is 1"), ({"unseen": 1}, "unseen is 1"),
-    ({"seed": -1}, "seed is -1"), ({"pairs": 60}, "make 24 such pairs"), ({"workers": 0}, "workers is 0"),
+    ({"seed": -1}, "seed is -1"),
+    ({"low_quality_share": 1.5}, "low_quality_share is 1.5"),
+    ({"pairs": 60}, "make 24 such pairs"), ({"workers": 0}, "workers is 0"),
 ])
 def test_parameters_out_of_range_are_named(tmp_path: Path, changes: dict[str, int], problem: str) -> None:
     with pytest.raises(UserError, match=problem):

@@ -32,12 +32,11 @@ from utils.errors import UserError, exit_on_user_error
 
 __all__ = ["DemoSet", "make_demo_set", "render"]
 
-VERSION = 1  # raise it whenever a picture changes, so that an older set is not taken for this one
+VERSION = 2  # raise it whenever a picture changes, so that an older set is not taken for this one
 MANIFEST = "demo.json"
 BINS = ("demo_hq.bin", "demo_mixed.bin", "demo_lq.bin")
 FOLDS = 10
 JPEG_QUALITY = 92
-LOW_QUALITY_SHARE = 0.1  # of the training images: real sets are mixed
 # Streams of chance; `person` and `shot` have 0 and 1.
 _PAIRS, _PAIR_QUALITY, _TRAIN_QUALITY = 2, 3, 4
 
@@ -53,12 +52,15 @@ class DemoSet:
     unseen: int = 100
     pairs: int = 2000
     seed: int = 0
+    low_quality_share: float = 0.1
 
     def __post_init__(self) -> None:
         at_least = {"identities": 2, "images_per_identity": 2, "unseen": 2, "pairs": 2 * FOLDS, "seed": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if not 0 <= self.low_quality_share <= 1:
+            raise UserError(f"low_quality_share is {self.low_quality_share}; it must lie in [0, 1]")
         if self.pairs % (2 * FOLDS):
             raise UserError(f"pairs is {self.pairs}; it must be a multiple of {2 * FOLDS} (ten folds of two halves)")
         same = self.unseen * self.images_per_identity * (self.images_per_identity - 1) // 2
@@ -78,7 +80,7 @@ def _training_images(parameters: DemoSet, identity: int) -> list[bytes]:
     for index in range(parameters.images_per_identity):
         image = render(parameters.seed, identity, index)
         rng = np.random.default_rng([parameters.seed, _TRAIN_QUALITY, identity, index])
-        if rng.uniform() < LOW_QUALITY_SHARE:
+        if rng.uniform() < parameters.low_quality_share:
             image = degrade(image, rng, low=14, high=40)
         images.append(_encode(image))
     return images
@@ -227,6 +229,7 @@ def make_demo_set(
     pairs: int = 2000,
     seed: int = 0,
     workers: int | None = None,
+    low_quality_share: float = 0.1,
 ) -> None:
     """Makes a set of procedural faces, or reuses the same one if it is there already.
 
@@ -240,11 +243,12 @@ def make_demo_set(
         pairs: in each .bin; a multiple of 20 (ten folds, in each first the same people, then different ones).
         seed: other seeds give other people.
         workers: processes; by default as many as this process may use cores.
+        low_quality_share: of the training images, so many are seen from afar, as in sets of mixed quality.
 
     Raises:
         UserError: parameters out of range, `out_dir` holds something else, or it cannot be written.
     """
-    parameters = DemoSet(identities, images_per_identity, unseen, pairs, seed)
+    parameters = DemoSet(identities, images_per_identity, unseen, pairs, seed, low_quality_share)
     folder = Path(out_dir).resolve()
     workers = _cores() if workers is None else workers
     if workers < 1:
@@ -278,10 +282,12 @@ def main() -> None:
                        ("seed", "other seeds give other people")):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name.replace("-", "_")),
                             help=f"{text} (%(default)s)")
+    parser.add_argument("--low-quality-share", type=float, default=defaults.low_quality_share,
+                        help="of the training images, seen from afar (%(default)s)")
     parser.add_argument("--workers", type=int, default=None, help="processes (as many as there are cores)")
     arguments = parser.parse_args()
     make_demo_set(arguments.out, arguments.identities, arguments.images_per_identity, arguments.unseen,
-                  arguments.pairs, arguments.seed, arguments.workers)
+                  arguments.pairs, arguments.seed, arguments.workers, arguments.low_quality_share)
 
 
 if __name__ == "__main__":
