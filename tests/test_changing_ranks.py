@@ -45,9 +45,10 @@ def test_losses_are_equal_from_the_first_step_on(stayed_and_moved):
     for one, other in zip(expected[first:], actual[first:], strict=True):
         step = other["step"]
         assert [other[name] for name in EXACT] == [one[name] for name in EXACT], step
-        within = 1e-6 if step == first + 1 else 2e-5  # of the loss; later steps carry the rounding of those before
+        # Of the loss; later steps carry the rounding of those before, amplified by PReLU's kinks (below).
+        within, gradient_within = (1e-6, 1e-4) if step == first + 1 else (1e-4, 2e-3)
         assert [other[name] for name in LOSSES] == pytest.approx([one[name] for name in LOSSES], abs=within * one["loss"]), step
-        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=100 * within), step
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=gradient_within), step
         assert other["quality_mean"] == pytest.approx(one["quality_mean"], rel=1e-6), step
 
 
