@@ -59,8 +59,8 @@ demo() {
     train configs/demo_baseline "$@"
     train configs/demo_qg "$@"
     echo
-    echo "Trained on sharp portraits alone, for as many epochs, plainly and by QGFace. Unseen people: pairs of sharp images (hq), of a"
-    echo "sharp and a blurred one (mixed), of blurred ones (lq)."
+    echo "Trained on sharp portraits alone, for as many epochs, plainly and by QGFace (which sees two views of each image, and so"
+    echo "computes twice as much). Unseen people: pairs of sharp images (hq), of a sharp and a blurred one (mixed), of blurred ones (lq)."
     "$VENV/bin/python" -m eval runs runs/demo_baseline runs/demo_qg
 }
 
