@@ -231,7 +231,7 @@ def measure_batches(rec: Path, rounds: int) -> list[Figure]:
     ]
 
 
-# Like for like is `bytes`, which gives what this loader gives. `normalised` is what arcface_torch trains from; it also normalises,
+# Like for like is `bytes`: what this loader gives. `normalised` is what arcface_torch trains from, and also normalises,
 # which this loader leaves to the device. The bar stands at both.
 DALI_BAR = 1.8
 DALI_KINDS = {"normalised": "DALI's CPU pipeline as arcface_torch has it", "bytes": "DALI's CPU pipeline, bytes alone"}
