@@ -19,15 +19,18 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from prettytable import PrettyTable, TableStyle
 
 from eval import paper
 from eval.benchmark_tables import summary_row
+from utils import config as config_file
 from utils.errors import UserError, exit_on_user_error
 
 FORMS = ("lfw", "vgg2_r34")
@@ -93,18 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     rows = {table: list(TABLES[table]) for table in options.tables}
     rows[options.tables[-1]] += [_own_row(text) for text in options.row]
-    runs = {
-        row.run_name(options.form, seed): (row, seed) for seed in options.seeds for rows_ in rows.values() for row in rows_
-    }
+    _check(rows, options)
+    runs = {row.run_name(options.form, seed): (row, seed) for seed in options.seeds for rows_ in rows.values() for row in rows_}
     if options.list:
         for name, (row, seed) in runs.items():
             print(f"{name}: train.py {' '.join([*row.arguments(options.form), *options.settings, f'seed={seed}'])}")
         return
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for finished in [pool.submit(_one_run, output / name, row, seed, options) for name, (row, seed) in runs.items()]:
-            finished.result()
+    _run_all([partial(_one_run, output / name, row, seed, options) for name, (row, seed) in runs.items()], options.jobs)
     for table, table_rows in rows.items():
         measured = {row.name: _results(output, row, options) for row in table_rows}
         _write(output, table, measured)
@@ -132,6 +132,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _check(rows: Mapping[str, Sequence[Row]], options: argparse.Namespace) -> None:
+    """Says what would fail before hours of training have gone into it."""
+    for name in ("jobs", "nproc"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
+    for table, rows_ in rows.items():
+        if not rows_:
+            raise UserError(f"table {table!r} has no rows of its own: give them, as --row 'NAME: CONFIG [key=value …]'")
+        for row in rows_:
+            config_file.load(row.arguments(options.form)[0], [*row.changes, *options.settings])
+    if not options.list and not Path(options.data_root).is_dir():
+        raise UserError(f"--data-root {options.data_root}: no such folder; it holds what the runs are evaluated on")
+
+
 def _own_row(text: str) -> Row:
     name, colon, rest = text.partition(":")
     config, *changes = rest.split() or [""]
@@ -141,6 +155,27 @@ def _own_row(text: str) -> Row:
 
 
 # ------------------------------------------------------------------------------------------------ running
+
+
+def _run_all(runs: Sequence[Callable[[], None]], jobs: int) -> None:
+    """`jobs` at a time. After a failure or an interruption none begins any more; those that are under way end by themselves."""
+    failed = threading.Event()
+
+    def run(one: Callable[[], None]) -> None:
+        try:
+            if not failed.is_set():
+                one()
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for finished in [pool.submit(run, one) for one in runs]:
+                finished.result()
+        except BaseException:
+            failed.set()
+            raise
 
 
 def _one_run(folder: Path, row: Row, seed: int, options: argparse.Namespace) -> None:

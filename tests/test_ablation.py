@@ -77,8 +77,27 @@ def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
     assert again.stdout.strip() == first.stdout[first.stdout.index("Table") :].strip()
 
 
-def test_mistakes_are_named(demo_set, tmp_path):
-    assert "there are I, II, III" in _ablation("IX").stderr
-    assert "expected 'NAME: CONFIG" in _ablation("own", "--row", "nonsense").stderr
-    done = _ablation("own", "--row", "wrong: tests/tiny_config lrr=1", "--output", str(tmp_path), f"rec={demo_set}")
-    assert done.returncode == 2 and "did you mean 'lr'" in done.stderr and "tiny_config-lrr=1-s1.log" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["IX"], "there are I, II, III"),
+        (["own"], "has no rows of its own"),
+        (["own", "--row", "nonsense"], "expected 'NAME: CONFIG"),
+        (["own", "--row", "absent: configs/absent"], "no such configuration file"),
+        (["own", "--row", "wrong: tests/tiny_config lrr=1"], "did you mean 'lr'"),
+        (["I", "--jobs", "0"], "--jobs 0: must be at least 1"),
+        (["I", "--nproc", "0"], "--nproc 0: must be at least 1"),
+        (["I", "--data-root", "/absent"], "--data-root /absent: no such folder"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(arguments, message, tmp_path):
+    done = _ablation(*arguments, "--output", str(tmp_path / "out"))
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_ends_the_table_and_names_its_log(tmp_path):
+    rows = ("--row", "lost: tests/tiny_config rec=/absent", "--row", "never begun: tests/tiny_config rec=/absent max_steps=1")
+    done = _ablation("own", *rows, "--seeds", "1", "--data-root", str(tmp_path), "--output", str(tmp_path))
+    assert done.returncode == 2 and "/absent" in done.stderr and "-s1.log" in done.stderr
+    assert done.stdout.count("training") == 1
