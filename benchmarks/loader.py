@@ -19,15 +19,14 @@ every bar that could be measured holds.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
-import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ import cv2
 import numpy as np
 
 from benchmarks.augmentations import compare_with_pillow
+from benchmarks.race import Contestant, Forked, Peer, race
 from benchmarks.storage import measure_cold_reads, measure_memory
 from recognition.data import FaceDataset, RecordReader, RecordWriter
 from recognition.data.batch import BatchMaker, BatchSpec
@@ -46,7 +46,6 @@ from recognition.data.loader import Loader
 ROOT = Path(__file__).resolve().parent.parent
 LFW = ROOT.parent / "shared" / "faces" / "lfw_train"
 BATCH, WORKERS = 128, 2
-Contestant = Callable[[], float]  # does some work; gives its rate
 
 
 @dataclass
@@ -94,133 +93,16 @@ def make_images(folder: Path, copies: int) -> Path:
     return folder / "train.rec"
 
 
-class Forked:
-    """A function in a process of its own, run whenever it is asked."""
-
-    def __init__(self, action: Callable[[], None]):
-        self.connection, theirs = multiprocessing.Pipe()
-        self._process = multiprocessing.get_context("fork").Process(target=self._serve, args=(action, theirs), daemon=True)
-        self._process.start()
-
-    def _serve(self, action: Callable[[], None], connection) -> None:
-        cv2.setNumThreads(1)
-        while connection.recv():
-            action()
-            connection.send(True)
-
-    @property
-    def process_id(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
-
-    def stop(self) -> None:
-        self.connection.send(False)
-        self._process.join()
-
-
-class Peer:
-    """Another loader in another Python: a number on its stdin, seconds on its stdout."""
-
-    def __init__(self, python: str, script: str, *arguments: str):
-        command = [python, str(ROOT / "benchmarks" / "peers" / script), *arguments]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-        if self._line() != "ready":
-            raise RuntimeError(f"{' '.join(command)} did not start")
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    @property
-    def process_id(self) -> int:
-        return self._process.pid
-
-    def seconds(self, count: int) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{count}\n")
-        self._process.stdin.flush()
-        return float(self._line())
-
-    def stop(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def processor_seconds(*process_ids: int) -> float:
-    """What processes have used so far, all threads together (Linux: the id of a process's clock follows from its own)."""
-    return sum(time.clock_gettime(~process_id << 3 | 2) for process_id in process_ids)
-
-
-def take_turns(contestants: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
-    """Each contestant's rate, round by round; the order turns, so that none always follows the same."""
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds):
-        order = list(contestants)
-        for name in order[number % len(order) :] + order[: number % len(order)]:
-            rates[name].append(contestants[name]())
-    return rates
-
-
 # ------------------------------------------------------------------------------------------------ measurements
 
 
 def measure_batches(rec: Path, rounds: int) -> list[Figure]:
     """Flip-only batches on two workers beside bare decoding in two processes, and DALI on two threads."""
     dataset = FaceDataset(rec)
-    payloads = [np.frombuffer(dataset.read(number)[0], np.uint8) for number in range(0, len(dataset), 4)]
-
-    def decode_all() -> None:
-        for payload in payloads:
-            cv2.imdecode(payload, cv2.IMREAD_COLOR_RGB)
-
-    decoders = [Forked(decode_all) for _ in range(WORKERS)]
-    spec = BatchSpec(BATCH, dataset.num_classes, views=1, augmentation="none")
-    loader = Loader(dataset, spec, WORKERS)
-    epochs = iter(range(1 << 30))
-
-    def bare() -> float:
-        begin = time.perf_counter()
-        for decoder in decoders:
-            decoder.connection.send(True)
-        for decoder in decoders:
-            decoder.connection.recv()
-        return WORKERS * len(payloads) / (time.perf_counter() - begin)
-
-    def ours() -> float:
-        epoch, start = next(epochs), len(loader) % WORKERS  # as many batches for each worker
-        begin = time.perf_counter()
-        images = sum(len(batch.labels_B) for batch in loader.epoch(epoch, start))
-        return images / (time.perf_counter() - begin)
-
-    contestants = {"decode": bare, "loader": ours}
-    processes = {"decode": [each.process_id for each in decoders], "loader": [os.getpid(), *loader.worker_ids]}
-    python = os.environ.get("QGFACE_DALI_PYTHON")
-    dali: dict[str, Peer] = {}
-    if python:
-        files, batches = (str(rec), str(rec.with_suffix(".idx"))), max(1, len(dataset) // BATCH)
-        for kind in DALI_KINDS:
-            dali[kind] = Peer(python, "dali_images.py", *files, str(BATCH), str(WORKERS), kind)
-            contestants[kind] = partial(lambda peer: batches * BATCH / peer.seconds(batches), dali[kind])
-            processes[kind] = [dali[kind].process_id]
-    busy: dict[str, list[float]] = {name: [] for name in contestants}  # images per second of processor
-
-    def with_processor_time(name: str, contestant: Contestant, ids: list[int]) -> float:
-        before, begin = processor_seconds(*ids), time.perf_counter()
-        rate = contestant()
-        images = rate * (time.perf_counter() - begin)
-        busy[name].append(images / (processor_seconds(*ids) - before))
-        return rate
-
-    rates = take_turns(
-        {name: partial(with_processor_time, name, action, processes[name]) for name, action in contestants.items()}, rounds
-    )
-    for decoder in decoders:
-        decoder.stop()
-    for peer in dali.values():
-        peer.stop()
-    loader.close()
+    with contextlib.ExitStack() as at_the_end:
+        contestants = {"decode": _decoding(dataset, at_the_end), "loader": _loading(dataset, at_the_end)}
+        contestants |= _dali(rec, len(dataset), at_the_end)
+        rates, busy = race(contestants, rounds)
     figures = [_dali_figures(kind, rates, busy) for kind in DALI_KINDS]
     return [
         Figure("cv2.imdecode alone, two processes", max(rates["decode"]), "images/s"),
@@ -229,6 +111,54 @@ def measure_batches(rec: Path, rounds: int) -> list[Figure]:
         Figure("by processor time: loader to cv2.imdecode alone", median(busy["loader"]) / median(busy["decode"]), "x"),
         *(figure for of_kind in figures for figure in of_kind),
     ]
+
+
+def _decoding(dataset: FaceDataset, at_the_end: contextlib.ExitStack) -> Contestant:
+    payloads = [np.frombuffer(dataset.read(number)[0], np.uint8) for number in range(0, len(dataset), 4)]
+
+    def decode_all() -> None:
+        for payload in payloads:
+            cv2.imdecode(payload, cv2.IMREAD_COLOR_RGB)
+
+    decoders = [Forked(decode_all) for _ in range(WORKERS)]
+    for decoder in decoders:
+        at_the_end.callback(decoder.stop)
+
+    def images_per_second() -> float:
+        begin = time.perf_counter()
+        for decoder in decoders:
+            decoder.connection.send(True)
+        for decoder in decoders:
+            decoder.connection.recv()
+        return WORKERS * len(payloads) / (time.perf_counter() - begin)
+
+    return Contestant(images_per_second, [each.process_id for each in decoders])
+
+
+def _loading(dataset: FaceDataset, at_the_end: contextlib.ExitStack) -> Contestant:
+    loader = Loader(dataset, BatchSpec(BATCH, dataset.num_classes, views=1, augmentation="none"), WORKERS)
+    at_the_end.callback(loader.close)
+    epochs = itertools.count()
+
+    def images_per_second() -> float:
+        epoch, start = next(epochs), len(loader) % WORKERS  # as many batches for each worker
+        begin = time.perf_counter()
+        images = sum(len(batch.labels_B) for batch in loader.epoch(epoch, start))
+        return images / (time.perf_counter() - begin)
+
+    return Contestant(images_per_second, [os.getpid(), *loader.worker_ids])
+
+
+def _dali(rec: Path, images: int, at_the_end: contextlib.ExitStack) -> dict[str, Contestant]:
+    """DALI's pipelines by their kind; none where there is no DALI."""
+    python = os.environ.get("QGFACE_DALI_PYTHON")
+    contestants: dict[str, Contestant] = {}
+    batches = max(1, images // BATCH)
+    for kind in DALI_KINDS if python else ():
+        peer = Peer(str(python), "dali_images.py", str(rec), str(rec.with_suffix(".idx")), str(BATCH), str(WORKERS), kind)
+        at_the_end.callback(peer.stop)
+        contestants[kind] = Contestant(partial(lambda peer: batches * BATCH / peer.seconds(batches), peer), [peer.process_id])
+    return contestants
 
 
 # Like for like is `bytes`: what this loader gives. `normalised` is what arcface_torch trains from, and also normalises,
@@ -284,13 +214,13 @@ def measure_reads(rec: Path, rounds: int) -> list[Figure]:
             reader.read(key)
         return count / (time.perf_counter() - begin)
 
-    contestants: dict[str, Contestant] = {"ours": ours}
+    contestants = {"ours": Contestant(ours, [os.getpid()])}
     python = os.environ.get("QGFACE_MXNET_PYTHON")
     mxnet = Peer(python, "mxnet_records.py", str(rec), str(rec.with_suffix(".idx"))) if python else None
     if mxnet:
         peer = mxnet
-        contestants["mxnet"] = lambda: count / peer.seconds(count)
-    rates = take_turns(contestants, rounds)
+        contestants["mxnet"] = Contestant(lambda: count / peer.seconds(count), [peer.process_id])
+    rates, _ = race(contestants, rounds)
     if mxnet:
         mxnet.stop()
     note = "" if mxnet else "MXNet is absent: set QGFACE_MXNET_PYTHON"
