@@ -158,8 +158,9 @@ def statistics_of_the_batch(encoder: nn.Module) -> Iterator[None]:
 def describe_norms(
     norm_VR: torch.Tensor, quality: QualityStatistics, partition: Partition | ViewPartition
 ) -> dict[str, float]:  # fmt: skip
-    """Of each view the share of high quality and quantiles of the norms; the share of pairs with a feature of low quality; the
-    norm at which the partition divides, mu + (sigma + epsilon) / c (2 b - 1), if it does."""
+    """Of each view the share of high quality and quantiles of the norms; the share of pairs with a feature of low quality, and of
+    those whose augmented view has the smaller norm (1/2: the norm knows nothing of the quality; 1: all of it); the norm at which
+    the partition divides, mu + (sigma + epsilon) / c (2 b - 1), if it does."""
     quality_VR = quality.normalise(norm_VR)
     high_VR = partition.high_quality(quality_VR.flatten()).view_as(quality_VR)
     values: dict[str, float] = {}
@@ -170,6 +171,7 @@ def describe_norms(
         values |= {f"{view}/norm_p{level:02d}": value for level, value in zip(QUANTILES, quantiles, strict=True)}
     if len(norm_VR) > 1:
         values["low_quality_pair_share"] = float(partition.low_quality_pairs(quality_VR).float().mean())
+        values["augmented_norm_smaller_share"] = float((norm_VR[0] < norm_VR[1]).float().mean())
     if isinstance(partition, Partition) and partition.threshold is not None:
         width = (float(quality.std) + quality.epsilon) / quality.concentration
         values["threshold_norm"] = float(quality.mean) + width * (2 * partition.threshold - 1)

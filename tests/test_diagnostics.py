@@ -204,6 +204,9 @@ def test_norms_are_described_beside_the_threshold():
     assert found["original/high_quality_share"] == pytest.approx(float(high[1].float().mean()))
     assert 0 < found["augmented/high_quality_share"] < found["original/high_quality_share"] < 1
     assert found["low_quality_pair_share"] == pytest.approx(1 - float(high.all(dim=0).float().mean()))
+    assert found["augmented_norm_smaller_share"] == 1.0
+    two_of_three = describe_norms(torch.tensor([[1.0, 4, 3], [2, 3, 4]]), quality, partition)
+    assert two_of_three["augmented_norm_smaller_share"] == pytest.approx(2 / 3)
     assert (found["augmented/norm_p05"], found["original/norm_p50"]) == pytest.approx((10.5, 20.0))
     assert "threshold_norm" not in describe_norms(norm_VR, quality, Partition(None))
     by_view = describe_norms(norm_VR, quality, ViewPartition())

@@ -51,7 +51,8 @@ def run(tmp_path):
                 for view, centre in (("original", 20), ("augmented", 16))
                 for level in ("05", "25", "50", "75", "95")
             }
-            shares = {"original/high_quality_share": 0.95, "augmented/high_quality_share": 0.6, "low_quality_pair_share": 0.4}
+            shares = {"original/high_quality_share": 0.95, "augmented/high_quality_share": 0.6, "low_quality_pair_share": 0.4,
+                      "augmented_norm_smaller_share": 0.9}  # fmt: skip
             looked |= {f"diagnostics/{name}": value for name, value in {**shares, "threshold_norm": 17.0}.items()}
             lines.append({"step": step, **looked})
     lines.append({"step": 41, "skipped": "features of rank 0 are not finite"})
@@ -125,7 +126,7 @@ def test_the_page_shows_everything_and_a_browser_shows_it_whole(alone, run, tmp_
     shown = section(page, "differences")
     assert "momentum" in shown and shown.count("<svg") == 3 and "2 to 3 updates later" in shown
     assert re.search(r"<td>proxy, compensated</td><td>0\.4000</td><td>1\.1667</td><td>0\.9433</td>", shown)
-    assert section(page, "norms").count("<svg") == 5 and section(page, "norms").count('class="band"') == 4
+    assert section(page, "norms").count("<svg") == 6 and section(page, "norms").count('class="band"') == 4
     assert "m = 0.4, s = 64" in section(page, "gradients") and section(page, "gradients").count("<image ") == 1
     assert "skipped steps" in page
     if CHROMIUM is None:

@@ -56,11 +56,22 @@ def _shares(run: Run) -> list[str]:
     told = run.diagnostics
     names = {f"{view}/high_quality_share": f"HQ, {title}" for view, title in _VIEWS.items()}
     names["low_quality_pair_share"] = "LQ pairs"
-    series = [svg.Series(label, told["step"], told[name], dashed="pair" in name) for name, label in names.items() if name in told]
-    if not series or "threshold_norm" not in told:  # without a threshold there are no two sides
-        return []
-    chart = svg.lines(series, svg.axis("step", told["step"]), svg.Axis("share", 0.0, 1.0), "shares by view", svg.percent)
-    return [page.figure("Above the threshold", chart, "% of the images of each view; pairs with a feature at or below it")]
+    figures = {
+        # without a threshold there are no two sides
+        "Above the threshold": (names if "threshold_norm" in told else {}, "% of the images of each view; pairs at or below it"),
+        "Is the norm the quality?": (
+            {"augmented_norm_smaller_share": "augmented below original"},
+            "% of the pairs whose augmented view has the smaller norm; 50: the norm knows nothing, 100: it is a perfect measure",
+        ),
+    }
+    drawn = []
+    for title, (shown, note) in figures.items():
+        known = {name: label for name, label in shown.items() if name in told}
+        series = [svg.Series(label, told["step"], told[name], dashed="pair" in name) for name, label in known.items()]
+        if series:
+            chart = svg.lines(series, svg.axis("step", told["step"]), svg.Axis("share", 0.0, 1.0), title, svg.percent)
+            drawn.append(page.figure(title, chart, note))
+    return drawn
 
 
 def differences(run: Run) -> str:
