@@ -14,7 +14,8 @@ from recognition.data.pack.parallel import stop_on_signals
 from utils.errors import exit_on_user_error
 
 COMMANDS = (
-    "folder", "align", "pairs", "tinyface", "scface", "unpack", "shuffle", "merge", "subset", "verify", "reindex", "grid",
+    "folder", "align", "pairs", "tinyface", "scface", "unpack", "shuffle", "merge", "subset", "degrade", "verify",
+    "reindex", "grid",
 )  # fmt: skip
 
 
