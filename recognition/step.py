@@ -99,7 +99,11 @@ class TrainStep:
                 # Backward: reduce-scatter of feature gradients, then DDP's all-reduce in the last pass.
                 (terms.loss * (self.loss_scale.value / len(batches))).backward()
 
-        # Agree, clip, optimise: on the device, which does nothing where the verdict is bad.
+        return StepResult(terms, self._optimise(fit_W), unreadable, requests)
+
+    def _optimise(self, fit_W: torch.Tensor) -> torch.Tensor:
+        """Agree, clip, optimise: on the device, which does nothing where the verdict is bad. Gives the gradients' norm. fit_W:
+        whether each rank's features are finite."""
         coalesce_gradients(self._parameters())
         if self.loss_scale.enabled:
             scale_gradients(self._parameters(), 1 / self.loss_scale.value)
@@ -114,7 +118,7 @@ class TrainStep:
             self.momentum_encoder.follow(self.encoder.module, verdict.good)
         self._state.restore_unless(verdict.good)
         self._pending = verdict
-        return StepResult(terms, norm, unreadable, requests)
+        return norm
 
     def settle(self) -> str:
         """Waits for the last step if its verdict has not been read, and undoes what the host counted of it if it was skipped.

@@ -9,6 +9,7 @@ import pytest
 
 from eval.verification import load_bin
 from recognition.data import RecordReader
+from recognition.data.pack.tinyface import ROLES
 from recognition.data.pack.verify import verify
 from tests.pack_tools import encoded, pack, picture, write_files
 from tests.shared_files import FACES, needs_faces
@@ -118,3 +119,11 @@ def test_tinyface_folders_that_are_not_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not named as SCface"):
         pack("scface", tmp_path / "t/Probe", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_above_is_told_where_the_images_are(tmp_path: Path) -> None:
+    write_files(tmp_path, {"scface/aligned/001_frontal.jpg": b"", **{f"tiny/a/{role}/1_1.jpg": b"" for role in ROLES}})
+    with pytest.raises(UserError, match=r"holds no images; .*, such as .*scface/aligned$"):
+        pack("scface", tmp_path / "scface", tmp_path / "out")
+    with pytest.raises(UserError, match=r"has no folder Probe; .*, such as .*tiny/a$"):
+        pack("tinyface", tmp_path / "tiny", tmp_path / "out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,12 @@ class ProtocolImage:
 
     path: str
     labels: tuple[int, ...]
+
+
+def where_else(source: Path, is_it: Callable[[Path], bool]) -> str:
+    """For messages: the folders one or two levels below `source` that are what was expected of it."""
+    found = [str(folder) for pattern in ("*/", "*/*/") for folder in sorted(source.glob(pattern)) if is_it(folder)]
+    return f", such as {' or '.join(found)}" if found else ""
 
 
 def encode_part(source: Path, face: FaceFormat, images: list[ProtocolImage]) -> list[bytes]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from recognition.data.pack import protocol_set
 from recognition.data.pack.folder import face_format, image_names
-from recognition.data.pack.protocol_set import ProtocolImage, write_protocol_set
+from recognition.data.pack.protocol_set import ProtocolImage, where_else, write_protocol_set
 from utils.errors import UserError
 
 HELP = "SCface's images -> .rec in the protocol's order"
@@ -38,7 +38,8 @@ def read_protocol(source: Path) -> list[ProtocolImage]:
         images.append(ProtocolImage(name, (int(match[1]), int(match[2] or 0), int(match[3] or 0))))
     images.sort(key=lambda image: image.labels)
     if not images:
-        raise UserError(f"{source}: holds no images; give the folder with 001_frontal.jpg and so on")
+        elsewhere = where_else(source, lambda place: any(map(_NAME.fullmatch, image_names(place))))
+        raise UserError(f"{source}: holds no images; give the folder with 001_frontal.jpg and so on{elsewhere}")
     for before, after in itertools.pairwise(images):
         if before.labels == after.labels:
             raise UserError(f"{source}: {before.path} and {after.path} are the same image by name; remove one")

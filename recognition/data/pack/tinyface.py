@@ -17,7 +17,7 @@ from pathlib import Path
 
 from recognition.data.pack import protocol_set
 from recognition.data.pack.folder import face_format, image_names
-from recognition.data.pack.protocol_set import ProtocolImage, write_protocol_set
+from recognition.data.pack.protocol_set import ProtocolImage, where_else, write_protocol_set
 from utils.errors import UserError
 
 HELP = "TinyFace's folders -> .rec in the protocol's order"
@@ -33,7 +33,8 @@ def read_protocol(source: Path) -> list[ProtocolImage]:
     images = []
     for role, folder in enumerate(ROLES):
         if not (source / folder).is_dir():
-            raise UserError(f"{source}: has no folder {folder}; give the folder with {', '.join(ROLES)}")
+            elsewhere = where_else(source, lambda place: all((place / role).is_dir() for role in ROLES))
+            raise UserError(f"{source}: has no folder {folder}; give the folder with {', '.join(ROLES)}{elsewhere}")
         names = image_names(source / folder)
         if not names:
             raise UserError(f"{source / folder}: holds no images")
