@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -44,16 +46,25 @@ class Progress:
         if self.active:
             print(text, flush=True)
 
-    def steps(self, step: int, epoch: float, images: int, values: dict[str, float]) -> None:
-        """Measurements after `step` steps: `values` are those of the last step, `images` the images since the last call."""
+    @contextlib.contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """Time that passes within does not count as training time: neither for the speed nor for what is left."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._last_time += time.perf_counter() - begin
+
+    def steps(self, step: int, epoch: float, images_per_step: int, values: dict[str, float]) -> None:
+        """Measurements after `step` steps: `values` are those of the last step; the speed is that since the last call."""
         if not self.active:
             return
         now = time.perf_counter()
         seconds = max(now - self._last_time, 1e-9)
-        seconds_per_step = seconds / max(step - self._last_step, 1)
+        steps = max(step - self._last_step, 1)
         self._last_time, self._last_step = now, step
-        values = {**values, "images_per_second": images / seconds, "epoch": epoch}
-        left = timedelta(seconds=round(seconds_per_step * (self.total_steps - step)))
+        values = {**values, "images_per_second": images_per_step * steps / seconds, "epoch": epoch}
+        left = timedelta(seconds=round(seconds / steps * (self.total_steps - step)))
         print(
             f"step {step:>6}/{self.total_steps}  epoch {epoch:6.2f}  loss {values['loss']:8.4f}"
             f"  cls {values['loss_classification']:8.4f}  con {values['loss_contrastive']:8.4f}"
@@ -64,10 +75,9 @@ class Progress:
         self._record(step, "train", values)
 
     def verification(self, step: int, results: dict[str, dict[str, float]]) -> None:
-        """Verification figures after `step` steps; time spent on them does not count as training time."""
+        """Verification figures after `step` steps."""
         if not self.active:
             return
-        self._last_time = time.perf_counter()
         for name, metrics in results.items():
             self._record(step, f"verification/{name}", metrics)
 

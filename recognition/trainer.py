@@ -109,7 +109,6 @@ class Trainer:
         stop = min(self.total_steps, (epoch + 1) * self.steps_per_epoch)
         batches = self.prefetcher(self.loader.epoch(epoch, start=done * accumulate))
         self.encoder.train()
-        images_since = 0
         try:
             while self.step_number < stop and not self.requests & interruption.STOP:
                 self._prepare_step()
@@ -120,11 +119,9 @@ class Trainer:
                 self.step_number += 1
                 self.not_finite.tried(self.step_number, epoch, first_batch, step_batches)
                 self._mind_unreadable(result, step_batches, progress)
-                images_since += self.config.batch_size * self.world.size * accumulate
                 self.diagnostics.after_step(self.step_number, step_batches[-1], progress, self.train_step.settle)
                 if self._due(self.config.frequent) and not self.train_step.settle():
-                    self._report(result, images_since, progress)
-                    images_since = 0
+                    self._report(result, progress)
                 if self.step_number < self.total_steps:
                     self._periodically(progress)
         finally:
@@ -203,7 +200,7 @@ class Trainer:
                 f"{next(iter(checkpoint.complete_ones(self.output)), None)}; {advice}"
             )
 
-    def _report(self, result: StepResult, images: int, progress: Progress) -> None:
+    def _report(self, result: StepResult, progress: Progress) -> None:
         terms = result.terms
         assert terms is not None and result.gradient_norm is not None
         values = {
@@ -214,7 +211,8 @@ class Trainer:
         }  # fmt: skip
         numbers = {name: float(value.detach()) for name, value in values.items()}
         numbers["lr"] = self.optimiser.param_groups[0]["lr"]
-        progress.steps(self.step_number, self.step_number / self.steps_per_epoch, images, numbers)
+        images_per_step = self.config.batch_size * self.world.size * self.config.gradient_acc
+        progress.steps(self.step_number, self.step_number / self.steps_per_epoch, images_per_step, numbers)
 
     def _verify(self, progress: Progress) -> dict[str, dict[str, float]]:
         self.train_step.settle()
@@ -223,7 +221,8 @@ class Trainer:
         def keep_curve(name: str, result: TenFold) -> None:
             self._curves[name] = result.roc
 
-        results = verify_bins(self.embed, self.bins, self.config.val_batch_size, keep_curve)
+        with progress.clock_stopped():
+            results = verify_bins(self.embed, self.bins, self.config.val_batch_size, keep_curve)
         progress.verification(self.step_number, results)
         if self.step_number < self.total_steps:
             accuracies = "  ".join(f"{name} {100 * metrics['accuracy']:.2f} %" for name, metrics in results.items())

@@ -1,0 +1,42 @@
+"""What a run says of its own speed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from recognition.progress import Progress
+
+LOSSES = ("loss", "loss_classification", "loss_contrastive", "high_quality_share", "low_quality_pair_share", "norm_mean", "lr")
+VALUES = dict.fromkeys(LOSSES, 1.0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when the test says so."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_speed_counts_all_steps_since_the_last_report_and_no_verification(tmp_path: Path, clock, capsys) -> None:
+    with Progress(tmp_path, True, total_steps=30, first_step=0) as progress:
+        clock[0] += 5.0
+        progress.steps(10, 0.9, 96, VALUES)
+        clock[0] += 4.0
+        with progress.clock_stopped():  # such as between two epochs
+            clock[0] += 60.0
+        clock[0] += 1.0
+        progress.steps(20, 1.8, 96, VALUES)
+        with pytest.raises(ZeroDivisionError), progress.clock_stopped():
+            clock[0] += 7.0
+            raise ZeroDivisionError
+        clock[0] += 10.0
+        progress.steps(30, 2.7, 96, VALUES)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images_per_second"] for line in lines] == pytest.approx([192, 192, 96])
+    shown = capsys.readouterr().out.splitlines()
+    assert [line[line.index("left") :] for line in shown] == ["left 0:00:10", "left 0:00:05", "left 0:00:00"]
