@@ -30,6 +30,7 @@ COMMANDS = (
     "eval.cli_all",
     "eval.cli_embed",
     "eval.cli_compare",
+    "eval.cli_quality",
     "eval.cli_export",
     "eval.cli_report",
     "eval.cli_runs",
