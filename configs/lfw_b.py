@@ -3,7 +3,7 @@
     python train.py configs/lfw_b
 
 On the data of configs/lfw_qg; what came out is in docs/EXPERIMENTS.md.
-One view a step, and so twice the epochs: as many encoder passes as with two views.
+One view, and so twice the images a step and the epochs: as many encoder passes and as many steps as with two views.
 """
 
 from easydict import EasyDict as edict
@@ -15,6 +15,7 @@ config = edict(
     views=1,
     augmentation="adaface",
     queue="none",
+    global_batch_size=96,
     num_epoch=20,
     warmup_epoch=2.0,
 )

@@ -46,9 +46,10 @@ def test_a_row_changes_what_it_is_about_and_nothing_else(name, form):
     row, method = (dataclasses.asdict(config.load(str(ROOT / "configs" / f"{form}_{n}"))) for n in (name, "qg"))
     assert tuple(row[key] for key in ("views", "augmentation", "quality_threshold", "queue")) == ROWS[name]
     allowed = {"views", "augmentation", "quality_threshold", "queue", "output"}
-    if form == "lfw" and name in ONE_VIEW:  # as many encoder passes as with two views
+    if form == "lfw" and name in ONE_VIEW:  # as many encoder passes and steps as with two views
+        assert row["global_batch_size"] == 2 * method["global_batch_size"]
         assert row["num_epoch"] == 2 * method["num_epoch"] and row["warmup_epoch"] == 2 * method["warmup_epoch"]
-        allowed |= {"num_epoch", "warmup_epoch"}
+        allowed |= {"num_epoch", "warmup_epoch", "global_batch_size"}
     assert {key for key in row if row[key] != method[key]} <= allowed
 
 
