@@ -227,6 +227,16 @@ def _figures(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def _write(output: Path, table: str, measured: Mapping[str, Mapping[str, list[float]]]) -> None:
     """Prints the table and leaves TABLE.json and TABLE.md."""
+    seeds = max((len(values) for row in measured.values() for values in row.values()), default=0)
+    print(f"\nTable {table}, in %: mean ± standard deviation over {seeds} seed(s); under it the paper's row, on its own data")
+    print(_shown(table, measured, lines=True).get_string())
+    (output / f"{table}.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    markdown = _shown(table, measured, lines=False)  # which knows no lines between rows
+    markdown.set_style(TableStyle.MARKDOWN)
+    (output / f"{table}.md").write_text(markdown.get_string() + "\n", encoding="utf-8")
+
+
+def _shown(table: str, measured: Mapping[str, Mapping[str, list[float]]], lines: bool) -> PrettyTable:
     columns = list(dict.fromkeys(column for row in measured.values() for column in row))
     shown = PrettyTable([f"table {table}", *columns], align="r")
     shown.align[f"table {table}"] = "l"
@@ -235,13 +245,8 @@ def _write(output: Path, table: str, measured: Mapping[str, Mapping[str, list[fl
         figures = paper.TABLES.get(table, {}).get(name)
         if figures:
             printed = [f"{figures[column]:.2f}" if column in figures else "" for column in columns]
-            shown.add_row([f"  {paper.PAPER}", *printed], divider=True)
-    seeds = max((len(values) for row in measured.values() for values in row.values()), default=0)
-    print(f"\nTable {table}, in %: mean ± standard deviation over {seeds} seed(s); under it the paper's row, on its own data")
-    print(shown.get_string())
-    (output / f"{table}.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    shown.set_style(TableStyle.MARKDOWN)
-    (output / f"{table}.md").write_text(shown.get_string() + "\n", encoding="utf-8")
+            shown.add_row([f"  {paper.PAPER}", *printed], divider=lines)
+    return shown
 
 
 def _mean_and_std(values: Sequence[float]) -> str:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from eval import paper
-from recognition.ablation import FORMS, TABLES
+from recognition.ablation import FORMS, TABLES, _write
 from tests.commands import run
 from tests.shared_files import ROOT
 from utils import config
@@ -51,6 +51,14 @@ def test_a_row_changes_what_it_is_about_and_nothing_else(name, form):
         assert row["num_epoch"] == 2 * method["num_epoch"] and row["warmup_epoch"] == 2 * method["warmup_epoch"]
         allowed |= {"num_epoch", "warmup_epoch", "global_batch_size"}
     assert {key for key in row if row[key] != method[key]} <= allowed
+
+
+def test_a_table_stands_beside_the_papers_and_is_sound_markdown(tmp_path, capsys):
+    _write(tmp_path, "III", {"b: no": {"SC d1": [30.0, 31.0]}, "b = 0.1": {"SC d1": [20.0, 20.0]}})
+    assert "30.50 ± 0.71" in capsys.readouterr().out
+    lines = (tmp_path / "III.md").read_text().splitlines()
+    assert [":--" in line for line in lines] == [False, True, False, False, False, False]
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["30.50 ± 0.71", "90.77", "20.00 ± 0.00", "86.00"]
 
 
 def _ablation(*arguments: str):
