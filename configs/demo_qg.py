@@ -24,4 +24,5 @@ config = edict(
     quality_mean=22.0,
     quality_std=5.0,
     diagnose_every=50,
+    verbose=200,  # steps: once on the way, and at the end
 )
