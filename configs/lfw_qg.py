@@ -10,23 +10,13 @@ would still be far from the norms' own spread at the end).
 
 from easydict import EasyDict as edict
 
-from configs.base import config as base
+from configs.small_qg import config as small_qg
 
 config = edict(
-    base,
+    small_qg,
     rec="../shared/faces/lfw_train",
     val_dir="../shared/faces/val",
     val_targets=("lfw_hq", "lfw_mixed", "lfw_lq"),
-    network="tiny",
-    global_batch_size=48,
-    num_epoch=10,
-    lr=0.1,
-    schedule="cosine",
-    warmup_epoch=1.0,
-    margin_m=0.3,
-    scale=32.0,
-    contrastive_scale=32.0,
-    quality_mean=22.0,
-    quality_std=5.0,
+    contrastive_denominator="paper",
     diagnose_every=50,
 )
