@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from backbones.layers import full_precision, strided_shortcut
+from backbones.layers import full_precision, strided_shortcut, with_norm_of
 
 SLOPE = 0.25
 
@@ -39,13 +39,20 @@ class CompactBlock(nn.Module):
 class CompactNet(nn.Module):
     """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (under autocast too).
 
-    `widths` and `depths`: channels and blocks of the stages at 28x28, 14x14 and 7x7.
+    `widths` and `depths`: channels and blocks of the stages at 28x28, 14x14 and 7x7. `map_norm`: features have the norm of
+    the last map instead of their own.
     """
 
     def __init__(
-        self, widths: Sequence[int], depths: Sequence[int], embedding_size: int = 512, dropout: float = 0.0
+        self,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        embedding_size: int = 512,
+        dropout: float = 0.0,
+        map_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.map_norm = map_norm
         channels = widths[0]
         self.stem = nn.Sequential(
             nn.Conv2d(3, channels, 7, 4, 2, bias=False),
@@ -76,7 +83,9 @@ class CompactNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.bn(self.blocks(self.stem(images)))
         with full_precision(x):
-            return self.features(self.fc(self.dropout(torch.flatten(x, 1).float())))
+            flat = torch.flatten(x, 1).float()
+            features = self.features(self.fc(self.dropout(flat)))
+            return with_norm_of(flat, features) if self.map_norm else features
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

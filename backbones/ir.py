@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from backbones.layers import full_precision, run_blocks, strided_shortcut
+from backbones.layers import full_precision, run_blocks, strided_shortcut, with_norm_of
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -41,13 +41,20 @@ class IRNet(nn.Module):
     """Images [B, 3, 112, 112] in [-1, 1] (AdaFace's released weights want BGR) -> raw features [B, embedding_size].
 
     Features are float32, under autocast too. `depths`: blocks in each of the four stages. `dropout`: rate before the
-    fully connected layer. `checkpoint`: recompute each block's activations in the backward, for memory.
+    fully connected layer. `checkpoint`: recompute each block's activations in the backward, for memory. `map_norm`:
+    features have the norm of the last map instead of their own.
     """
 
     def __init__(
-        self, depths: Sequence[int], embedding_size: int = 512, dropout: float = 0.4, checkpoint: bool = False
+        self,
+        depths: Sequence[int],
+        embedding_size: int = 512,
+        dropout: float = 0.4,
+        checkpoint: bool = False,
+        map_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.map_norm = map_norm
         self.checkpoint = checkpoint
         self.input_layer = nn.Sequential(
             nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.PReLU(WIDTHS[0])
@@ -75,9 +82,10 @@ class IRNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = run_blocks(self.body, self.input_layer(images), self.checkpoint and self.training)
-        x = self.output_layer[:3](x)  # BatchNorm, dropout, flatten
+        x = self.output_layer[0](x)  # BatchNorm; then dropout, flatten, fully connected, BatchNorm
         with full_precision(x):
-            return self.output_layer[3:](x.float())
+            features = self.output_layer[3:](self.output_layer[1:3](x).float())
+            return with_norm_of(x.flatten(1).float(), features) if self.map_norm else features
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

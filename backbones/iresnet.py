@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from backbones.layers import full_precision, run_blocks, strided_shortcut
+from backbones.layers import full_precision, run_blocks, strided_shortcut, with_norm_of
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -42,13 +42,20 @@ class IResNet(nn.Module):
     """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (under autocast too).
 
     `depths`: blocks in each of the four stages (56x56, 28x28, 14x14, 7x7). `dropout`: rate before the fully connected
-    layer. `checkpoint`: recompute each block's activations in the backward, for memory.
+    layer. `checkpoint`: recompute each block's activations in the backward, for memory. `map_norm`: features have the
+    norm of the last map instead of their own.
     """
 
     def __init__(
-        self, depths: Sequence[int], embedding_size: int = 512, dropout: float = 0.0, checkpoint: bool = False
+        self,
+        depths: Sequence[int],
+        embedding_size: int = 512,
+        dropout: float = 0.0,
+        checkpoint: bool = False,
+        map_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.map_norm = map_norm
         self.checkpoint = checkpoint
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
@@ -70,9 +77,10 @@ class IResNet(nn.Module):
         x = self.prelu(self.bn1(self.conv1(images)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = run_blocks(stage, x, self.checkpoint and self.training)
-        x = self.dropout(torch.flatten(self.bn2(x), 1))
+        flat = torch.flatten(self.bn2(x), 1)
         with full_precision(x):
-            return self.features(self.fc(x.float()))
+            features = self.features(self.fc(self.dropout(flat).float()))
+            return with_norm_of(flat.float(), features) if self.map_norm else features
 
 
 def _stage(c_in: int, c_out: int, depth: int) -> nn.Sequential:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -53,6 +54,16 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> T
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(block)))
+
+
+def with_norm_of(map_BN: Tensor, features_BD: Tensor) -> Tensor:
+    """The features' directions with the norms of the maps they come from, on the features' scale: [B, D].
+
+    Training for directions leaves the norm of a fully connected layer's output to chance, while the map's tells sharp faces
+    from degraded ones (docs/EXPERIMENTS.md). No gradient goes through the norm.
+    """
+    norm_B1 = torch.linalg.vector_norm(map_BN.detach(), dim=1, keepdim=True)
+    return F.normalize(features_BD) * norm_B1 * (features_BD.shape[1] / map_BN.shape[1]) ** 0.5
 
 
 def strided_shortcut(c_in: int, c_out: int, stride: int) -> nn.Sequential:

@@ -29,8 +29,9 @@ def names() -> list[str]:
 def build(name: str, embedding_size: int = 512, **options: Any) -> nn.Module:
     """A freshly initialised encoder: images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32.
 
-    `options` go to the family's constructor: `dropout`; `checkpoint=True` (activations recomputed in the backward;
-    iresnet, ir, vit); `drop_path` and `mask_ratio` (vit). An option that the family does not have is a TypeError.
+    `options` go to the family's constructor: `dropout`; `map_norm=True` (features with the norm of the last map; compact,
+    iresnet, ir); `checkpoint=True` (activations recomputed in the backward; iresnet, ir, vit); `drop_path` and
+    `mask_ratio` (vit). An option that the family does not have is a TypeError.
     Raises ValueError for an unknown name, and names the nearest known one.
     """
     if name not in _BUILDERS:

@@ -33,12 +33,14 @@ def to_input(images_nHWC: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def build_encoder(config: Config) -> nn.Module:
     """The config's backbone, drawn from its seed alone (the same on all ranks). `initialise` gives it learned weights."""
-    options = {"dropout": config.dropout} if config.dropout else {}
+    options = {name: value for name in ("dropout", "map_norm") if (value := getattr(config, name))}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
             encoder = backbones.build(config.network, embedding_size=config.embedding_size, **options)
-        except (ValueError, TypeError, OSError) as fault:
+        except TypeError as fault:
+            raise UserError(f"network={config.network!r}: does not know all of {', '.join(options)}; leave them out") from fault
+        except (ValueError, OSError) as fault:
             raise UserError(f"network={config.network!r}: {fault}") from fault
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return encoder.to(memory_format=layout)  # type: ignore[call-overload]

@@ -319,3 +319,22 @@ def test_flops_of_a_vit_include_attention() -> None:
     block = 3 * N * dim * dim + 2 * N * N * dim + N * dim * dim + 2 * 4 * N * dim * dim
     expected = N * dim * 3 * 81 + 12 * block + N * dim * dim + dim * 512
     assert backbones.flops(backbones.build("vit_t")) == expected
+
+
+@pytest.mark.parametrize(("name", "last_norm"), [("tiny", "bn"), ("r18", "bn2"), ("ir_18", "output_layer.0")])
+def test_map_norm_gives_the_maps_norm_and_changes_no_direction(name: str, last_norm: str) -> None:
+    torch.manual_seed(0)
+    plain = backbones.build(name, embedding_size=32).eval()
+    net = backbones.build(name, embedding_size=32, map_norm=True).eval()
+    net.load_state_dict(plain.state_dict())
+    maps: list[Tensor] = []
+    net.get_submodule(last_norm).register_forward_hook(lambda module, inputs, output: maps.append(output.flatten(1)))
+    images = torch.randn(3, 3, 112, 112)
+    own, features = plain(images), net(images)
+    torch.testing.assert_close(F.normalize(features), F.normalize(own), atol=1e-6, rtol=1e-5)
+    expected = maps[0].square().mean(1).sqrt() * 32**0.5  # of the root mean square that D such numbers would have
+    torch.testing.assert_close(features.norm(dim=1), expected, atol=0, rtol=1e-5)
+    assert (features.norm(dim=1) / own.norm(dim=1)).std() > 1e-4
+
+    gradients = torch.autograd.grad(features.square().sum() * 1e3, [p for p in net.parameters() if p.requires_grad])
+    assert max(gradient.abs().max() for gradient in gradients) < 1e-2 * features.square().sum()  # none: the norm teaches nothing

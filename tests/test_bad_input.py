@@ -109,6 +109,11 @@ def test_unknown_network(demo_set, tmp_path):
     assert "r35" in text and "r34" in text
 
 
+def test_option_that_the_network_does_not_have(demo_set, tmp_path):
+    text = _complaint(f"rec={demo_set}", "network=mbf", "map_norm=True", f"output={tmp_path / 'run'}")
+    assert "'mbf'" in text and "map_norm" in text
+
+
 def test_missing_verification_set(demo_set, tmp_path):
     text = _complaint(f"rec={demo_set}", "val_targets=['lfw']", f"output={tmp_path / 'run'}")
     assert "lfw.bin" in text and "val_targets" in text

@@ -40,6 +40,7 @@ class Config:
     network: str = "r34"
     embedding_size: int = 512
     dropout: float = 0.0
+    map_norm: bool = False
     init_from: str = ""
     sync_bn: bool = False
     channels_last: bool = True
@@ -121,6 +122,7 @@ _CHECKS = [
     (lambda c: c.lr > 0, "lr={lr}: must be positive"),
     (lambda c: c.num_epoch > 0, "num_epoch={num_epoch}: must be at least 1"),
     (lambda c: 0 <= c.dropout < 1, "dropout={dropout}: must lie in [0, 1)"),
+    (lambda c: not c.map_norm or c.margin != "magface", "map_norm=True: magface teaches the norm; use another margin"),
     (lambda c: 0 <= c.momentum < 1, "momentum={momentum}: must lie in [0, 1)"),
     (lambda c: c.num_workers >= 0, "num_workers={num_workers}: must be 0 (in the training process) or more"),
     (lambda c: c.shuffle_window > 0, "shuffle_window={shuffle_window}: must be a number of images"),
