@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from skimage.transform import SimilarityTransform
 
+from recognition.data import FaceDataset
 from recognition.data.pack.align import align_image
 from recognition.data.pack.detector import FaceDetector
 from recognition.data.pack.face_encoding import FaceFormat, decode, encode, fit_square, packed_face
@@ -21,6 +23,7 @@ from tests.shared_files import FACES, ROOT, needs_faces
 from utils.errors import UserError
 from utils.image_header import ImageHeader, check_size, read_header
 
+YUNET = os.environ.get("QGFACE_YUNET", "")
 ARCFACE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 
 
@@ -176,6 +179,23 @@ def test_detector_finds_the_largest_face_in_photo_pixels(tmp_path: Path) -> None
     assert np.allclose(detector.largest_face(large, "x"), 3 * expected, atol=1e-2)
     with pytest.raises(UserError, match=r"dark\.jpg: no face was found"):
         detector.largest_face(np.zeros((100, 80, 3), np.uint8), "dark.jpg")
+
+
+@pytest.mark.skipif(not YUNET, reason="QGFACE_YUNET does not name face_detection_yunet_2023mar.onnx")
+@needs_faces
+def test_the_real_yunet_finds_aligned_faces_where_they_are() -> None:
+    """LFW crops in the middle of a photo, enlarged and turned: their landmarks lie where the crop's template says."""
+    faces, detector = FaceDataset(FACES / "lfw_train"), FaceDetector(Path(YUNET))
+    away = []
+    for number in range(0, len(faces), len(faces) // 50):
+        crop = decode(faces.read(number)[0], "")
+        to_photo = cv2.getRotationMatrix2D((56, 56), (number % 31) - 15, 1.0 + number % 7 / 4)
+        to_photo[:, 2] += (264, 184)
+        photo = cv2.warpAffine(crop, to_photo, (640, 480), borderValue=(110, 110, 110))
+        expected = ARCFACE @ to_photo[:, :2].T + to_photo[:, 2]
+        found = detector.largest_face(photo, str(number))
+        away.append(np.linalg.norm(found - expected, axis=1).mean() / np.sqrt(np.linalg.det(to_photo[:, :2])))
+    assert np.median(away) < 6 and np.mean(np.array(away) < 15) > 0.9  # pixels of 112
 
 
 def test_align_with_a_detector_then_with_what_it_found(tmp_path: Path) -> None:
