@@ -4,6 +4,7 @@ Exported files carry it as text under the names below (safetensors' metadata, ON
 
     format network embedding_size channel_order input_size mean std
     quality_mean quality_std quality_concentration quality_threshold    (of runs that have them)
+    map_norm    ("1" where features have the norm of the last map)
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class EncoderCard:
     mean: float = MEAN
     std: float = STD
     quality: QualityScale | None = None
+    map_norm: bool = False
 
     def to_metadata(self) -> dict[str, str]:
         """As text; floats are written so that they are read back to the bit."""
@@ -61,6 +63,8 @@ class EncoderCard:
             "channel_order": self.channel_order, "input_size": str(self.input_size),
             "mean": repr(self.mean), "std": repr(self.std),
         }  # fmt: skip
+        if self.map_norm:
+            plain["map_norm"] = "1"
         if self.quality is not None:
             numbers = (self.quality.mean, self.quality.std, self.quality.concentration)
             plain |= {name: repr(value) for name, value in zip(_QUALITY, numbers, strict=True)}
@@ -82,6 +86,7 @@ class EncoderCard:
             card = cls(
                 metadata["network"], int(metadata["embedding_size"]), channel_order(metadata["channel_order"], where),
                 int(metadata["input_size"]), float(metadata["mean"]), float(metadata["std"]), quality,
+                metadata.get("map_norm") == "1",
             )  # fmt: skip
         except KeyError as fault:
             raise UserError(f"{where}: its metadata has no {fault}; export the encoder again") from fault

@@ -8,8 +8,8 @@ from recognition import checkpoint
 from utils.config import Config
 from utils.errors import UserError
 
-_MUST_MATCH = ("network", "embedding_size", "num_classes", "num_image", "batch_size", "views", "gradient_acc", "seed",
-               "optimizer", "queue", "queue_size", "sample_rate")  # fmt: skip
+_MUST_MATCH = ("network", "embedding_size", "map_norm", "num_classes", "num_image", "batch_size", "views", "gradient_acc",
+               "seed", "optimizer", "queue", "queue_size", "sample_rate")  # fmt: skip
 
 
 def refuse_differences(folder: Path, config: Config, world_size: int) -> None:

@@ -153,7 +153,10 @@ def load_encoder(
     if path.is_dir() or not path.exists():
         found = checkpoint.find(path)
         config = checkpoint.read_config(found)
-        card = EncoderCard(config.network, config.embedding_size, config.channel_order, quality=_quality_of(found, config))
+        card = EncoderCard(
+            config.network, config.embedding_size, config.channel_order,
+            quality=_quality_of(found, config), map_norm=config.map_norm,
+        )  # fmt: skip
         _refuse_contradiction(path, card, channel_order, network)
         embed = _embedder_of(found, config, device, precision)
         return LoadedEncoder(embed, card, embed.encoder)
@@ -180,7 +183,8 @@ def _load_file(
             name, size = backbones.identify_weights(path, network or "")
             card = EncoderCard(name, size, order or ("BGR" if name.startswith(_RELEASED_AS_BGR) else "RGB"))
         with torch.random.fork_rng(devices=[]):
-            encoder = backbones.build(card.network, embedding_size=card.embedding_size)
+            options = {"map_norm": True} if card.map_norm else {}
+            encoder = backbones.build(card.network, embedding_size=card.embedding_size, **options)
         backbones.load_weights(encoder, path)
     except UserError:
         raise

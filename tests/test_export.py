@@ -31,10 +31,10 @@ INSIGHTFACE = os.environ.get("QGFACE_INSIGHTFACE_PYTHON", "")
 IMAGES = torch.from_numpy(np.random.default_rng(7).integers(0, 256, (3, 112, 112, 3), dtype=np.uint8))
 
 
-def encoder(name: str, size: int = 32, seed: int = 0) -> torch.nn.Module:
+def encoder(name: str, size: int = 32, seed: int = 0, **options: bool) -> torch.nn.Module:
     """A backbone whose BatchNorm statistics are not those of a new one, so that a mix-up would show."""
     torch.manual_seed(seed)
-    net = backbones.build(name, size).eval()
+    net = backbones.build(name, size, **options).eval()
     for module in net.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.1)
@@ -65,9 +65,10 @@ def plain_numbers(monkeypatch):
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "onnx"])
-@pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_an_exported_encoder_gives_the_same_features_and_says_all_of_itself(tmp_path, ending, order):
-    net, card = encoder("tiny"), EncoderCard("tiny", 32, order, quality=QualityScale(21.3, 1 / 3, 0.333, 0.2))
+@pytest.mark.parametrize(("order", "map_norm"), [("RGB", False), ("BGR", False), ("RGB", True)])
+def test_an_exported_encoder_gives_the_same_features_and_says_all_of_itself(tmp_path, ending, order, map_norm):
+    net = encoder("tiny", map_norm=map_norm)
+    card = EncoderCard("tiny", 32, order, quality=QualityScale(21.3, 1 / 3, 0.333, 0.2), map_norm=map_norm)
     path = tmp_path / "new" / f"e.{ending}"
     export_encoder(net, card, path)
     loaded = load_encoder(path, CPU)
