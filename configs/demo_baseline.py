@@ -1,6 +1,6 @@
 """What the demo compares with: plain AdaFace on the faces of configs/demo_qg, for as many epochs.
 
-One view (flip only) of each image, so a step costs half of one of QGFace's. For as many encoder passes: num_epoch=8
+One view (flip only) of each image, so a step costs half of one of QGFace's. For as many encoder passes: num_epoch=6
 warmup_epoch=1.
 """
 
