@@ -29,8 +29,8 @@ config.augmentation = "qgface"  # of view q: "qgface", "adaface", "none" (flip o
 config.network = "r34"  # a name of backbones/: r18..r200, ir_18..ir_101, mbf, vit_*, and tiny, small for CPUs
 config.embedding_size = 512  # D
 config.dropout = 0.0
-config.map_norm = False  # features have the norm of the last map, which measures quality from early on, instead of their own,
-# which needs long training for it (docs/EXPERIMENTS.md); r18..r200, ir_18..ir_101, tiny, small
+config.map_norm = False  # features have the norm of the last map instead of their own: after short training on small data it
+# measures quality far better (docs/EXPERIMENTS.md); r18..r200, ir_18..ir_101, tiny, small
 config.init_from = ""  # start the encoder from released weights, a run folder or a checkpoint folder (the head is new)
 config.sync_bn = False  # BatchNorm statistics over all ranks
 config.channels_last = True  # memory layout of the encoder
