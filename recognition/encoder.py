@@ -33,7 +33,8 @@ def to_input(images_nHWC: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def build_encoder(config: Config) -> nn.Module:
     """The config's backbone, drawn from its seed alone (the same on all ranks). `initialise` gives it learned weights."""
-    options = {name: value for name in ("dropout", "map_norm") if (value := getattr(config, name))}
+    asked = {"dropout": config.dropout, "map_norm": config.map_norm}
+    options = {name: value for name, value in asked.items() if value}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:

@@ -116,9 +116,9 @@ def test_a_rank_that_fails_ends_at_once(demo_set, tmp_path):
 
 
 def test_a_second_run_on_the_same_output_is_refused(demo_set, tmp_path):
-    first = Run(demo_set, tmp_path / "run", "max_steps=500")
+    first = Run(demo_set, tmp_path / "run", "num_epoch=100000")
     first.wait_for_step(2)
-    second = Run(demo_set, tmp_path / "run", "max_steps=500")
+    second = Run(demo_set, tmp_path / "run", "num_epoch=100000")
     assert second.wait(60) == [2]
     assert "another run is writing there" in second.text and f"process {first.processes[0].pid} " in second.text
     assert first.alive
