@@ -57,7 +57,7 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
 
 
 def with_norm_of(map_BN: Tensor, features_BD: Tensor) -> Tensor:
-    """The features' directions with the norms of the maps they come from, on the features' scale: [B, D].
+    """The features' directions with the norms of the maps they come from, on the features' scale: [B, N], [B, D] -> [B, D].
 
     Training for directions leaves the norm of a fully connected layer's output to chance, while the map's tells sharp faces
     from degraded ones (docs/EXPERIMENTS.md). No gradient goes through the norm.

@@ -43,6 +43,7 @@ from recognition.data import FaceDataset, RecordReader, RecordWriter
 from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.demo_faces import make_demo_set
 from recognition.data.loader import Loader
+from utils.errors import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parent.parent
 LFW = ROOT.parent / "shared" / "faces" / "lfw_train"
@@ -277,4 +278,4 @@ def _shown(figures: list[Figure]) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_user_error(lambda: sys.exit(main()))

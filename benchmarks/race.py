@@ -11,6 +11,8 @@ from pathlib import Path
 
 import cv2
 
+from utils.errors import UserError
+
 PEERS = Path(__file__).resolve().parent / "peers"
 
 
@@ -76,7 +78,7 @@ class Peer:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
         if self._line() != "ready":
-            raise RuntimeError(f"{' '.join(command)} did not start")
+            raise UserError(f"{' '.join(command)} did not start: does that Python have what {script} imports?")
 
     def _line(self) -> str:
         assert self._process.stdout is not None

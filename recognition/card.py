@@ -86,7 +86,7 @@ class EncoderCard:
             card = cls(
                 metadata["network"], int(metadata["embedding_size"]), channel_order(metadata["channel_order"], where),
                 int(metadata["input_size"]), float(metadata["mean"]), float(metadata["std"]), quality,
-                metadata.get("map_norm") == "1",
+                _switch(metadata, "map_norm"),
             )  # fmt: skip
         except KeyError as fault:
             raise UserError(f"{where}: its metadata has no {fault}; export the encoder again") from fault
@@ -99,6 +99,13 @@ class EncoderCard:
                 f"{where}: takes images of {card.input_size}x{card.input_size}; faces here are {INPUT_SIZE}x{INPUT_SIZE}"
             )
         return card
+
+
+def _switch(metadata: Mapping[str, str], name: str) -> bool:
+    """Whether it is on ("1") or absent; ValueError for anything else."""
+    if (text := metadata.get(name)) not in (None, "1"):
+        raise ValueError(f"{name} is {text!r}, not '1'")
+    return text is not None
 
 
 def channel_order(text: str, where: str) -> ChannelOrder:

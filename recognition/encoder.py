@@ -184,8 +184,7 @@ def _load_file(
             name, size = backbones.identify_weights(path, network or "")
             card = EncoderCard(name, size, order or ("BGR" if name.startswith(_RELEASED_AS_BGR) else "RGB"))
         with torch.random.fork_rng(devices=[]):
-            options = {"map_norm": True} if card.map_norm else {}
-            encoder = backbones.build(card.network, embedding_size=card.embedding_size, **options)
+            encoder = _build(card, path)
         backbones.load_weights(encoder, path)
     except UserError:
         raise
@@ -194,6 +193,14 @@ def _load_file(
     encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     embed = Embedder(encoder, device, card.channel_order, autocast_type(precision, device))
     return LoadedEncoder(embed, card, encoder)
+
+
+def _build(card: EncoderCard, path: Path) -> nn.Module:
+    options = {"map_norm": True} if card.map_norm else {}
+    try:
+        return backbones.build(card.network, embedding_size=card.embedding_size, **options)
+    except TypeError as fault:
+        raise UserError(f"{path}: says map_norm, which {card.network!r} does not have; export the encoder again") from fault
 
 
 def _safetensors_metadata(path: Path) -> dict[str, str]:

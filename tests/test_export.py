@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from safetensors.torch import save_file
 
 import backbones
 from eval.verification import load_bin
@@ -80,6 +81,17 @@ def test_an_exported_encoder_gives_the_same_features_and_says_all_of_itself(tmp_
         load_encoder(path, CPU, channel_order="BGR" if order == "RGB" else "RGB")
     with pytest.raises(UserError, match="holds 'tiny'; leave out --network r50"):
         load_encoder(path, CPU, network="r50")
+
+
+@pytest.mark.parametrize(
+    ("network", "text", "message"),
+    [("tiny", "yes", "map_norm is 'yes', not '1'"), ("mbf", "1", "says map_norm, which 'mbf' does not have")],
+)
+def test_a_map_norm_that_makes_no_sense_is_refused(tmp_path, network, text, message):
+    metadata = EncoderCard(network, 32, "RGB").to_metadata() | {"map_norm": text}
+    save_file(encoder(network).state_dict(), tmp_path / "e.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match=message):
+        load_encoder(tmp_path / "e.safetensors", CPU)
 
 
 def test_precision_is_as_asked_for(tmp_path):

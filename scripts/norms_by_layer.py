@@ -1,0 +1,74 @@
+"""Which layer's norm tells sharp from degraded faces? The table "norm of the map, of fc's output, of the feature" of
+docs/EXPERIMENTS.md, for runs with the encoders `tiny` and `small`:
+
+    python -m scripts.norms_by_layer SHARP.bin DEGRADED.bin RUN [RUN …]
+
+The sets hold the same images. Of each pair the first image is taken. For each layer: the probability in % that a degraded face
+has the smaller norm (AUC; 50: it knows nothing), and the share in % of faces whose norm is below that of their sharp twin.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from prettytable import PrettyTable
+
+from eval.roc import roc_curve
+from eval.verification import load_bin
+from recognition.encoder import Embedder, load_run
+from utils.errors import UserError, exit_on_user_error
+
+LAYERS = {"map": "bn", "fc": "fc", "feature": "features"}
+BATCH = 100
+
+
+def main() -> None:
+    if len(sys.argv) < 4:
+        raise UserError("usage: python -m scripts.norms_by_layer SHARP.bin DEGRADED.bin RUN [RUN …]")
+    sharp, degraded = (_first_images(path) for path in sys.argv[1:3])
+    if len(sharp) != len(degraded):
+        raise UserError(f"{sys.argv[1]} and {sys.argv[2]}: {len(sharp)} and {len(degraded)} pairs; give sets of the same images")
+    table = PrettyTable(["run", *LAYERS], align="r")
+    for run in sys.argv[3:]:
+        embedder, config = load_run(run, torch.device("cpu"))
+        if config.network not in ("tiny", "small"):
+            raise UserError(f"{run}: network={config.network!r}; the layers are known by name in 'tiny' and 'small' alone")
+        pairs = zip(_norms(embedder, sharp), _norms(embedder, degraded), strict=True)
+        table.add_row([Path(run).name, *(_compare(*pair) for pair in pairs)])
+    print(table)
+
+
+def _first_images(path: str) -> torch.Tensor:
+    """uint8 RGB [pairs, 112, 112, 3]."""
+    encoded, _ = load_bin(path)
+    decoded = [cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR_RGB) for each in encoded[::2]]
+    return torch.from_numpy(np.stack(decoded))
+
+
+def _norms(embedder: Embedder, images: torch.Tensor) -> list[np.ndarray]:
+    """float [n] for each of `LAYERS`."""
+    found: dict[str, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
+    hooks = [
+        embedder.encoder.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, layer=layer: found[layer].append(output.float().flatten(1).norm(dim=1))
+        )
+        for layer, name in LAYERS.items()
+    ]  # fmt: skip
+    for batch in images.split(BATCH):
+        embedder(batch)
+    for hook in hooks:
+        hook.remove()
+    return [torch.cat(norms).numpy() for norms in found.values()]
+
+
+def _compare(sharp_n: np.ndarray, degraded_n: np.ndarray) -> str:
+    auc = roc_curve(np.concatenate([sharp_n, degraded_n]), np.repeat([True, False], len(sharp_n))).auc
+    return f"{100 * auc:.1f}, {100 * (degraded_n < sharp_n).mean():.1f}"
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
