@@ -7,12 +7,14 @@
 
 Each row is a configuration file, configs/FORM_ROW, and a run for each seed in OUTPUT/FORM_ROW-sSEED (with what it changes, if
 anything, in its name). A row that several tables share is trained once. Runs that are finished are not repeated, and one that
-was interrupted goes on: the same command, given again, does what is left. OUTPUT/TABLE.json and TABLE.md hold the tables.
+was interrupted goes on: the same command, given again, does what is left. A run that is there with other settings is an error,
+not a figure of the table. OUTPUT/TABLE.json and TABLE.md hold the tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -104,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}: train.py {' '.join([*row.arguments(options.form), *options.settings, f'seed={seed}'])}")
         return
     output = Path(options.output)
+    for name, (row, seed) in runs.items():
+        _refuse_other_settings(output / name, row, seed, options)
     output.mkdir(parents=True, exist_ok=True)
     _run_all([partial(_one_run, output / name, row, seed, options) for name, (row, seed) in runs.items()], options.jobs)
     for table, table_rows in rows.items():
@@ -142,9 +146,49 @@ def _check(rows: Mapping[str, Sequence[Row]], options: argparse.Namespace) -> No
         if not rows_:
             raise UserError(f"table {table!r} has no rows of its own: give them, as --row 'NAME: CONFIG [key=value …]'")
         for row in rows_:
-            config_file.load(row.arguments(options.form)[0], [*row.changes, *options.settings])
+            _configuration(row, 0, options)
     if not options.list and not Path(options.data_root).is_dir():
         raise UserError(f"--data-root {options.data_root}: no such folder; it holds what the runs are evaluated on")
+
+
+# What a run may have otherwise and still be the same: what it tells and saves and how often, and its place.
+_OF_NO_EFFECT = {
+    "output", "num_workers", "frequent", "diagnose_every", "verbose", "save_every", "save_minutes", "keep_last", "keep_best",
+    "async_save", "resume", "timeout_minutes", "val_targets", "val_dir", "val_batch_size",
+}  # fmt: skip
+_CONDITIONS = "ablation.json"  # in a run's folder
+_COUNTED = {"num_classes", "num_image", "queue_size", "batch_size"}  # the data set and the ranks fill these in
+
+
+def _refuse_other_settings(folder: Path, row: Row, seed: int, options: argparse.Namespace) -> None:
+    """UserError where the run of that name, finished or not, was trained or evaluated otherwise than it would be now."""
+    if not (folder / "config.json").is_file():
+        return
+    before = dataclasses.asdict(config_file.load_json(folder / "config.json"))
+    now = dataclasses.asdict(_configuration(row, seed, options))
+    keys = [key for key in now if key not in _OF_NO_EFFECT and (now[key] or key not in _COUNTED)]
+    if now["global_batch_size"]:
+        keys.remove("batch_size")
+    if (folder / _CONDITIONS).is_file():
+        before |= json.loads((folder / _CONDITIONS).read_text(encoding="utf-8"))
+        now |= _conditions(options)
+        keys += _conditions(options)
+    for key in keys:
+        if before[key] != now[key]:
+            raise UserError(
+                f"{folder}: was run with {key}={before[key]!r}, and would now be with {key}={now[key]!r}; remove it, or use "
+                "another --output"
+            )
+
+
+def _conditions(options: argparse.Namespace) -> dict[str, object]:
+    """What bears on a run's figures beside its configuration."""
+    return {"processes": options.nproc, "data_root": str(Path(options.data_root).resolve())}
+
+
+def _configuration(row: Row, seed: int, options: argparse.Namespace) -> config_file.Config:
+    file, *changes = row.arguments(options.form)
+    return config_file.load(file, [*changes, *options.settings, f"seed={seed}"])
 
 
 def _own_row(text: str) -> Row:
@@ -190,6 +234,8 @@ def _one_run(folder: Path, row: Row, seed: int, options: argparse.Namespace) -> 
     if options.nproc > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={options.nproc}"]
     train = [*launcher, "train.py", *row.arguments(options.form), *options.settings, f"seed={seed}", f"output={folder}"]
+    folder.mkdir(exist_ok=True)
+    (folder / _CONDITIONS).write_text(json.dumps(_conditions(options)) + "\n", encoding="utf-8")
     unfinished = folder / "eval.unfinished.json"
     evaluate = [
         *launcher, "-m", "eval", "all", "--checkpoint", str(folder), "--data-root", options.data_root, "--json", str(unfinished)

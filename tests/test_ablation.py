@@ -81,9 +81,17 @@ def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
         assert (saved["queue"], saved["seed"], saved["max_steps"]) == ("none", seed, 2)
         accuracy = json.loads((folder / "eval.json").read_text())["demo_hq"]["accuracy"]
         assert figures["demo_hq"][seed - 1] == pytest.approx(100 * accuracy)
-    again = _ablation(*arguments)
+    again = _ablation(*arguments, "frequent=3")
     assert again.returncode == 0 and "training" not in again.stdout
     assert again.stdout.strip() == first.stdout[first.stdout.index("Table") :].strip()
+    for other, message in (
+        (["lr=0.011"], "lr=0.011"), (["--nproc", "2"], "processes=2"),
+        (["--data-root", str(tmp_path)], f"data_root='{tmp_path}'"),
+        (["max_steps=3"], "was run with max_steps=2, and would now be with max_steps=3"),
+    ):  # fmt: skip
+        refused = _ablation(*arguments, *other)
+        assert refused.returncode == 2 and message in refused.stderr and "another --output" in refused.stderr, refused.stderr
+        assert "Table" not in refused.stdout
 
 
 @pytest.mark.parametrize(
