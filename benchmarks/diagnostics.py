@@ -6,15 +6,19 @@
 
 One process trains on images of noise: encoder, both losses, a full queue, optimiser, all that a run does but loading. A look
 is everything that happens every `diagnose_every` steps: a copy of the batch's images, its second pass through the encoder,
-comparison with the queue, metrics.jsonl, TensorBoard and pair_differences.json with a long history. Steps and looks alternate;
-figures are the processor's time (on a GPU, the clock's, after waiting for the device), each the median.
+comparison with the queue, metrics.jsonl, TensorBoard and pair_differences.json with a long history. A line is what happens every
+`frequent` steps: the step's figures read, console, metrics.jsonl, TensorBoard. Pictures (figures 2 and 5 of the paper for
+TensorBoard) come at every tenth look at most. They take turns; figures are the processor's time (on a GPU, the clock's, after
+waiting for the device), each the median.
 
-The bar: looks take at most 1 % of the steps' time at the default `diagnose_every`. Exits 0 only where it holds in every setting.
+The bar: all of it takes at most 1 % of the steps' time by the defaults of configs/base.py. Exits 0 only where it holds in every
+setting.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -33,9 +37,10 @@ sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own 
 
 from recognition import build  # noqa: E402
 from recognition.data.prefetch import DeviceBatch  # noqa: E402
-from recognition.diagnostics import Diagnostics  # noqa: E402
+from recognition.diagnostics import LOOKS_A_PICTURE, Diagnostics  # noqa: E402
 from recognition.encoder import build_encoder  # noqa: E402
 from recognition.optimiser import LossScale, build_optimiser  # noqa: E402
+from recognition.pictures import gradient_scale, sheet_of_pairs  # noqa: E402
 from recognition.precision import autocast_type  # noqa: E402
 from recognition.progress import Progress  # noqa: E402
 from recognition.queue_drift import Drift  # noqa: E402
@@ -67,7 +72,7 @@ def seconds(device: torch.device) -> float:
 
 
 def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> dict[str, float]:
-    """Medians of a step's and of a look's time, in seconds."""
+    """Medians of the time of a step, a look, a line and the pictures, in seconds."""
     config = Config(
         network=setting.network, num_classes=setting.classes, batch_size=setting.images, queue_size=setting.classes,
         lr=1e-3, precision="auto" if world.device.type == "cuda" else "fp32", output=str(folder), diagnose_every=1,
@@ -78,29 +83,44 @@ def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> di
     optimiser = build_optimiser(config, encoder, joint.classifier)
     parallel = torch.nn.parallel.DistributedDataParallel(encoder, gradient_as_bucket_view=True)
     train = TrainStep(parallel, joint, optimiser, LossScale(False, world.device), autocast, 0.0, world.device, lambda why: None)
-    diagnostics = Diagnostics(config, encoder, joint, autocast, world, 0)
+    diagnostics = Diagnostics(config, encoder, joint, autocast, world, 0, looks + 1)
     assert diagnostics._file is not None
     for step in range(HISTORY):
         for kind in ("proxy, as stored", "proxy, compensated"):
             diagnostics._file.add(kind, step, 8, Drift(0.123456789, 0.987654321, 0.99))
     _fill(joint, setting, world.device)
-    took: dict[str, list[float]] = {"step": [], "look": []}
-    with Progress(folder, True, looks, 0) as progress:
+    took: dict[str, list[float]] = {"step": [], "look": [], "line": [], "pictures": []}
+    with Progress(folder, True, looks, 0) as progress, open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
         for number in range(looks + 1):
             batch = _batch(setting, number, world.device)
             begin = seconds(world.device)
-            train([batch])
+            result = train([batch])
             middle = seconds(world.device)
             copied = batch.images_VBHWC.clone()
             kept = DeviceBatch(copied, batch.labels_B, batch.indices_B, ())
             diagnostics.after_step(HISTORY + number, kept, progress, train.settle)
-            end = seconds(world.device)
+            looked = seconds(world.device)
+            if train.settle() == "":
+                progress.steps(number + 1, 0.0, setting.images, {**result.figures(joint.quality), "lr": config.lr})
+            told = seconds(world.device)
+            _draw(config, joint, batch, progress, number)
+            drawn = seconds(world.device)
             if number:  # the first one warms up
-                took["step"].append(middle - begin)
-                took["look"].append(end - middle)
+                for name, time_taken in (
+                    ("step", middle - begin), ("look", looked - middle), ("line", told - looked), ("pictures", drawn - told)
+                ):  # fmt: skip
+                    took[name].append(time_taken)
     lines = (folder / "metrics.jsonl").read_text()
     assert lines.count("threshold_norm") == looks + 1, "every look has been one"
     return {name: statistics.median(values) for name, values in took.items()}
+
+
+def _draw(config: Config, joint, batch: DeviceBatch, progress: Progress, number: int) -> None:
+    quality_VB = torch.linspace(-1, 1, 2 * len(batch.labels_B)).view(2, -1)
+    progress.picture(number, "pairs", sheet_of_pairs(batch.images_VBHWC.cpu(), quality_VB, quality_VB > -0.6))
+    figure = gradient_scale(config, float(joint.quality.mean), float(joint.quality.std))
+    assert figure is not None
+    progress.picture(number, "gradient_scale", figure)
 
 
 def _fill(joint, setting: Setting, device: torch.device) -> None:
@@ -126,17 +146,21 @@ def main() -> None:
     arguments = parser.parse_args()
     world = dist.start(60)
     settings = ON_GPU if world.device.type == "cuda" else QUICK if arguments.quick else FULL
-    every, document, good = Config().diagnose_every, [], True
+    defaults, document, good = Config(), [], True
+    every = {"look": defaults.diagnose_every, "line": defaults.frequent, "pictures": LOOKS_A_PICTURE * defaults.diagnose_every}
     for setting in settings:
         with tempfile.TemporaryDirectory() as folder:
             took = measure(setting, 5 if arguments.quick else 9, world, Path(folder))
-        share = took["look"] / took["step"] / every
+        share = sum(took[what] / steps for what, steps in every.items()) / took["step"]
         holds = share <= BAR
         good &= holds
-        document.append({**vars(setting), **took, "diagnose_every": every, "share": share})
+        document.append({**vars(setting), **took, "every": every, "share": share})
+        parts = ", ".join(
+            f"{what} {took[what]:.3f} s every {steps} ({took[what] / steps / took['step']:.2%})" for what, steps in every.items()
+        )
         print(
-            f"{setting.network}, {setting.classes:,} classes, {setting.images} pairs a step: step {took['step']:.3f} s, look "
-            f"{took['look']:.3f} s; one every {every} steps costs {share:.2%} (bar {BAR:.0%}) {'ok' if holds else 'MISSED'}",
+            f"{setting.network}, {setting.classes:,} classes, {setting.images} pairs a step: step {took['step']:.3f} s; {parts}; "
+            f"together {share:.2%} (bar {BAR:.0%}) {'ok' if holds else 'MISSED'}",
             flush=True,
         )
     if arguments.json:

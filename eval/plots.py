@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.gradient_scale import AdaFaceScale
 from eval.roc import Roc
 
 if TYPE_CHECKING:
@@ -69,6 +70,23 @@ def _drawable(curve: Roc, left: float) -> tuple[np.ndarray, np.ndarray]:
         kept = np.unique(np.append(np.searchsorted(far, wanted, side="right").clip(1) - 1, len(far) - 1))
         far, tar = far[kept], tar[kept]
     return np.append(left, far), np.append(at_left, tar)
+
+
+def plot_gradient_scale(scale: AdaFaceScale, threshold: float | None = None) -> Figure:
+    """|g| over norm and angle to the own class (QGFace, figure 2); with `threshold`, the norm at which u has that value."""
+    low, high, widest = max(0.0, scale.norm_of(-1.25)), scale.norm_of(1.25), 100.0
+    norm = np.linspace(low, high, 200)[None]
+    angle = np.radians(np.linspace(0, widest, 240)).clip(1e-6)[:, None]
+    figure, axes = new_figure("Gradient scale |g|", "norm of the feature", "angle to the own class, degrees")
+    values = np.abs(scale.term(angle, scale.quality(norm)))
+    shown = axes.imshow(values, origin="lower", aspect="auto", extent=(low, high, 0, widest), cmap="cividis")
+    axes.grid(False)
+    figure.colorbar(shown, ax=axes)
+    if threshold is not None:
+        border = scale.norm_of(2 * threshold - 1)
+        axes.axvline(border, color="white", linewidth=1.2, linestyle="--")
+        axes.text(border, 2, f" u = {threshold:g}", color="white", fontsize=9)
+    return figure
 
 
 def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:

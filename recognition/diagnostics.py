@@ -29,6 +29,7 @@ from losses.joint import JointLoss
 from losses.quality import Partition, QualityStatistics, ViewPartition
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoder import to_input
+from recognition.pictures import gradient_scale, sheet_of_pairs
 from recognition.progress import Progress
 from recognition.queue_drift import STORED, Drift, measure_drift
 from utils import dist
@@ -39,6 +40,7 @@ from utils.errors import UserError
 VIEWS = ("augmented", "original")
 QUANTILES = (5, 25, 50, 75, 95)
 FILE = "pair_differences.json"
+LOOKS_A_PICTURE = 10  # at least, and an epoch
 _GROUP = "diagnostics"
 
 
@@ -56,9 +58,11 @@ class Diagnostics:
     """`after_step` after every step, on all ranks; on most of them it returns at once."""
 
     def __init__(
-        self, config: Config, encoder: nn.Module, joint: JointLoss, autocast: torch.dtype | None, world: World, first_step: int
-    ):
+        self, config: Config, encoder: nn.Module, joint: JointLoss, autocast: torch.dtype | None, world: World, first_step: int,
+        steps_per_epoch: int,
+    ):  # fmt: skip
         """encoder: the bare module. first_step: where the run goes on from; what was written of later steps is forgotten."""
+        self.config, self.steps_per_epoch, self._drawn_at = config, steps_per_epoch, -math.inf
         self.every, self.encoder, self.joint, self.autocast, self.world = config.diagnose_every, encoder, joint, autocast, world
         self.queue_kind = config.queue
         in_step = config.views * config.batch_size * world.size * config.gradient_acc
@@ -102,7 +106,10 @@ class Diagnostics:
             return
         norm_VR = fresh_VRD.norm(dim=2)
         progress.measurements(step, _GROUP, describe_norms(norm_VR, self.joint.quality, self.joint.partition))
-        progress.on_board(step, "norms", {}, {view: norm_R.cpu() for view, norm_R in zip(VIEWS, norm_VR, strict=False)})
+        progress.on_board(step, "norms", {}, norms_by_kind(norm_VR, self._high_quality(norm_VR)))
+        if progress.active and step - self._drawn_at >= max(self.steps_per_epoch, LOOKS_A_PICTURE * self.every):
+            self._drawn_at = step
+            self._draw(step, kept, fresh_VGD, progress)
         if self.joint.queue is not None and kept.first is not None:
             host_label_R = kept.host_label_G[readable]
             label_R = host_label_R.to(fresh_VRD.device)
@@ -110,6 +117,23 @@ class Diagnostics:
                 self.joint.queue, self.joint.classifier.rows_of, fresh_VRD, label_R, host_label_R, kept.first
             )  # fmt: skip
             self._write(step, step - kept.step + 1, drifts, progress)
+
+    def _high_quality(self, norm_VX: torch.Tensor) -> torch.Tensor:
+        return self.joint.partition.high_quality(self.joint.quality.normalise(norm_VX).flatten()).view_as(norm_VX)
+
+    def _draw(self, step: int, kept: _Kept, fresh_VGD: torch.Tensor, progress: Progress) -> None:
+        """Pictures of the first rank's images, whose features are the first of the gathered ones."""
+        quality = self.joint.quality
+        images_VBHWC = kept.images_VBHWC.cpu()
+        if self.config.channel_order == "BGR":
+            images_VBHWC = images_VBHWC.flip(-1)
+        readable = torch.nonzero(kept.host_label_G[: images_VBHWC.shape[1]] >= 0).flatten()
+        if len(readable):
+            norm_VB = fresh_VGD[:, readable.to(fresh_VGD.device)].norm(dim=2)
+            quality_VB, high_VB = quality.normalise(norm_VB).cpu(), self._high_quality(norm_VB).cpu()
+            progress.picture(step, "pairs/HQ_blue_LQ_orange", sheet_of_pairs(images_VBHWC[:, readable], quality_VB, high_VB))
+        if (figure := gradient_scale(self.config, float(quality.mean), float(quality.std))) is not None:
+            progress.picture(step, "gradient_scale", figure)
 
     def _write(self, step: int, age: int, drifts: dict[str, Drift], progress: Progress) -> None:
         for kind, drift in drifts.items():
@@ -153,6 +177,12 @@ def statistics_of_the_batch(encoder: nn.Module) -> Iterator[None]:
             buffer.copy_(copy)
         for module, mode in modes:
             module.training = mode
+
+
+def norms_by_kind(norm_VR: torch.Tensor, high_VR: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Norms on the CPU by view, and of the features of high and of low quality, where there are some."""
+    kinds = dict(zip(VIEWS, norm_VR, strict=False)) | {"high_quality": norm_VR[high_VR], "low_quality": norm_VR[~high_VR]}
+    return {kind: norms.cpu() for kind, norms in kinds.items() if len(norms)}
 
 
 def describe_norms(

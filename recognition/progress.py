@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Progress:
@@ -93,6 +98,15 @@ class Progress:
                 self._board.add_scalar(f"{group}/{key}", value, step)
             for key, numbers in (samples or {}).items():
                 self._board.add_histogram(f"{group}/{key}", numbers, step)
+
+    def picture(self, step: int, name: str, picture: np.ndarray | Figure) -> None:
+        """A picture for TensorBoard alone: uint8 RGB [height, width, 3], or a figure of matplotlib."""
+        if not self.active:
+            return
+        if isinstance(picture, np.ndarray):
+            self._board.add_image(name, picture, step, dataformats="HWC")
+        else:
+            self._board.add_figure(name, picture, step)
 
     def event(self, step: int, **what: object) -> None:
         """Something that happened: a skipped step, a resumption."""

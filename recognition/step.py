@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from losses.joint import JointLoss, JointTerms
+from losses.quality import QualityStatistics
 from recognition.data.batch import IMAGE_SIZE
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoder import to_input
@@ -39,6 +40,18 @@ class StepResult:
     gradient_norm: torch.Tensor | None
     unreadable: int
     requests: int = 0
+
+    def figures(self, quality: QualityStatistics) -> dict[str, float]:
+        """The step in numbers, with the quality statistics after it; only of a step with terms. Waits for the device."""
+        terms = self.terms
+        assert terms is not None and self.gradient_norm is not None
+        values = {
+            "loss": terms.loss, "loss_classification": terms.classification, "loss_contrastive": terms.contrastive,
+            "high_quality_share": terms.high_quality_share, "low_quality_pair_share": terms.low_quality_pair_share,
+            "norm_mean": terms.norm_mean, "quality_mean": quality.mean, "quality_std": quality.std,
+            "gradient_norm": self.gradient_norm,
+        }  # fmt: skip
+        return {name: float(value.detach()) for name, value in values.items()}
 
 
 class TrainStep:

@@ -80,7 +80,9 @@ class Trainer:
         self.saver = Saver(self.output, self.config, list(self.bins), self.steps_per_epoch, self._capture)
         start = self._resume() or self._begin()
         dist.on_first_rank(lambda: self.config.save(self.output / "config.json"))
-        self.diagnostics = Diagnostics(self.config, self.encoder, self.joint, self.autocast, self.world, self.step_number)
+        self.diagnostics = Diagnostics(
+            self.config, self.encoder, self.joint, self.autocast, self.world, self.step_number, self.steps_per_epoch
+        )
         with (
             Progress(self.output, self.world.is_first, self.total_steps, self.step_number) as progress,
             Interruption(self.world.is_first) as self.interruption,
@@ -201,16 +203,7 @@ class Trainer:
             )
 
     def _report(self, result: StepResult, progress: Progress) -> None:
-        terms = result.terms
-        assert terms is not None and result.gradient_norm is not None
-        values = {
-            "loss": terms.loss, "loss_classification": terms.classification, "loss_contrastive": terms.contrastive,
-            "high_quality_share": terms.high_quality_share, "low_quality_pair_share": terms.low_quality_pair_share,
-            "norm_mean": terms.norm_mean, "quality_mean": self.joint.quality.mean, "quality_std": self.joint.quality.std,
-            "gradient_norm": result.gradient_norm,
-        }  # fmt: skip
-        numbers = {name: float(value.detach()) for name, value in values.items()}
-        numbers["lr"] = self.optimiser.param_groups[0]["lr"]
+        numbers = {**result.figures(self.joint.quality), "lr": self.optimiser.param_groups[0]["lr"]}
         images_per_step = self.config.batch_size * self.world.size * self.config.gradient_acc
         progress.steps(self.step_number, self.step_number / self.steps_per_epoch, images_per_step, numbers)
 

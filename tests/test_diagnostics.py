@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics, ViewPartition
-from recognition.diagnostics import FILE, DifferencesFile, describe_norms, statistics_of_the_batch
+from recognition.diagnostics import FILE, DifferencesFile, describe_norms, norms_by_kind, statistics_of_the_batch
+from recognition.pictures import HIGH_QUALITY, LOW_QUALITY, sheet_of_pairs
 from recognition.queue_drift import Drift, measure_drift
 from recognition.trainer import Trainer
 from tests.commands import metrics
@@ -121,6 +123,34 @@ def test_queues_without_proxies_and_runs_without_queue(runs):
     assert not (runs / "none" / FILE).exists()
     lines = (runs / "none" / "metrics.jsonl").read_text()
     assert "diagnostics/augmented/high_quality_share" in lines and "original" not in lines
+
+
+def test_tensorboard_has_norms_by_quality_pairs_and_gradient_scale(runs):
+    board = EventAccumulator(str(runs / "still1" / "tensorboard")).Reload()
+    histograms = {f"norms/{kind}" for kind in ("augmented", "original", "high_quality", "low_quality")}
+    assert set(board.Tags()["histograms"]) <= histograms and "norms/high_quality" in board.Tags()["histograms"]
+    for name in ("pairs/HQ_blue_LQ_orange", "gradient_scale"):
+        assert [image.step for image in board.Images(name)] == [2], "once within ten looks"
+    assert not EventAccumulator(str(runs / "does not1" / "tensorboard")).Reload().Tags()["images"]
+
+
+def test_pairs_stand_from_the_highest_quality_to_the_lowest_framed_by_the_partition():
+    shade_VB = torch.tensor([[10, 20, 30], [40, 50, 60]], dtype=torch.uint8)
+    images = shade_VB[:, :, None, None, None].expand(2, 3, 8, 8, 3)
+    quality = torch.tensor([[-0.9, 0.1, 0.5], [0.9, 0.3, 0.2]])
+    sheet = sheet_of_pairs(images, quality, quality > -0.5)
+    assert sheet.shape == (2 * 16, 3 * 16, 3)
+    assert sheet[8, 8::16, 0].tolist() == [60, 50, 40] and sheet[24, 8::16, 0].tolist() == [30, 20, 10]
+    framed = {(row, column): tuple(sheet[16 * row, 16 * column]) for row in range(2) for column in range(3)}
+    assert framed.pop((1, 2)) == LOW_QUALITY and set(framed.values()) == {HIGH_QUALITY}
+    assert sheet_of_pairs(images[:1], quality[:1], quality[:1] > -0.5).shape == (16, 3 * 16, 3)
+
+
+def test_norms_by_kind_leave_out_a_kind_that_is_not_there():
+    norm_VR, high_VR = torch.tensor([[1.0, 4.0], [2.0, 3.0]]), torch.tensor([[False, True], [True, True]])
+    kinds = {kind: norms.tolist() for kind, norms in norms_by_kind(norm_VR, high_VR).items()}
+    assert kinds == {"augmented": [1, 4], "original": [2, 3], "high_quality": [4, 2, 3], "low_quality": [1]}
+    assert "low_quality" not in norms_by_kind(norm_VR, torch.ones_like(high_VR))
 
 
 # ------------------------------------------------------------------------------------------------ the figures
