@@ -1,5 +1,8 @@
 """What the demo compares with: plain AdaFace on the faces of configs/demo_qg, for as many epochs.
 
+    ./run.sh                                                 # both, and their table
+    ./run.sh train configs/demo_baseline                     # this alone
+
 One view (flip only) of each image, so a step costs half of one of QGFace's. For as many encoder passes: num_epoch=6
 warmup_epoch=1.
 """

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=4 train.py configs/vgg2_r34_threshold_none rec=/data/faces_vgg_112x112
 
 The paper's figures (%): SCface d1 90.77, d2 99.69, d3 100.0; TinyFace rank 1 69.80; IJB-B TAR@FAR=1e-4 91.26;
-HQ average 95.08.
+HQ average 95.08: LFW 99.58, CFP-FP 95.79, AgeDB 93.95, CPLFW 93.42, CALFW 92.67.
 """
 
 from easydict import EasyDict as edict

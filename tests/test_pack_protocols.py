@@ -48,6 +48,27 @@ def test_pairs_by_paths(tmp_path: Path) -> None:
     assert images == [files[f"{name}.jpg"] for name in names]
 
 
+def test_sets_of_mixed_and_low_quality_come_from_the_same_pairs(tmp_path: Path) -> None:
+    _lfw(tmp_path / "lfw")
+    (tmp_path / "pairs.txt").write_text("1\nBob\t1\t12\nCy\t2\tBob\t1\n")
+    sets = {}
+    for name, options in (
+        ("none", []), ("second", []), ("both", []), ("again", []), ("seed", ["--seed", 1]), ("tiny", ["--pixels", 4, 4])
+    ):  # fmt: skip
+        kind = name if name in ("none", "second") else "both"
+        out = tmp_path / f"{name}.bin"
+        pack("pairs", tmp_path / "pairs.txt", tmp_path / "lfw", out, "--degrade", kind, *options)
+        sets[name], issame = load_bin(out)
+        assert issame.tolist() == [True, False]
+    assert [a == b for a, b in zip(sets["none"], sets["second"], strict=True)] == [True, False, True, False]
+    assert [a == b for a, b in zip(sets["second"], sets["both"], strict=True)] == [False, True, False, True]
+    assert sets["both"] == sets["again"] and not set(sets["both"]) & {*sets["none"], *sets["seed"], *sets["tiny"]}
+    assert len(set(sets["both"])) == 4, "Bob's first image, of both pairs, is degraded for each"
+    assert sum(map(len, sets["tiny"])) < sum(map(len, sets["both"])) < sum(map(len, sets["none"]))
+    with pytest.raises(UserError, match="--pixels 9 8: expected 1 <= LOW <= HIGH"):
+        pack("pairs", tmp_path / "pairs.txt", tmp_path / "lfw", tmp_path / "x.bin", "--pixels", 9, 8)
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("", "empty"), ("1\t1\nBob\t1\t12\n", "1 follow"), ("1 1\nBob 1 12\nBob 1\n", "line 3"),
     ("1 1\nBob 1 Cy 2\nBob 1 12\n", "line 2: by line 1, a pair of one person"),

@@ -11,6 +11,7 @@ degraded.csv says which images they are, with the label that is right.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,13 +36,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--share", type=float, default=0.3, help="of the images that are degraded (%(default)s)")
-    parser.add_argument(
-        "--pixels", type=int, nargs=2, default=(14, 24), metavar=("LOW", "HIGH"), help="side they are brought to (14 24)"
-    )
+    add_degradation_arguments(parser)
     parser.add_argument("--wrong-labels", type=float, default=0.0, help="share of the degraded under another label (%(default)s)")
     parser.add_argument("--quality", type=int, default=95, help="of the degraded images' JPEG (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     add_workers_argument(parser)
+
+
+def add_degradation_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pixels", type=int, nargs=2, default=(14, 24), metavar=("LOW", "HIGH"), help="side of degraded faces (14 24)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """low, high: bounds, both included, of the side in pixels that a face is brought to. seed: what is drawn depends on it and
+    on the numbers given with an image, on nothing else."""
+
+    low: int
+    high: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise UserError(f"--pixels {self.low} {self.high}: expected 1 <= LOW <= HIGH")
+
+    def __call__(self, payload: bytes, where: object, face: FaceFormat, *numbers: int) -> bytes:
+        """An encoded face, degraded and encoded as `face` says. `UserError` names `where` if it cannot be decoded."""
+        rng = np.random.default_rng([self.seed, *numbers])
+        return encode(np.ascontiguousarray(degrade(decode(payload, where), rng, self.low, self.high)), face)
 
 
 def choose(labels: Int64Array, classes: int, share: float, wrong: float, seed: int) -> tuple[BoolArray, Int64Array]:
@@ -60,7 +84,7 @@ def choose(labels: Int64Array, classes: int, share: float, wrong: float, seed: i
 
 
 def degraded_part(
-    seed: int, low: int, high: int, face: FaceFormat, part: tuple[Int64Array, Int64Array, BoolArray]
+    degradation: Degradation, face: FaceFormat, part: tuple[Int64Array, Int64Array, BoolArray]
 ) -> Rewritten:
     """Runs in a worker: records of some images under the labels given, degraded where that is asked. An image's chance is its
     own, whatever the others are."""
@@ -68,26 +92,24 @@ def degraded_part(
     records = read_part((np.zeros(len(images), np.int64), images, labels))
     for row in np.flatnonzero(chosen).tolist():
         label, payload, id2 = records[row]
-        image = decode(payload, shared_object()[0].where(int(images[row])))
-        soft = degrade(image, np.random.default_rng([seed, 1, int(images[row])]), low, high)
-        records[row] = (label, encode(np.ascontiguousarray(soft), face), id2)
+        number = int(images[row])
+        records[row] = (label, degradation(payload, shared_object()[0].where(number), face, 1, number), id2)
     return records
 
 
 def run(arguments: argparse.Namespace) -> None:
-    low, high = arguments.pixels
     for name, value in (("--share", arguments.share), ("--wrong-labels", arguments.wrong_labels)):
         if not 0.0 <= value <= 1.0:
             raise UserError(f"{name} {value}: must lie in 0 to 1")
-    if not 1 <= low <= high:
-        raise UserError(f"--pixels {low} {high}: expected 1 <= LOW <= HIGH")
+    low, high = arguments.pixels
+    degradation = Degradation(low, high, arguments.seed)
     face = FaceFormat(quality=arguments.quality)
     with new_folder(arguments.out) as folder:
         source = Source.open(arguments.source)
         labels, classes = source.faces.labels(), len(source.names)
         chosen, given = choose(labels, classes, arguments.share, arguments.wrong_labels, arguments.seed)
         order = np.argsort(given, kind="stable")
-        _write(folder, source, order, given, chosen, partial(degraded_part, arguments.seed, low, high, face), arguments.workers)
+        _write(folder, source, order, given, chosen, partial(degraded_part, degradation, face), arguments.workers)
         write_classes(folder, source.names, np.bincount(given, minlength=classes).tolist())
         with CsvFile(folder / LIST, ("image", "label", "right_label")) as table:
             for number in np.flatnonzero(chosen[order]).tolist():

@@ -6,6 +6,10 @@ Two kinds of list are known, one a file:
   LFW's     a first line `10<TAB>300` (or `300`, for one set), then lines `NAME i j` (one person) and `NAME1 i NAME2 j` (two);
             the image is NAME/NAME_0001.jpg, of any suffix that images have
   by paths  lines `PATH1 PATH2 1` (one person) or `… 0` (two), below the folder
+
+Sets of mixed and low quality are made of the same pairs by degrading faces, as by distance, lens, sensor and compression:
+    python -m recognition.data.pack pairs pairs.txt lfw_aligned/ lfw_mixed.bin --degrade second
+    python -m recognition.data.pack pairs pairs.txt lfw_aligned/ lfw_lq.bin --degrade both
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from recognition.data.bins import write_bin
+from recognition.data.pack.degrade import Degradation, add_degradation_arguments
 from recognition.data.pack.face_encoding import FaceFormat, packed_face
 from recognition.data.pack.folder import add_format_arguments, face_format
 from recognition.data.pack.listing import inner_name, inner_path, numbered_lines
@@ -25,12 +30,15 @@ from utils.errors import UserError
 from utils.image_header import SUFFIXES
 
 HELP = "list of pairs and image folder -> verification .bin"
+_DEGRADED = {"none": (), "second": (1,), "both": (0, 1)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pairs", type=Path, help="the list, such as LFW's pairs.txt")
     parser.add_argument("source", type=Path, help="folder with the images")
     parser.add_argument("out", type=Path, help=".bin file to make; an older one is replaced")
+    parser.add_argument("--degrade", choices=tuple(_DEGRADED), default="none", help="which faces of a pair (%(default)s)")
+    add_degradation_arguments(parser)
     add_format_arguments(parser)
     add_workers_argument(parser)
 
@@ -113,26 +121,34 @@ def _with_suffixes(path: Path) -> Iterable[Path]:
         yield from (path.with_name(path.name + suffix), path.with_name(path.name + suffix.upper()))
 
 
-def encode_pair(source: Path, face: FaceFormat, pair: Pair) -> tuple[bytes, bytes]:
-    """Runs in a worker."""
+def encode_pair(
+    source: Path, face: FaceFormat, degradation: Degradation, degraded: tuple[int, ...], numbered: tuple[int, Pair]
+) -> list[bytes]:
+    """Runs in a worker: the two images. degraded: which of them are; an image of a pair comes out the same whether the other is
+    degraded or not."""
+    number, pair = numbered
     try:
-        first, second = (packed_face(find_image(source, path, pair.where), face) for path in (pair.first, pair.second))
+        images = [packed_face(find_image(source, path, pair.where), face) for path in (pair.first, pair.second)]
     except UserError as error:
         raise error if str(error).startswith(pair.where) else UserError(f"{pair.where}: {error}") from error
-    return first, second
+    for member in degraded:
+        images[member] = degradation(images[member], pair.where, face, 2, number, member)
+    return images
 
 
 def run(arguments: argparse.Namespace) -> None:
     face = face_format(arguments)
     if not arguments.source.is_dir():
         raise UserError(f"{arguments.source}: is no folder; give the one with the images")
+    low, high = arguments.pixels
+    degradation = Degradation(low, high, arguments.seed)
     pairs = read_pairs(arguments.pairs)
     images: list[bytes] = []
-    with in_order(
-        partial(encode_pair, arguments.source, face), pairs, arguments.workers, "encoding", len(pairs), "pairs"
-    ) as encoded:
+    work = partial(encode_pair, arguments.source, face, degradation, _DEGRADED[arguments.degrade])
+    with in_order(work, list(enumerate(pairs)), arguments.workers, "encoding", len(pairs), "pairs") as encoded:
         for both in encoded:
             images += both
     write_bin(arguments.out, images, [pair.same for pair in pairs])
     same = sum(pair.same for pair in pairs)
-    print(f"{arguments.out}: {len(pairs)} pairs, {same} of one person and {len(pairs) - same} of two")
+    degraded = "" if arguments.degrade == "none" else f"; degraded: {arguments.degrade}"
+    print(f"{arguments.out}: {len(pairs)} pairs, {same} of one person and {len(pairs) - same} of two{degraded}")
