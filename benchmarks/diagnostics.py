@@ -8,7 +8,7 @@ One process trains on images of noise: encoder, both losses, a full queue, optim
 is everything that happens every `diagnose_every` steps: a copy of the batch's images, its second pass through the encoder,
 comparison with the queue, metrics.jsonl, TensorBoard and pair_differences.json with a long history. A line is what happens every
 `frequent` steps: the step's figures read, console, metrics.jsonl, TensorBoard. Pictures (figures 2 and 5 of the paper for
-TensorBoard) come at every tenth look at most. They take turns; figures are the processor's time (on a GPU, the clock's, after
+TensorBoard) come once in ten looks at most. They take turns; figures are the processor's time (on a GPU, the clock's, after
 waiting for the device), each the median.
 
 The bar: all of it takes at most 1 % of the steps' time by the defaults of configs/base.py. Exits 0 only where it holds in every
@@ -37,10 +37,9 @@ sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own 
 
 from recognition import build  # noqa: E402
 from recognition.data.prefetch import DeviceBatch  # noqa: E402
-from recognition.diagnostics import LOOKS_A_PICTURE, Diagnostics  # noqa: E402
+from recognition.diagnostics import LOOKS_A_PICTURE, Diagnostics, _Kept  # noqa: E402
 from recognition.encoder import build_encoder  # noqa: E402
 from recognition.optimiser import LossScale, build_optimiser  # noqa: E402
-from recognition.pictures import gradient_scale, sheet_of_pairs  # noqa: E402
 from recognition.precision import autocast_type  # noqa: E402
 from recognition.progress import Progress  # noqa: E402
 from recognition.queue_drift import Drift  # noqa: E402
@@ -93,6 +92,8 @@ def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> di
     with Progress(folder, True, looks, 0) as progress, open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
         for number in range(looks + 1):
             batch = _batch(setting, number, world.device)
+            looked_at = _Kept(number, batch.images_VBHWC, batch.labels_B, None)
+            fresh_VGD = torch.rand(*batch.images_VBHWC.shape[:2], config.embedding_size, device=world.device)
             begin = seconds(world.device)
             result = train([batch])
             middle = seconds(world.device)
@@ -100,10 +101,10 @@ def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> di
             kept = DeviceBatch(copied, batch.labels_B, batch.indices_B, ())
             diagnostics.after_step(HISTORY + number, kept, progress, train.settle)
             looked = seconds(world.device)
-            if train.settle() == "":
-                progress.steps(number + 1, 0.0, setting.images, {**result.figures(joint.quality), "lr": config.lr})
+            assert not train.settle(), "no step is skipped"
+            progress.steps(number + 1, 0.0, setting.images, {**result.figures(joint.quality), "lr": config.lr})
             told = seconds(world.device)
-            _draw(config, joint, batch, progress, number)
+            diagnostics._draw(number, looked_at, fresh_VGD, progress)
             drawn = seconds(world.device)
             if number:  # the first one warms up
                 for name, time_taken in (
@@ -113,14 +114,6 @@ def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> di
     lines = (folder / "metrics.jsonl").read_text()
     assert lines.count("threshold_norm") == looks + 1, "every look has been one"
     return {name: statistics.median(values) for name, values in took.items()}
-
-
-def _draw(config: Config, joint, batch: DeviceBatch, progress: Progress, number: int) -> None:
-    quality_VB = torch.linspace(-1, 1, 2 * len(batch.labels_B)).view(2, -1)
-    progress.picture(number, "pairs", sheet_of_pairs(batch.images_VBHWC.cpu(), quality_VB, quality_VB > -0.6))
-    figure = gradient_scale(config, float(joint.quality.mean), float(joint.quality.std))
-    assert figure is not None
-    progress.picture(number, "gradient_scale", figure)
 
 
 def _fill(joint, setting: Setting, device: torch.device) -> None:

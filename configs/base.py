@@ -90,7 +90,7 @@ config.val_dir = ""  # empty: the folder of rec
 config.val_batch_size = 128
 config.frequent = 10  # steps between two lines of progress
 config.diagnose_every = 100  # steps between two looks at norms by view and at the queue's drift; 0: never. They change nothing
-# in the training; one costs about a third of a step
+# in the training; one costs about a third of a step, and pictures for TensorBoard, at most one in ten looks, half a second
 config.verbose = 0  # steps between two verifications; 0: at the end of each epoch
 config.save_every = 0  # steps between two checkpoints; 0: at the end of each epoch, unless save_minutes is given
 config.save_minutes = 0.0  # also (or instead of each epoch) when so much time has passed since the last checkpoint; 0: never

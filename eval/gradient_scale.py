@@ -36,6 +36,13 @@ class AdaFaceScale:
         """The norm at which z-hat is `quality`."""
         return self.mean + quality * (self.std + _EPSILON) / self.concentration
 
+    def grid(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Norms [200], z-hat from -1.25 to 1.25; angles [240] to the own class, 0 to 100 degrees; |g| [240, 200]."""
+        norm = np.linspace(max(0.0, self.norm_of(-1.25)), self.norm_of(1.25), 200)
+        degrees = np.linspace(0.0, 100.0, 240)
+        angle = np.radians(degrees).clip(1e-6)[:, None]
+        return norm, degrees, np.abs(self.term(angle, self.quality(norm[None])))
+
     def term(self, angle: np.ndarray, quality: np.ndarray) -> np.ndarray:
         """g, float64, 0 or below: of the angle to the own class (radians, 0 < angle < pi) and z-hat, broadcast."""
         moved = angle - self.margin * quality

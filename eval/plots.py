@@ -74,16 +74,14 @@ def _drawable(curve: Roc, left: float) -> tuple[np.ndarray, np.ndarray]:
 
 def plot_gradient_scale(scale: AdaFaceScale, threshold: float | None = None) -> Figure:
     """|g| over norm and angle to the own class (QGFace, figure 2); with `threshold`, the norm at which u has that value."""
-    low, high, widest = max(0.0, scale.norm_of(-1.25)), scale.norm_of(1.25), 100.0
-    norm = np.linspace(low, high, 200)[None]
-    angle = np.radians(np.linspace(0, widest, 240)).clip(1e-6)[:, None]
+    norm, degrees, values = scale.grid()
     figure, axes = new_figure("Gradient scale |g|", "norm of the feature", "angle to the own class, degrees")
-    values = np.abs(scale.term(angle, scale.quality(norm)))
-    shown = axes.imshow(values, origin="lower", aspect="auto", extent=(low, high, 0, widest), cmap="cividis")
+    extent = (float(norm[0]), float(norm[-1]), float(degrees[0]), float(degrees[-1]))
+    shown = axes.imshow(values, origin="lower", aspect="auto", extent=extent, cmap="cividis")
     axes.grid(False)
     figure.colorbar(shown, ax=axes)
-    if threshold is not None:
-        border = scale.norm_of(2 * threshold - 1)
+    border = math.nan if threshold is None else scale.norm_of(2 * threshold - 1)
+    if norm[0] <= border <= norm[-1]:
         axes.axvline(border, color="white", linewidth=1.2, linestyle="--")
         axes.text(border, 2, f" u = {threshold:g}", color="white", fontsize=9)
     return figure

@@ -8,13 +8,13 @@
 Each row is a configuration file, configs/FORM_ROW, and a run for each seed in OUTPUT/FORM_ROW-sSEED (with what it changes, if
 anything, in its name). A row that several tables share is trained once. Runs that are finished are not repeated, and one that
 was interrupted goes on: the same command, given again, does what is left. A run that is there with other settings is an error,
-not a figure of the table. OUTPUT/TABLE.json and TABLE.md hold the tables.
+not a figure of the table; one that was evaluated on other benchmarks is evaluated again. OUTPUT/TABLE.json and TABLE.md hold the
+tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import re
@@ -32,6 +32,7 @@ from prettytable import PrettyTable, TableStyle
 
 from eval import paper
 from eval.benchmark_tables import summary_row
+from recognition.run_request import record, recorded, refuse_other_request, request_of
 from utils import config as config_file
 from utils.errors import UserError, exit_on_user_error
 
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     output = Path(options.output)
     for name, (row, seed) in runs.items():
-        _refuse_other_settings(output / name, row, seed, options)
+        refuse_other_request(output / name, request_of(_configuration(row, seed, options), options.nproc))
     output.mkdir(parents=True, exist_ok=True)
     _run_all([partial(_one_run, output / name, row, seed, options) for name, (row, seed) in runs.items()], options.jobs)
     for table, table_rows in rows.items():
@@ -151,41 +152,6 @@ def _check(rows: Mapping[str, Sequence[Row]], options: argparse.Namespace) -> No
         raise UserError(f"--data-root {options.data_root}: no such folder; it holds what the runs are evaluated on")
 
 
-# What a run may have otherwise and still be the same: what it tells and saves and how often, and its place.
-_OF_NO_EFFECT = {
-    "output", "num_workers", "frequent", "diagnose_every", "verbose", "save_every", "save_minutes", "keep_last", "keep_best",
-    "async_save", "resume", "timeout_minutes", "val_targets", "val_dir", "val_batch_size",
-}  # fmt: skip
-_CONDITIONS = "ablation.json"  # in a run's folder
-_COUNTED = {"num_classes", "num_image", "queue_size", "batch_size"}  # the data set and the ranks fill these in
-
-
-def _refuse_other_settings(folder: Path, row: Row, seed: int, options: argparse.Namespace) -> None:
-    """UserError where the run of that name, finished or not, was trained or evaluated otherwise than it would be now."""
-    if not (folder / "config.json").is_file():
-        return
-    before = dataclasses.asdict(config_file.load_json(folder / "config.json"))
-    now = dataclasses.asdict(_configuration(row, seed, options))
-    keys = [key for key in now if key not in _OF_NO_EFFECT and (now[key] or key not in _COUNTED)]
-    if now["global_batch_size"]:
-        keys.remove("batch_size")
-    if (folder / _CONDITIONS).is_file():
-        before |= json.loads((folder / _CONDITIONS).read_text(encoding="utf-8"))
-        now |= _conditions(options)
-        keys += _conditions(options)
-    for key in keys:
-        if before[key] != now[key]:
-            raise UserError(
-                f"{folder}: was run with {key}={before[key]!r}, and would now be with {key}={now[key]!r}; remove it, or use "
-                "another --output"
-            )
-
-
-def _conditions(options: argparse.Namespace) -> dict[str, object]:
-    """What bears on a run's figures beside its configuration."""
-    return {"processes": options.nproc, "data_root": str(Path(options.data_root).resolve())}
-
-
 def _configuration(row: Row, seed: int, options: argparse.Namespace) -> config_file.Config:
     file, *changes = row.arguments(options.form)
     return config_file.load(file, [*changes, *options.settings, f"seed={seed}"])
@@ -224,9 +190,9 @@ def _run_all(runs: Sequence[Callable[[], None]], jobs: int) -> None:
 
 
 def _one_run(folder: Path, row: Row, seed: int, options: argparse.Namespace) -> None:
-    """Trains and evaluates, where that is not done yet. What the programs print goes to FOLDER.log."""
-    evaluation = folder / "eval.json"
-    if evaluation.is_file():
+    """Trains and evaluates, where that is not done yet (on these benchmarks). What the programs print goes to FOLDER.log."""
+    evaluation, data_root = folder / "eval.json", str(Path(options.data_root).resolve())
+    if evaluation.is_file() and recorded(folder).get("data_root", data_root) == data_root:
         return
     log = folder.with_name(f"{folder.name}.log")
     print(f"{folder.name}: training, {log}", flush=True)
@@ -234,8 +200,7 @@ def _one_run(folder: Path, row: Row, seed: int, options: argparse.Namespace) -> 
     if options.nproc > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={options.nproc}"]
     train = [*launcher, "train.py", *row.arguments(options.form), *options.settings, f"seed={seed}", f"output={folder}"]
-    folder.mkdir(exist_ok=True)
-    (folder / _CONDITIONS).write_text(json.dumps(_conditions(options)) + "\n", encoding="utf-8")
+    record(folder, request=request_of(_configuration(row, seed, options), options.nproc))
     unfinished = folder / "eval.unfinished.json"
     evaluate = [
         *launcher, "-m", "eval", "all", "--checkpoint", str(folder), "--data-root", options.data_root, "--json", str(unfinished)
@@ -249,6 +214,7 @@ def _one_run(folder: Path, row: Row, seed: int, options: argparse.Namespace) -> 
             if code:
                 last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
                 raise UserError(f"{' '.join(command[1:])}: ended with code {code}: {' '.join(last)} (all of it: {log})")
+    record(folder, data_root=data_root)
     unfinished.rename(evaluation)
 
 

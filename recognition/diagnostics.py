@@ -1,5 +1,6 @@
-"""What a run shows besides its losses, every `diagnose_every` steps: the norms of both views beside the partition's threshold,
-and how old entries of the queue compare with fresh features (recognition/queue_drift.py).
+"""What a run shows besides its losses, every `diagnose_every` steps: the norms of both views and of both qualities beside the
+partition's threshold, and how old entries of the queue compare with fresh features (recognition/queue_drift.py); now and then
+pictures (recognition/pictures.py).
 
 After a step, a whole batch of this rank is encoded once more, by the weights of now, as its own step encoded it: BatchNorm's
 statistics are over the same images. So what lies between an entry of the queue and its image's fresh feature is the encoder's
@@ -40,7 +41,7 @@ from utils.errors import UserError
 VIEWS = ("augmented", "original")
 QUANTILES = (5, 25, 50, 75, 95)
 FILE = "pair_differences.json"
-LOOKS_A_PICTURE = 10  # at least, and an epoch
+LOOKS_A_PICTURE = 10  # looks between two pictures, at least; and not more than one picture an epoch
 _GROUP = "diagnostics"
 
 
@@ -62,7 +63,7 @@ class Diagnostics:
         steps_per_epoch: int,
     ):  # fmt: skip
         """encoder: the bare module. first_step: where the run goes on from; what was written of later steps is forgotten."""
-        self.config, self.steps_per_epoch, self._drawn_at = config, steps_per_epoch, -math.inf
+        self.config, self.steps_a_picture = config, max(steps_per_epoch, LOOKS_A_PICTURE * config.diagnose_every)
         self.every, self.encoder, self.joint, self.autocast, self.world = config.diagnose_every, encoder, joint, autocast, world
         self.queue_kind = config.queue
         in_step = config.views * config.batch_size * world.size * config.gradient_acc
@@ -106,10 +107,9 @@ class Diagnostics:
             return
         norm_VR = fresh_VRD.norm(dim=2)
         progress.measurements(step, _GROUP, describe_norms(norm_VR, self.joint.quality, self.joint.partition))
-        progress.on_board(step, "norms", {}, norms_by_kind(norm_VR, self._high_quality(norm_VR)))
-        if progress.active and step - self._drawn_at >= max(self.steps_per_epoch, LOOKS_A_PICTURE * self.every):
-            self._drawn_at = step
-            self._draw(step, kept, fresh_VGD, progress)
+        if progress.active:
+            high_VR = high_quality(norm_VR, self.joint.quality, self.joint.partition)
+            progress.on_board(step, "norms", {}, norms_by_kind(norm_VR, high_VR))
         if self.joint.queue is not None and kept.first is not None:
             host_label_R = kept.host_label_G[readable]
             label_R = host_label_R.to(fresh_VRD.device)
@@ -117,22 +117,23 @@ class Diagnostics:
                 self.joint.queue, self.joint.classifier.rows_of, fresh_VRD, label_R, host_label_R, kept.first
             )  # fmt: skip
             self._write(step, step - kept.step + 1, drifts, progress)
-
-    def _high_quality(self, norm_VX: torch.Tensor) -> torch.Tensor:
-        return self.joint.partition.high_quality(self.joint.quality.normalise(norm_VX).flatten()).view_as(norm_VX)
+        first_since = step // self.steps_a_picture != (step - self.every) // self.steps_a_picture
+        if progress.active and (first_since or step == self.every):
+            self._draw(step, kept, fresh_VGD, progress)
 
     def _draw(self, step: int, kept: _Kept, fresh_VGD: torch.Tensor, progress: Progress) -> None:
         """Pictures of the first rank's images, whose features are the first of the gathered ones."""
-        quality = self.joint.quality
+        quality, partition = self.joint.quality, self.joint.partition
         images_VBHWC = kept.images_VBHWC.cpu()
         if self.config.channel_order == "BGR":
             images_VBHWC = images_VBHWC.flip(-1)
         readable = torch.nonzero(kept.host_label_G[: images_VBHWC.shape[1]] >= 0).flatten()
         if len(readable):
             norm_VB = fresh_VGD[:, readable.to(fresh_VGD.device)].norm(dim=2)
-            quality_VB, high_VB = quality.normalise(norm_VB).cpu(), self._high_quality(norm_VB).cpu()
+            quality_VB, high_VB = quality.normalise(norm_VB).cpu(), high_quality(norm_VB, quality, partition).cpu()
             progress.picture(step, "pairs/HQ_blue_LQ_orange", sheet_of_pairs(images_VBHWC[:, readable], quality_VB, high_VB))
-        if (figure := gradient_scale(self.config, float(quality.mean), float(quality.std))) is not None:
+        threshold = partition.threshold if isinstance(partition, Partition) else None
+        if (figure := gradient_scale(self.config, float(quality.mean), float(quality.std), threshold)) is not None:
             progress.picture(step, "gradient_scale", figure)
 
     def _write(self, step: int, age: int, drifts: dict[str, Drift], progress: Progress) -> None:
@@ -179,6 +180,11 @@ def statistics_of_the_batch(encoder: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def high_quality(norm_VR: torch.Tensor, quality: QualityStatistics, partition: Partition | ViewPartition) -> torch.Tensor:
+    """Which features would be classified: boolean [V, R]."""
+    return partition.high_quality(quality.normalise(norm_VR).flatten()).view_as(norm_VR)
+
+
 def norms_by_kind(norm_VR: torch.Tensor, high_VR: torch.Tensor) -> dict[str, torch.Tensor]:
     """Norms on the CPU by view, and of the features of high and of low quality, where there are some."""
     kinds = dict(zip(VIEWS, norm_VR, strict=False)) | {"high_quality": norm_VR[high_VR], "low_quality": norm_VR[~high_VR]}
@@ -192,7 +198,7 @@ def describe_norms(
     those whose augmented view has the smaller norm (1/2: the norm knows nothing of the quality; 1: all of it); the norm at which
     the partition divides, mu + (sigma + epsilon) / c (2 b - 1), if it does."""
     quality_VR = quality.normalise(norm_VR)
-    high_VR = partition.high_quality(quality_VR.flatten()).view_as(quality_VR)
+    high_VR = high_quality(norm_VR, quality, partition)
     values: dict[str, float] = {}
     levels = torch.tensor(QUANTILES, dtype=norm_VR.dtype, device=norm_VR.device) / 100
     for view, norm_R, high_R in zip(VIEWS, norm_VR, high_VR, strict=False):

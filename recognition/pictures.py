@@ -1,5 +1,5 @@
 """Pictures of a run for TensorBoard: pairs of views marked by the partition (the paper's figure 5), and AdaFace's gradient scale
-with the quality statistics of the moment (its figure 2). Drawn on rank 0, once an epoch at most (recognition/diagnostics.py).
+with the quality statistics of the moment (its figure 2). Drawn on rank 0 (recognition/diagnostics.py).
 
 Shapes: V views, B images, of which view 0 is the augmented one.
 """
@@ -25,8 +25,8 @@ HIGH_QUALITY, LOW_QUALITY = (0, 114, 178), (230, 159, 0)  # blue and orange, RGB
 
 def sheet_of_pairs(images_VBHWC: torch.Tensor, quality_VB: torch.Tensor, high_VB: torch.Tensor) -> np.ndarray:
     """uint8 RGB [height, width, 3]: at most PAIRS images, a column each, from the pair of the highest quality to that of the
-    lowest (of its worse view), evenly; above the original, below the augmented view. A frame is blue where the feature is
-    classified (HQ), orange where it is not (LQ).
+    lowest (of its worse view), evenly; above the original, below the augmented view. A frame is blue where the feature would now
+    be classified (HQ), orange where it would not (LQ).
 
     images_VBHWC: uint8 RGB on the CPU. quality_VB, high_VB: of the same images, any device.
     """
@@ -41,10 +41,9 @@ def sheet_of_pairs(images_VBHWC: torch.Tensor, quality_VB: torch.Tensor, high_VB
     return sheet.reshape(views * (height + 2 * FRAME), -1, 3)
 
 
-def gradient_scale(config: Config, mean: float, std: float) -> Figure | None:
-    """Figure 2 for the run's margin, scale and classes with mu and sigma of the moment; None for margins other than AdaFace's."""
+def gradient_scale(config: Config, mean: float, std: float, threshold: float | None) -> Figure | None:
+    """Figure 2 for the run's margin, scale and classes with mu, sigma, b of now; None where the margin is not AdaFace's."""
     if config.margin != "adaface":
         return None
     scale = AdaFaceScale(config.margin_m, config.scale, config.num_classes, mean, std, config.quality_concentration)
-    divides = config.partition == "norm" and config.quality_threshold is not None
-    return plot_gradient_scale(scale, config.quality_threshold if divides else None)
+    return plot_gradient_scale(scale, threshold)

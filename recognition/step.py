@@ -42,7 +42,7 @@ class StepResult:
     requests: int = 0
 
     def figures(self, quality: QualityStatistics) -> dict[str, float]:
-        """The step in numbers, with the quality statistics after it; only of a step with terms. Waits for the device."""
+        """The step in numbers, with the quality statistics after it; only of a step with terms. Waits for the device, once."""
         terms = self.terms
         assert terms is not None and self.gradient_norm is not None
         values = {
@@ -51,7 +51,8 @@ class StepResult:
             "norm_mean": terms.norm_mean, "quality_mean": quality.mean, "quality_std": quality.std,
             "gradient_norm": self.gradient_norm,
         }  # fmt: skip
-        return {name: float(value.detach()) for name, value in values.items()}
+        numbers = torch.stack([value.detach().double() for value in values.values()]).tolist()
+        return dict(zip(values, numbers, strict=True))
 
 
 class TrainStep:

@@ -203,6 +203,8 @@ class Trainer:
             )
 
     def _report(self, result: StepResult, progress: Progress) -> None:
+        if not progress.active:
+            return
         numbers = {**result.figures(self.joint.quality), "lr": self.optimiser.param_groups[0]["lr"]}
         images_per_step = self.config.batch_size * self.world.size * self.config.gradient_acc
         progress.steps(self.step_number, self.step_number / self.steps_per_epoch, images_per_step, numbers)

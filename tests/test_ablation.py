@@ -85,13 +85,31 @@ def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
     assert again.returncode == 0 and "training" not in again.stdout
     assert again.stdout.strip() == first.stdout[first.stdout.index("Table") :].strip()
     for other, message in (
-        (["lr=0.011"], "lr=0.011"), (["--nproc", "2"], "processes=2"),
-        (["--data-root", str(tmp_path)], f"data_root='{tmp_path}'"),
-        (["max_steps=3"], "was run with max_steps=2, and would now be with max_steps=3"),
+        (["lr=0.011"], "lr=0.011"), (["--nproc", "2"], "--nproc=2"), (["queue_size=7"], "queue_size=7"),
+        (["max_steps=3"], "was made with max_steps=2, and is now asked for with max_steps=3"),
     ):  # fmt: skip
         refused = _ablation(*arguments, *other)
         assert refused.returncode == 2 and message in refused.stderr and "another --output" in refused.stderr, refused.stderr
         assert "Table" not in refused.stdout
+
+
+def test_a_run_is_evaluated_again_on_other_benchmarks(demo_set, tmp_path):
+    fewer = tmp_path / "val"
+    fewer.mkdir()
+    (fewer / "demo_hq.bin").symlink_to(demo_set / "demo_hq.bin")
+    common = (
+        "own", "--row", "tiny: tests/tiny_config", "--seeds", "1", "--output", str(tmp_path), f"rec={demo_set}", "max_steps=2"
+    )  # fmt: skip
+    columns = []
+    for root in (demo_set, fewer, fewer):
+        done = _ablation(*common, "--data-root", str(root))
+        assert done.returncode == 0, done.stderr
+        columns.append((set(json.loads((tmp_path / "own.json").read_text())["tiny"]), "training" in done.stdout))
+    assert "demo_lq" in columns[0][0] and columns[1][0] == {"demo_hq", "AUC demo_hq"}
+    assert [began for _, began in columns] == [True, True, False]
+    (tmp_path / "tiny_config-s1" / "ablation.json").write_text("{")
+    broken = _ablation(*common, "--data-root", str(fewer))
+    assert broken.returncode == 2 and "ablation.json: cannot be read" in broken.stderr
 
 
 @pytest.mark.parametrize(

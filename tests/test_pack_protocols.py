@@ -65,8 +65,12 @@ def test_sets_of_mixed_and_low_quality_come_from_the_same_pairs(tmp_path: Path) 
     assert sets["both"] == sets["again"] and not set(sets["both"]) & {*sets["none"], *sets["seed"], *sets["tiny"]}
     assert len(set(sets["both"])) == 4, "Bob's first image, of both pairs, is degraded for each"
     assert sum(map(len, sets["tiny"])) < sum(map(len, sets["both"])) < sum(map(len, sets["none"]))
-    with pytest.raises(UserError, match="--pixels 9 8: expected 1 <= LOW <= HIGH"):
-        pack("pairs", tmp_path / "pairs.txt", tmp_path / "lfw", tmp_path / "x.bin", "--pixels", 9, 8)
+    for options, message in (
+        (["--degrade", "both", "--pixels", 9, 8], "--pixels 9 8: expected 1 <= LOW <= HIGH"),
+        (["--degrade", "both", "--seed", -1], "--seed -1: must not be negative"), (["--seed", 1], "add --degrade second"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            pack("pairs", tmp_path / "pairs.txt", tmp_path / "lfw", tmp_path / "x.bin", *options)
 
 
 @pytest.mark.parametrize(("text", "message"), [

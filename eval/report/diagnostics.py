@@ -123,7 +123,7 @@ def gradients(run: Run) -> str:
     mean, std = float(trained["quality_mean"][-1]), float(trained["quality_std"][-1])
     scale = AdaFaceScale(config["margin_m"], config["scale"], config["num_classes"], mean, std, config["quality_concentration"])
     marks = []
-    if config.get("quality_threshold") is not None:
+    if config.get("quality_threshold") is not None and config.get("partition", "norm") == "norm":
         threshold = 2 * config["quality_threshold"] - 1
         marks = [(scale.norm_of(threshold), f"u = {config['quality_threshold']:g}")]
     text = (
@@ -136,11 +136,8 @@ def gradients(run: Run) -> str:
 
 
 def _map(scale: AdaFaceScale, marks: list[tuple[float, str]]) -> str:
-    x = svg.Axis("norm", max(0.0, scale.norm_of(-1.25)), scale.norm_of(1.25))
-    y = svg.Axis("angle", 0.0, _WIDEST)
-    angle = np.radians(np.linspace(y.low, y.high, 240))[:, None].clip(1e-6)
-    norm = np.linspace(x.low, x.high, 200)[None]
-    values = np.abs(scale.term(angle, scale.quality(norm)))
+    norm, degrees, values = scale.grid()
+    x, y = svg.Axis("norm", float(norm[0]), float(norm[-1])), svg.Axis("angle", float(degrees[0]), float(degrees[-1]))
     chart = svg.heat(values, x, y, "gradient scale by norm and angle", _degrees, marks)
     return page.figure("|g| by norm and angle", chart, "upwards: angle to the own class; to the right: norm")
 

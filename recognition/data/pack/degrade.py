@@ -29,6 +29,8 @@ from utils.errors import UserError
 
 HELP = "a packed data set with some images degraded"
 LIST = "degraded.csv"
+PIXELS = (14, 24)
+CHOICE, RECORDS, PAIRS = range(3)  # streams of random numbers of a seed: which images are degraded; how records, how pairs are
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -44,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_degradation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--pixels", type=int, nargs=2, default=(14, 24), metavar=("LOW", "HIGH"), help="side of degraded faces (14 24)"
+        "--pixels", type=int, nargs=2, default=PIXELS, metavar=("LOW", "HIGH"), help="side of degraded faces (14 24)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Degradation:
     def __post_init__(self) -> None:
         if not 1 <= self.low <= self.high:
             raise UserError(f"--pixels {self.low} {self.high}: expected 1 <= LOW <= HIGH")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must not be negative")
 
     def __call__(self, payload: bytes, where: object, face: FaceFormat, *numbers: int) -> bytes:
         """An encoded face, degraded and encoded as `face` says. `UserError` names `where` if it cannot be decoded."""
@@ -71,7 +75,7 @@ class Degradation:
 def choose(labels: Int64Array, classes: int, share: float, wrong: float, seed: int) -> tuple[BoolArray, Int64Array]:
     """(which images are degraded, the labels that they get), by `seed`. A wrong label is any of the others alike; an identity
     that would lose all of its images keeps one."""
-    rng = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng([seed, CHOICE])
     degraded = rng.permutation(len(labels))[: round(share * len(labels))]
     mistaken = degraded[: round(wrong * len(degraded))]
     given = labels.copy()
@@ -93,7 +97,7 @@ def degraded_part(
     for row in np.flatnonzero(chosen).tolist():
         label, payload, id2 = records[row]
         number = int(images[row])
-        records[row] = (label, degradation(payload, shared_object()[0].where(number), face, 1, number), id2)
+        records[row] = (label, degradation(payload, shared_object()[0].where(number), face, RECORDS, number), id2)
     return records
 
 

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from recognition.data.bins import write_bin
-from recognition.data.pack.degrade import Degradation, add_degradation_arguments
+from recognition.data.pack.degrade import PAIRS, PIXELS, Degradation, add_degradation_arguments
 from recognition.data.pack.face_encoding import FaceFormat, packed_face
 from recognition.data.pack.folder import add_format_arguments, face_format
 from recognition.data.pack.listing import inner_name, inner_path, numbered_lines
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help=".bin file to make; an older one is replaced")
     parser.add_argument("--degrade", choices=tuple(_DEGRADED), default="none", help="which faces of a pair (%(default)s)")
     add_degradation_arguments(parser)
+    parser.set_defaults(pixels=None, seed=None)  # so that they are known to be given
     add_format_arguments(parser)
     add_workers_argument(parser)
 
@@ -132,7 +133,7 @@ def encode_pair(
     except UserError as error:
         raise error if str(error).startswith(pair.where) else UserError(f"{pair.where}: {error}") from error
     for member in degraded:
-        images[member] = degradation(images[member], pair.where, face, 2, number, member)
+        images[member] = degradation(images[member], pair.where, face, PAIRS, number, member)
     return images
 
 
@@ -140,8 +141,10 @@ def run(arguments: argparse.Namespace) -> None:
     face = face_format(arguments)
     if not arguments.source.is_dir():
         raise UserError(f"{arguments.source}: is no folder; give the one with the images")
-    low, high = arguments.pixels
-    degradation = Degradation(low, high, arguments.seed)
+    if arguments.degrade == "none" and (arguments.pixels, arguments.seed) != (None, None):
+        raise UserError("--pixels and --seed are for degraded faces: add --degrade second, or --degrade both")
+    low, high = arguments.pixels or PIXELS
+    degradation = Degradation(low, high, arguments.seed or 0)
     pairs = read_pairs(arguments.pairs)
     images: list[bytes] = []
     work = partial(encode_pair, arguments.source, face, degradation, _DEGRADED[arguments.degrade])
