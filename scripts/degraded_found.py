@@ -1,0 +1,61 @@
+"""Does a run's partition find the images that `pack degrade` has degraded in its training set?
+
+    python -m scripts.degraded_found RUN …
+
+Of 1,200 images of the set, without augmentation: the chance that a degraded one has a smaller norm than a sound one (AUC),
+and the shares of both with u at or below the run's b, by the quality statistics that the run ended with.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from prettytable import PrettyTable
+
+from eval.roc import roc_curve
+from recognition import checkpoint
+from recognition.encoder import load_run
+from recognition.samples import sample_views
+from utils.errors import UserError, exit_on_user_error
+
+IMAGES, BATCH = 1200, 100
+
+
+def found(run: str) -> list[str]:
+    embed, config = load_run(run, torch.device("cpu"))
+    table = Path(config.rec) / "degraded.csv"
+    if not table.is_file():
+        raise UserError(f"{run}: its set {config.rec} has no degraded.csv; `pack degrade` writes it")
+    if config.quality_threshold is None:
+        raise UserError(f"{run}: has no partition (quality_threshold=None)")
+    with open(table, encoding="utf-8") as lines:
+        degraded = {int(row["image"]) for row in csv.DictReader(lines)}
+    originals, _ = sample_views(config, IMAGES)
+    numbers = np.unique(np.linspace(0, config.num_image - 1, IMAGES).astype(np.int64))
+    is_degraded = np.isin(numbers, list(degraded))
+    parts = [embed(torch.from_numpy(originals[start : start + BATCH])) for start in range(0, len(originals), BATCH)]
+    norm = torch.cat(parts).norm(dim=1).numpy()
+    state = checkpoint.read_tensors(checkpoint.find(run), prefix="quality.")
+    mean, std = (float(state[f"quality.{name}"]) for name in ("mean", "std"))
+    u = (np.clip((norm - mean) * config.quality_concentration / (std + 1e-3), -1, 1) + 1) / 2
+    low = u <= config.quality_threshold
+    smaller = roc_curve(np.concatenate([norm[~is_degraded], norm[is_degraded]]), ~np.sort(is_degraded))
+    shares = [f"{100 * value:.1f}" for value in (smaller.auc, low[is_degraded].mean(), low[~is_degraded].mean())]
+    return [Path(run).name, *shares]
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        raise UserError("usage: python -m scripts.degraded_found RUN …")
+    shown = PrettyTable(["run", "AUC of the norm", "degraded set aside, %", "sound set aside, %"], align="r")
+    for run in sys.argv[1:]:
+        shown.add_row(found(run))
+    print(shown)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
