@@ -10,9 +10,11 @@ import pytest
 
 from eval import paper
 from recognition.ablation import FORMS, TABLES, _write
+from recognition.run_request import record, recorded, refuse_other_request, request_of
 from tests.commands import run
 from tests.shared_files import ROOT
 from utils import config
+from utils.errors import UserError
 
 ONE_VIEW = {"baseline", "a", "b", "d"}
 
@@ -84,32 +86,35 @@ def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
     again = _ablation(*arguments, "frequent=3")
     assert again.returncode == 0 and "training" not in again.stdout
     assert again.stdout.strip() == first.stdout[first.stdout.index("Table") :].strip()
-    for other, message in (
-        (["lr=0.011"], "lr=0.011"), (["--nproc", "2"], "--nproc=2"), (["queue_size=7"], "queue_size=7"),
-        (["max_steps=3"], "was made with max_steps=2, and is now asked for with max_steps=3"),
-    ):  # fmt: skip
-        refused = _ablation(*arguments, *other)
-        assert refused.returncode == 2 and message in refused.stderr and "another --output" in refused.stderr, refused.stderr
-        assert "Table" not in refused.stdout
-
-
-def test_a_run_is_evaluated_again_on_other_benchmarks(demo_set, tmp_path):
+    refused = _ablation(*arguments, "max_steps=3")
+    assert refused.returncode == 2 and "Table" not in refused.stdout
+    assert "was made with max_steps=2, and is now asked for with max_steps=3" in refused.stderr
     fewer = tmp_path / "val"
     fewer.mkdir()
     (fewer / "demo_hq.bin").symlink_to(demo_set / "demo_hq.bin")
-    common = (
-        "own", "--row", "tiny: tests/tiny_config", "--seeds", "1", "--output", str(tmp_path), f"rec={demo_set}", "max_steps=2"
-    )  # fmt: skip
-    columns = []
-    for root in (demo_set, fewer, fewer):
-        done = _ablation(*common, "--data-root", str(root))
-        assert done.returncode == 0, done.stderr
-        columns.append((set(json.loads((tmp_path / "own.json").read_text())["tiny"]), "training" in done.stdout))
-    assert "demo_lq" in columns[0][0] and columns[1][0] == {"demo_hq", "AUC demo_hq"}
-    assert [began for _, began in columns] == [True, True, False]
-    (tmp_path / "tiny_config-s1" / "ablation.json").write_text("{")
-    broken = _ablation(*common, "--data-root", str(fewer))
-    assert broken.returncode == 2 and "ablation.json: cannot be read" in broken.stderr
+    other = _ablation(*(str(fewer) if argument == str(demo_set) else argument for argument in arguments), "--seeds", "1")
+    assert other.returncode == 0 and "training" in other.stdout, "evaluated again on other benchmarks"
+    assert set(json.loads((tmp_path / "own.json").read_text())["tiny"]) == {"demo_hq", "AUC demo_hq"}
+
+
+def test_a_run_made_with_other_settings_is_not_taken_for_this_one(tmp_path):
+    def request(processes: int = 1, **changes: object) -> dict:
+        return request_of(config.Config(rec="/data/x", **changes), processes)
+
+    refuse_other_request(tmp_path, request())  # nothing is recorded
+    record(tmp_path, request=request())
+    record(tmp_path, data_root="/data/val")
+    assert recorded(tmp_path)["data_root"] == "/data/val"
+    refuse_other_request(tmp_path, request(num_workers=7, verbose=3, output="elsewhere"))
+    for other, named in (
+        (request(2), "--nproc=2"), (request(lr=0.5), "lr=0.5"), (request(queue_size=7), "queue_size=7"),
+        (request(milestones=(1.0,)), r"milestones=\[6.0, 9.0\], and is now asked for with milestones=\[1.0\]"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=named):
+            refuse_other_request(tmp_path, other)
+    (tmp_path / "ablation.json").write_text("{")
+    with pytest.raises(UserError, match=r"ablation\.json: cannot be read"):
+        refuse_other_request(tmp_path, request())
 
 
 @pytest.mark.parametrize(
