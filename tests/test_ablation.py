@@ -108,7 +108,7 @@ def test_a_run_made_with_other_settings_is_not_taken_for_this_one(tmp_path):
     refuse_other_request(tmp_path, request(num_workers=7, verbose=3, output="elsewhere"))
     for other, named in (
         (request(2), "--nproc=2"), (request(lr=0.5), "lr=0.5"), (request(queue_size=7), "queue_size=7"),
-        (request(milestones=(1.0,)), r"milestones=\[6.0, 9.0\], and is now asked for with milestones=\[1.0\]"),
+        (request(milestones=(1.0,)), r"is now asked for with milestones=\[1.0\]"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=named):
             refuse_other_request(tmp_path, other)
