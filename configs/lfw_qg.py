@@ -19,5 +19,6 @@ config = edict(
     val_dir="../shared/faces/val",
     val_targets=("lfw_hq", "lfw_mixed", "lfw_lq"),
     contrastive_denominator="paper",
+    contrastive_weight=1.0,
     diagnose_every=50,
 )

@@ -4,8 +4,9 @@
     torchrun --nproc_per_node=2 train.py configs/small_qg rec=/data/mine val_targets="('mine',)"      # /data/mine/mine.bin
 
 What differs from the paper, by docs/EXPERIMENTS.md: small batches, for more steps; gentler margin and scales; quality statistics
-that start where short runs have them; and the positive in the contrastive loss's denominator, without which that loss has no
-bound and outweighs the labels as soon as many pairs are contrasted. `configs/vgg2_r34_qg` keeps the paper's values.
+that start where short runs have them; the positive in the contrastive loss's denominator, without which that loss has no bound and
+outweighs the labels as soon as many pairs are contrasted; and a tenth of its weight. `configs/vgg2_r34_qg` keeps the paper's
+values.
 """
 
 from easydict import EasyDict as edict
@@ -24,6 +25,7 @@ config = edict(
     scale=32.0,
     contrastive_scale=32.0,
     contrastive_denominator="infonce",
+    contrastive_weight=0.1,
     quality_mean=22.0,
     quality_std=5.0,
 )
