@@ -4,8 +4,8 @@
     torchrun --nproc_per_node=2 train.py configs/small_qg rec=/data/mine val_targets="('mine',)"      # /data/mine/mine.bin
 
 What differs from the paper, by docs/EXPERIMENTS.md: small batches, for more steps; gentler margin and scales; quality statistics
-that start where short runs have them; the positive in the contrastive loss's denominator, without which that loss has no bound and
-outweighs the labels as soon as many pairs are contrasted; and a tenth of its weight. `configs/vgg2_r34_qg` keeps the paper's
+that start where short runs have them; the positive in the contrastive loss's denominator, without which that loss has no bound
+and outweighs the labels as soon as many pairs are contrasted; and a tenth of its weight. `configs/vgg2_r34_qg` keeps the paper's
 values.
 """
 
