@@ -76,18 +76,8 @@ def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> di
         network=setting.network, num_classes=setting.classes, batch_size=setting.images, queue_size=setting.classes,
         lr=1e-3, precision="auto" if world.device.type == "cuda" else "fp32", output=str(folder), diagnose_every=1,
     )  # fmt: skip
-    autocast = autocast_type(config.precision, world.device)
-    encoder = build_encoder(config).to(world.device).train()
-    joint = build.build_joint_loss(config, world)
-    optimiser = build_optimiser(config, encoder, joint.classifier)
-    parallel = torch.nn.parallel.DistributedDataParallel(encoder, gradient_as_bucket_view=True)
-    train = TrainStep(parallel, joint, optimiser, LossScale(False, world.device), autocast, 0.0, world.device, lambda why: None)
-    diagnostics = Diagnostics(config, encoder, joint, autocast, world, 0, looks + 1)
-    assert diagnostics._file is not None
-    for step in range(HISTORY):
-        for kind in ("proxy, as stored", "proxy, compensated"):
-            diagnostics._file.add(kind, step, 8, Drift(0.123456789, 0.987654321, 0.99))
-    _fill(joint, setting, world.device)
+    train, diagnostics = _prepare(setting, config, world)
+    joint = train.joint
     took: dict[str, list[float]] = {"step": [], "look": [], "line": [], "pictures": []}
     with Progress(folder, True, looks, 0) as progress, open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
         for number in range(looks + 1):
@@ -114,6 +104,23 @@ def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> di
     lines = (folder / "metrics.jsonl").read_text()
     assert lines.count("threshold_norm") == looks + 1, "every look has been one"
     return {name: statistics.median(values) for name, values in took.items()}
+
+
+def _prepare(setting: Setting, config: Config, world: dist.World) -> tuple[TrainStep, Diagnostics]:
+    """A step with a full queue, and diagnostics with a long history."""
+    autocast = autocast_type(config.precision, world.device)
+    encoder = build_encoder(config).to(world.device).train()
+    joint = build.build_joint_loss(config, world)
+    optimiser = build_optimiser(config, encoder, joint.classifier)
+    parallel = torch.nn.parallel.DistributedDataParallel(encoder, gradient_as_bucket_view=True)
+    train = TrainStep(parallel, joint, optimiser, LossScale(False, world.device), autocast, 0.0, world.device, lambda why: None)
+    diagnostics = Diagnostics(config, encoder, joint, autocast, world, 0, HISTORY)
+    assert diagnostics._file is not None
+    for step in range(HISTORY):
+        for kind in ("proxy, as stored", "proxy, compensated"):
+            diagnostics._file.add(kind, step, 8, Drift(0.123456789, 0.987654321, 0.99))
+    _fill(joint, setting, world.device)
+    return train, diagnostics
 
 
 def _fill(joint, setting: Setting, device: torch.device) -> None:
