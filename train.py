@@ -1,7 +1,7 @@
 """Trains a face encoder:
 
-    torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112
-    python train.py configs/lfw_qg                    # one process
+torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112
+python train.py configs/lfw_qg                    # one process
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Encoders: face images in, raw (not normalised) features out. Depends on torch only.
 
-    net = backbones.build("r50", embedding_size=512)
-    ignored = backbones.load_weights(net, "backbone.pth")
-    features_BD = net(images)  # images float [B, 3, 112, 112] in [-1, 1]; features float32 [B, 512]
-    gigamacs = backbones.flops(net) / 1e9
+net = backbones.build("r50", embedding_size=512)
+ignored = backbones.load_weights(net, "backbone.pth")
+features_BD = net(images)  # images float [B, 3, 112, 112] in [-1, 1]; features float32 [B, 512]
+gigamacs = backbones.flops(net) / 1e9
 """
 
 from __future__ import annotations

@@ -84,9 +84,7 @@ class IResNet(nn.Module):
 
 
 def _stage(c_in: int, c_out: int, depth: int) -> nn.Sequential:
-    return nn.Sequential(
-        IBasicBlock(c_in, c_out, stride=2), *(IBasicBlock(c_out, c_out) for _ in range(depth - 1))
-    )
+    return nn.Sequential(IBasicBlock(c_in, c_out, stride=2), *(IBasicBlock(c_out, c_out) for _ in range(depth - 1)))
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

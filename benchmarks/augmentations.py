@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from recognition.data import FaceDataset, augment
-from recognition.data.randomness import uniforms
+from utils.randomness import uniforms
 
 _IMAGES = 100
 _FILTERS = (

@@ -1,4 +1,4 @@
-"""What the diagnostics (recognition/diagnostics.py) cost beside the steps of a training run.
+"""What the diagnostics (recognition/monitor/diagnostics.py) cost beside the steps of a training run.
 
     python benchmarks/diagnostics.py                    # some minutes on two cores
     python benchmarks/diagnostics.py --quick            # under a minute
@@ -37,12 +37,12 @@ sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own 
 
 from recognition import build  # noqa: E402
 from recognition.data.prefetch import DeviceBatch  # noqa: E402
-from recognition.diagnostics import LOOKS_A_PICTURE, Diagnostics, _Kept  # noqa: E402
-from recognition.encoder import build_encoder  # noqa: E402
+from recognition.encoders.encoder import build_encoder  # noqa: E402
+from recognition.encoders.precision import autocast_type  # noqa: E402
+from recognition.monitor.diagnostics import LOOKS_A_PICTURE, Diagnostics, _Kept  # noqa: E402
+from recognition.monitor.progress import Progress  # noqa: E402
+from recognition.monitor.queue_drift import Drift  # noqa: E402
 from recognition.optimiser import LossScale, build_optimiser  # noqa: E402
-from recognition.precision import autocast_type  # noqa: E402
-from recognition.progress import Progress  # noqa: E402
-from recognition.queue_drift import Drift  # noqa: E402
 from recognition.step import TrainStep  # noqa: E402
 from utils import dist  # noqa: E402
 from utils.config import Config  # noqa: E402

@@ -94,7 +94,7 @@ def timed(action: Callable[[], object]) -> dict[str, float]:
 
 def measure_ijb(folder: Path) -> dict[str, float]:
     from eval.__main__ import build_parser
-    from eval.cli import Context
+    from eval.commands.common import Context
     from utils import dist
 
     arguments = build_parser().parse_args(
@@ -124,7 +124,7 @@ def measure_ten_fold(_: Path) -> dict[str, float]:
 
 
 def measure_tinyface(folder: Path) -> dict[str, float]:
-    from eval.identification import search, search_metrics
+    from eval.protocols.identification import search, search_metrics
 
     divisor = int((folder / "divisor").read_text())
     generator = np.random.default_rng(0)

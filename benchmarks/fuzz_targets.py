@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 import backbones
 from eval.embedding import decode_face
 from eval.feature_cache import FeatureCache
-from eval.ijb_files import read_feature_file
+from eval.protocols.ijb_files import read_feature_file
 from eval.verification import load_bin
-from recognition import checkpoint, manifest
+from recognition.checkpoints import checkpoint, manifest
 from recognition.data import RecordReader, RecordWriter
 from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset

@@ -41,9 +41,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own folder
 
 import backbones  # noqa: E402
-from losses.chunked import ChunkPlan  # noqa: E402
 from losses.contrastive import ContrastiveLoss  # noqa: E402
 from losses.joint import JointLoss  # noqa: E402
+from losses.log_sum_exp import ChunkPlan  # noqa: E402
 from losses.margins import AdaFace, ArcFace  # noqa: E402
 from losses.proxy_queue import FeatureQueue  # noqa: E402
 from losses.quality import Partition, QualityStatistics  # noqa: E402

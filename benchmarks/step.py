@@ -33,9 +33,9 @@ import backbones
 from recognition import build
 from recognition.data.demo_faces import make_demo_set
 from recognition.data.prefetch import DeviceBatch, Prefetcher
-from recognition.encoder import build_encoder, to_input
+from recognition.encoders.encoder import build_encoder, to_input
+from recognition.encoders.precision import autocast_type
 from recognition.optimiser import LossScale, build_optimiser
-from recognition.precision import autocast_type
 from recognition.step import TrainStep
 from utils import dist
 from utils.config import Config

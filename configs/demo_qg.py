@@ -1,7 +1,7 @@
 """QGFace on procedural faces (400 identities that nobody is): what `./run.sh` trains, minutes on two CPU cores.
 
-    ./run.sh                                                 # makes the faces, then runs this
-    ./run.sh train configs/demo_qg                           # this alone
+./run.sh                                                 # makes the faces, then runs this
+./run.sh train configs/demo_qg                           # this alone
 """
 
 from easydict import EasyDict as edict

@@ -12,28 +12,28 @@ from pathlib import Path
 
 import torch
 
-from eval.cli import Context, Encoder, TrainingViews, prepare_outputs
+from eval.commands.common import Context, Encoder, TrainingViews, prepare_outputs
 from eval.feature_cache import fingerprint
-from recognition import checkpoint
-from recognition.encoder import load_encoder
-from recognition.export import export_encoder
+from recognition.checkpoints import checkpoint
+from recognition.encoders.encoder import load_encoder
+from recognition.encoders.export import export_encoder
 from recognition.samples import sample_views
 from utils import dist
 from utils.errors import UserError, exit_on_user_error
 
 # One module a command; each has NAME, HELP, add_arguments(parser) and run(arguments, context).
 COMMANDS = (
-    "eval.cli_verify",
-    "eval.cli_ijb",
-    "eval.cli_tinyface",
-    "eval.cli_scface",
-    "eval.cli_all",
-    "eval.cli_embed",
-    "eval.cli_compare",
-    "eval.cli_quality",
-    "eval.cli_export",
-    "eval.cli_report",
-    "eval.cli_runs",
+    "eval.commands.verify",
+    "eval.commands.ijb",
+    "eval.commands.tinyface",
+    "eval.commands.scface",
+    "eval.commands.all",
+    "eval.commands.embed",
+    "eval.commands.compare",
+    "eval.commands.quality",
+    "eval.commands.export",
+    "eval.commands.report",
+    "eval.commands.runs",
 )
 
 _LONGEST_METRIC_MINUTES = 60.0  # how long the other ranks wait for rank 0

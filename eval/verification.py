@@ -154,9 +154,7 @@ def pair_distances(embeddings: np.ndarray) -> np.ndarray:
 
 def _check(embeddings: np.ndarray, issame: np.ndarray) -> None:
     if embeddings.ndim != 2 or issame.ndim != 1 or len(embeddings) != 2 * len(issame):
-        raise UserError(
-            f"embeddings of shape {embeddings.shape} for issame of shape {issame.shape}: [2 P, D] and [P] are needed"
-        )
+        raise UserError(f"embeddings of shape {embeddings.shape} for issame of shape {issame.shape}: [2 P, D] and [P] are needed")
     if not np.issubdtype(embeddings.dtype, np.floating):
         raise UserError(f"embeddings are {embeddings.dtype}; floating-point numbers are needed")
     if issame.dtype != bool and not np.isin(issame, (0, 1)).all():

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from losses.chunked import ChunkPlan, KeyShard, ShardedLogSumExp, Terms
+from losses.log_sum_exp import ChunkPlan, KeyShard, ShardedLogSumExp, Terms
 from losses.products import HeadPrecision, Products
 from losses.proxy_queue import FeatureQueue
 from utils.dist import replicated

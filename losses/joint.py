@@ -98,9 +98,7 @@ class JointLoss(nn.Module):
         classified_N = self.partition.high_quality(quality_N)
         contrasted_G = self.partition.low_quality_pairs(quality_N.view(views, images))
 
-        classification = self.classifier(
-            unit_ND, label_N, quality_N, self._shares(classified_N), learning_norm_N, host_label_N
-        )
+        classification = self.classifier(unit_ND, label_N, quality_N, self._shares(classified_N), learning_norm_N, host_label_N)
         contrastive = torch.zeros_like(classification)
         contrasted_share = torch.zeros_like(classification)
         if self.queue is not None and self.contrastive is not None and views == 2:

@@ -184,7 +184,7 @@ class CurricularFace(nn.Module):
     t is the moving average of the batch's mean target cosine r: t = rate r + (1 - rate) t, updated before use, initially 0.
     It is state (a buffer) and equal on all ranks. Here r is the mean over the samples that are classified (weight above
     zero); a step without any leaves t alone. It touches the logits of other classes, so it takes the general and slower way
-    through `losses.chunked`: two passes more over every chunk, and chunks are recomputed.
+    through `losses.log_sum_exp`: two passes more over every chunk, and chunks are recomputed.
     """
 
     touches_negatives = True

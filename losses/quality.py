@@ -21,9 +21,7 @@ class QualityStatistics(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(
-        self, concentration: float = 0.333, rate: float = 0.01, initial_mean: float = 20.0, initial_std: float = 100.0
-    ):
+    def __init__(self, concentration: float = 0.333, rate: float = 0.01, initial_mean: float = 20.0, initial_std: float = 100.0):
         super().__init__()
         self.concentration, self.rate, self.epsilon = concentration, rate, 1e-3
         self.register_buffer("mean", torch.tensor(float(initial_mean)))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from losses.chunked import ChunkPlan, KeyShard, ShardedLogSumExp, Terms
+from losses.log_sum_exp import ChunkPlan, KeyShard, ShardedLogSumExp, Terms
 from losses.margins import Margin
 from losses.products import HeadPrecision, Products
 from losses.sampling import ClassSampler

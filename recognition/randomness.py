@@ -1,6 +1,6 @@
 """Random numbers on the device (dropout, stochastic depth): a function of seed, step and rank, so that none of it is state.
 
-What batches hold is random too, but a function of the position in the epoch: recognition/data/randomness.py.
+What batches hold is random too, but a function of the position in the epoch: utils/randomness.py.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import numpy as np
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import IMAGE_SIZE
-from recognition.data.randomness import uniforms
 from utils.config import Config
 from utils.errors import UserError
+from utils.randomness import uniforms
 
 
 def sample_views(config: Config, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """One training step, in the order in which the data flows. The config has picked the objects; nothing branches on a
 method's name here, and nothing is printed.
 
-Nothing here waits for the device, either. Whether the step's numbers are finite is decided there (recognition/verdict.py), and
+Nothing here waits for the device, either. Whether the step's numbers are finite is decided there (recognition/finite.py), and
 the host reads it during the step after, when the device has that step's forward pass to do.
 
 Shapes: V views, B images of this rank, G gathered, D embedding, W ranks.
@@ -20,11 +20,11 @@ from losses.joint import JointLoss, JointTerms
 from losses.quality import QualityStatistics
 from recognition.data.batch import IMAGE_SIZE
 from recognition.data.prefetch import DeviceBatch
-from recognition.encoder import to_input
+from recognition.encoders.encoder import to_input
+from recognition.finite import DeviceState, Refusal, Verdict
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, coalesce_gradients, global_gradient_norm, scale_gradients
 from recognition.row_optimiser import RowOptimiser
-from recognition.verdict import DeviceState, Refusal, Verdict
 from utils import dist
 
 
@@ -33,7 +33,7 @@ class StepResult:
     """What a step did, as far as the host knows; on the device, so that to read a number is to wait for it.
 
     terms: None where no record of the batch could be read. unreadable: records of the whole world that the step left out
-    because they are damaged. requests: what the ranks had asked of each other (recognition/interruption.py), joined.
+    because they are damaged. requests: what the ranks had asked of each other (recognition/signals.py), joined.
     """
 
     terms: JointTerms | None

@@ -9,25 +9,27 @@ from torch import nn
 
 import backbones
 from eval.embedding import verify_bins
-from eval.plots import plot_roc
+from eval.present.plots import plot_roc
+from eval.present.tables import verification_table, write_results
 from eval.roc import Roc
-from eval.tables import verification_table, write_results
 from eval.verification import TenFold
-from recognition import build, checkpoint, interruption, state
-from recognition.compatibility import refuse_differences, refuse_used_output
+from recognition import build
+from recognition import signals as interruption
+from recognition.checkpoints import checkpoint, state
+from recognition.checkpoints.compatibility import refuse_differences, refuse_used_output
+from recognition.checkpoints.saver import Saver, check_metric
 from recognition.data.prefetch import DeviceBatch, Prefetcher
-from recognition.diagnostics import Diagnostics
-from recognition.encoder import Embedder, build_encoder, initialise
-from recognition.interruption import Interruption
-from recognition.not_finite import FILE as NOT_FINITE
-from recognition.not_finite import SkippedSteps
+from recognition.encoders.encoder import Embedder, build_encoder, initialise
+from recognition.encoders.precision import autocast_type
+from recognition.monitor.diagnostics import Diagnostics
+from recognition.monitor.not_finite import FILE as NOT_FINITE
+from recognition.monitor.not_finite import SkippedSteps
+from recognition.monitor.progress import Progress
+from recognition.monitor.skipped import SkippedRecords
 from recognition.optimiser import LossScale, build_optimiser, build_schedule
-from recognition.precision import autocast_type
-from recognition.progress import Progress
 from recognition.randomness import seed_step
 from recognition.run_lock import RunLock
-from recognition.saver import Saver, check_metric
-from recognition.skipped import SkippedRecords
+from recognition.signals import Interruption
 from recognition.step import StepResult, TrainStep
 from utils import dist
 from utils.config import Config
@@ -192,8 +194,10 @@ class Trainer:
         progress.say(f"step {step}: skipped on all ranks, {why}")
         progress.event(step, skipped=why)
         if self.skipped_in_a_row >= self.config.max_skipped:
-            advice = f"check the disk and the files in {self.unreadable.path}" if "damaged" in why else (
-                "lower lr, or use precision=fp32"
+            advice = (
+                f"check the disk and the files in {self.unreadable.path}"
+                if "damaged" in why
+                else ("lower lr, or use precision=fp32")
             )
             self.not_finite.write(self.config.seed, self.config.batch_size)
             raise UserError(

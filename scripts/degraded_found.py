@@ -17,8 +17,8 @@ import torch
 from prettytable import PrettyTable
 
 from eval.roc import roc_curve
-from recognition import checkpoint
-from recognition.encoder import load_run
+from recognition.checkpoints import checkpoint
+from recognition.encoders.encoder import load_run
 from recognition.samples import sample_views
 from utils.errors import UserError, exit_on_user_error
 

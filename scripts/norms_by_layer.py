@@ -19,7 +19,7 @@ from prettytable import PrettyTable
 
 from eval.roc import roc_curve
 from eval.verification import load_bin
-from recognition.encoder import Embedder, load_run
+from recognition.encoders.encoder import Embedder, load_run
 from utils.errors import UserError, exit_on_user_error
 
 LAYERS = {"map": "bn", "fc": "fc", "feature": "features"}

@@ -40,9 +40,7 @@ class DenseReference:
         cosine = (F.normalize(feature_ND) @ F.normalize(self.weight).T).clamp(-1 + 1e-3, 1 - 1e-3)
         own = F.one_hot(label_N, len(self.weight)).bool()
         theta = cosine.acos() + torch.where(own, -self.margin * z_hat_N[:, None], 0.0)
-        shifted = theta.clamp(1e-3, math.pi - 1e-3).cos() - torch.where(
-            own, (self.margin * z_hat_N + self.margin)[:, None], 0.0
-        )
+        shifted = theta.clamp(1e-3, math.pi - 1e-3).cos() - torch.where(own, (self.margin * z_hat_N + self.margin)[:, None], 0.0)
         logits = self.scale * torch.where(own, shifted, cosine)
         losses = F.cross_entropy(logits, label_N, reduction="none")
         return self.mean(losses, selected_N)

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from losses.chunked import ChunkPlan
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
+from losses.log_sum_exp import ChunkPlan
 from losses.margins import AdaFace, CurricularFace
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
-from recognition import state
+from recognition.checkpoints import state
 from recognition.data.prefetch import DeviceBatch
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from eval import paper
-from recognition.ablation import FORMS, TABLES, _write
-from recognition.run_request import record, recorded, refuse_other_request, request_of
+from eval.present import paper
+from scripts.ablation.__main__ import FORMS, TABLES, _write
+from scripts.ablation.request import record, recorded, refuse_other_request, request_of
 from tests.commands import run
 from tests.shared_files import ROOT
 from utils import config
@@ -64,7 +64,7 @@ def test_a_table_stands_beside_the_papers_and_is_sound_markdown(tmp_path, capsys
 
 
 def _ablation(*arguments: str):
-    return run(sys.executable, "-m", "recognition.ablation", *arguments)
+    return run(sys.executable, "-m", "scripts.ablation", *arguments)
 
 
 def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):

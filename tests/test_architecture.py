@@ -18,7 +18,12 @@ MAY_IMPORT = {
     "backbones": set(),
     "utils": set(),
 }
-ENTRY_POINTS = {"eval/__main__.py"}  # commands put the packages together; nothing imports them
+COMMANDS = (
+    "eval/__main__.py",
+    "eval/commands/",
+    "eval/report/measure.py",
+)  # commands put packages together; no other module of eval/ imports them
+MOST_FILES = 15  # in a package folder
 COLLECTIVES = {"utils/dist.py", "utils/sync_bn.py"}
 
 
@@ -45,7 +50,10 @@ def _name(path: Path) -> str:
 def test_imports_follow_the_rule(path):
     package = _name(path).split("/")[0]
     foreign = {name.split(".")[0] for name in _imports(path)} & set(PACKAGES) - {package}
-    if _name(path) not in ENTRY_POINTS:
+    if _name(path).startswith(COMMANDS):
+        assert foreign <= {"recognition", "utils"}
+    else:
+        assert not any(name.startswith("eval.commands") for name in _imports(path)), f"{_name(path)} imports a command"
         assert foreign <= MAY_IMPORT[package], f"{_name(path)} may import {MAY_IMPORT[package]}, not {foreign}"
 
 
@@ -61,6 +69,12 @@ def test_only_the_collectives_talk_to_other_ranks(path):
     talks = {name for name in _imports(path) if name in ("torch.distributed", "torch.distributed.dist")}
     if _name(path) not in COLLECTIVES:
         assert not talks, f"{_name(path)} imports torch.distributed; use utils.dist"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in _modules()}), ids=_name)
+def test_no_folder_holds_too_many_files(folder):
+    files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MOST_FILES, f"{_name(folder)} holds {len(files)} files: give a subject of its own a folder of its own"
 
 
 def test_train_py_is_short_and_holds_no_logic():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from recognition.data import augment
-from recognition.data.randomness import uniforms
+from utils.randomness import uniforms
 
 INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 

@@ -39,9 +39,7 @@ def equal(net: nn.Module, state: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.model.", "_orig_mod.module."])
 @pytest.mark.parametrize("new_format", [True, False])
-def test_plain_state_dicts(
-    tmp_path: Path, net: nn.Module, released: dict[str, Tensor], prefix: str, new_format: bool
-) -> None:
+def test_plain_state_dicts(tmp_path: Path, net: nn.Module, released: dict[str, Tensor], prefix: str, new_format: bool) -> None:
     path = tmp_path / "backbone.pth"
     torch.save({prefix + k: v for k, v in released.items()}, path, _use_new_zipfile_serialization=new_format)
     assert not equal(net, released)

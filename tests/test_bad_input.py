@@ -122,9 +122,7 @@ def test_missing_verification_set(demo_set, tmp_path):
 def test_bin_with_an_odd_number_of_images(demo_set, tmp_path):
     with open(tmp_path / "odd.bin", "wb") as file:
         pickle.dump(([b"a", b"b", b"c"], [True]), file)
-    text = _complaint(
-        f"rec={demo_set}", f"val_targets=['{tmp_path / 'odd.bin'}']", "max_steps=1", f"output={tmp_path / 'run'}"
-    )
+    text = _complaint(f"rec={demo_set}", f"val_targets=['{tmp_path / 'odd.bin'}']", "max_steps=1", f"output={tmp_path / 'run'}")
     assert "odd.bin" in text and "3" in text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recognition import checkpoint
+from recognition.checkpoints import checkpoint
 from tests.commands import metrics
 from tests.plug import Run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recognition import checkpoint, manifest
+from recognition.checkpoints import checkpoint, manifest
 from tests.plug import Run, assert_same_run
 from utils.errors import UserError
 

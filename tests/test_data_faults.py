@@ -110,6 +110,7 @@ def _replace(demo_set: Path, folder: Path, key: int, payload: bytes, label: floa
 
 def _png_announcing(width: int, height: int) -> bytes:
     """A whole PNG of a few bytes that claims to hold `width` x `height` pixels."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

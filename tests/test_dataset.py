@@ -14,7 +14,7 @@ import pytest
 
 from recognition.data import FaceDataset, RecordError, RecordReader, RecordWriter
 from recognition.data.dataset import _image_span
-from recognition.data.record_format import HEADER, frame, pack
+from recognition.data.records.format import HEADER, frame, pack
 from tests.shared_files import FACES, GOLDEN, needs_faces, needs_golden
 from utils.errors import UserError
 

@@ -33,8 +33,10 @@ def test_degrading_is_a_function_of_the_generator_and_keeps_colours_only() -> No
 
 def test_degrading_less_keeps_more() -> None:
     image = render(0, 3, 0).astype(float)
-    losses = [np.mean([np.abs(degrade(image.astype(np.uint8), np.random.default_rng(s), side, side) - image).mean()
-                       for s in range(8)]) for side in (8, 20, 60)]
+    losses = [
+        np.mean([np.abs(degrade(image.astype(np.uint8), np.random.default_rng(s), side, side) - image).mean() for s in range(8)])
+        for side in (8, 20, 60)
+    ]
     assert losses[0] > losses[1] > losses[2]
 
 
@@ -42,10 +44,15 @@ def test_degrading_keeps_the_shape_of_a_photo_that_is_not_square() -> None:
     assert degrade(np.full((90, 60, 3), 120, np.uint8), np.random.default_rng(0)).shape == (90, 60, 3)
 
 
-@pytest.mark.parametrize(("image", "low", "high"), [
-    (np.zeros((8, 8, 3), np.float32), 14, 24), (np.zeros((8, 8), np.uint8), 14, 24),
-    (np.zeros((8, 8, 3), np.uint8), 24, 14), (np.zeros((8, 8, 3), np.uint8), 0, 14),
-])
+@pytest.mark.parametrize(
+    ("image", "low", "high"),
+    [
+        (np.zeros((8, 8, 3), np.float32), 14, 24),
+        (np.zeros((8, 8), np.uint8), 14, 24),
+        (np.zeros((8, 8, 3), np.uint8), 24, 14),
+        (np.zeros((8, 8, 3), np.uint8), 0, 14),
+    ],
+)
 def test_degrading_refuses_what_is_no_face(image: np.ndarray, low: int, high: int) -> None:
     with pytest.raises(ValueError, match="expected a uint8"):
         degrade(image, np.random.default_rng(0), low, high)
@@ -77,12 +84,14 @@ def test_equal_pairs_give_equal_bytes_whichever_objects_hold_them(tmp_path: Path
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
 
 
-@pytest.mark.parametrize(("images", "issame", "problem"), [
-    ([b"a", b"b", b"c"], [True], "1 pairs need 2 images, found 3"), ([b"a", b""], [True], "image 1 is empty"),
-])
-def test_a_bin_that_makes_no_sense_is_refused(
-    tmp_path: Path, images: list[bytes], issame: list[bool], problem: str
-) -> None:
+@pytest.mark.parametrize(
+    ("images", "issame", "problem"),
+    [
+        ([b"a", b"b", b"c"], [True], "1 pairs need 2 images, found 3"),
+        ([b"a", b""], [True], "image 1 is empty"),
+    ],
+)
+def test_a_bin_that_makes_no_sense_is_refused(tmp_path: Path, images: list[bytes], issame: list[bool], problem: str) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"the old one")
     with pytest.raises(UserError, match=problem):

@@ -19,7 +19,7 @@ from recognition.data.demo.relief import ARCFACE_POINTS, _similarity, build_reli
 from recognition.data.demo.render import _figure
 from recognition.data.demo.shot import draw_shot
 from recognition.data.demo_faces import DemoSet, _draw_pairs, make_demo_set, render
-from recognition.data.recordio import RecordReader
+from recognition.data.records.reader import RecordReader
 from tests.shared_files import ROOT
 from utils.errors import UserError
 
@@ -59,10 +59,14 @@ def test_a_face_depends_on_its_numbers_only() -> None:
 
 
 def test_a_face_is_the_same_in_another_process() -> None:
-    code = ("import hashlib; from recognition.data.demo_faces import render; "
-            "print(hashlib.sha256(render(7, 3, 1).tobytes()).hexdigest())")
-    hashes = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-              for _ in range(2)}
+    code = (
+        "import hashlib; from recognition.data.demo_faces import render; "
+        "print(hashlib.sha256(render(7, 3, 1).tobytes()).hexdigest())"
+    )
+    hashes = {
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    }
     assert hashes == {hashlib.sha256(render(7, 3, 1).tobytes()).hexdigest() + "\n"}
 
 
@@ -120,8 +124,13 @@ def test_the_relief_has_a_nose_and_sockets() -> None:
 def test_people_differ_but_pixels_hardly_tell() -> None:
     """Pairs of one person are more alike than chance, yet no threshold on pixel similarity comes near to solving it."""
     people, pictures = 40, 4
-    faces = np.stack([cv2.resize(render(0, person, index), (28, 28), interpolation=cv2.INTER_AREA).astype(float).ravel()
-                      for person in range(people) for index in range(pictures)])
+    faces = np.stack(
+        [
+            cv2.resize(render(0, person, index), (28, 28), interpolation=cv2.INTER_AREA).astype(float).ravel()
+            for person in range(people)
+            for index in range(pictures)
+        ]
+    )
     faces -= faces.mean(axis=1, keepdims=True)
     faces /= np.linalg.norm(faces, axis=1, keepdims=True)
     similarity = faces @ faces.T
@@ -225,13 +234,20 @@ def test_what_is_there_already_is_never_overwritten(tmp_path: Path) -> None:
     assert (folder / "demo_lq.bin").read_bytes() == b"short"
 
 
-@pytest.mark.parametrize(("changes", "problem"), [
-    ({"pairs": 30}, "multiple of 20"), ({"pairs": 0}, "it must be 20 or more"), ({"identities": 1}, "identities is 1"),
-    ({"images_per_identity": 1}, "images_per_identity is 1"), ({"unseen": 1}, "unseen is 1"),
-    ({"seed": -1}, "seed is -1"),
-    ({"low_quality_share": 1.5}, "low_quality_share is 1.5"),
-    ({"pairs": 60}, "make 24 such pairs"), ({"workers": 0}, "workers is 0"),
-])
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"pairs": 30}, "multiple of 20"),
+        ({"pairs": 0}, "it must be 20 or more"),
+        ({"identities": 1}, "identities is 1"),
+        ({"images_per_identity": 1}, "images_per_identity is 1"),
+        ({"unseen": 1}, "unseen is 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"low_quality_share": 1.5}, "low_quality_share is 1.5"),
+        ({"pairs": 60}, "make 24 such pairs"),
+        ({"workers": 0}, "workers is 0"),
+    ],
+)
 def test_parameters_out_of_range_are_named(tmp_path: Path, changes: dict[str, int], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         _make(tmp_path / "set", **changes)
@@ -239,11 +255,28 @@ def test_parameters_out_of_range_are_named(tmp_path: Path, changes: dict[str, in
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    code = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
-            "from recognition.data.demo_faces import main; from utils.errors import exit_on_user_error; "
-            "exit_on_user_error(main)")
-    command = [sys.executable, "-c", code, "--out", str(tmp_path / "set"), "--identities", "3",
-               "--images-per-identity", "4", "--unseen", "4", "--pairs", "20", "--workers", "1"]
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+        "from recognition.data.demo_faces import main; from utils.errors import exit_on_user_error; "
+        "exit_on_user_error(main)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--out",
+        str(tmp_path / "set"),
+        "--identities",
+        "3",
+        "--images-per-identity",
+        "4",
+        "--unseen",
+        "4",
+        "--pairs",
+        "20",
+        "--workers",
+        "1",
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert "cannot be written" in result.stderr
@@ -251,8 +284,23 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_the_command_makes_a_set(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "recognition.data.demo_faces", "--out", str(tmp_path / "deep" / "set"),
-               "--identities", "2", "--images-per-identity", "3", "--unseen", "4", "--pairs", "20", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "recognition.data.demo_faces",
+        "--out",
+        str(tmp_path / "deep" / "set"),
+        "--identities",
+        "2",
+        "--images-per-identity",
+        "3",
+        "--unseen",
+        "4",
+        "--pairs",
+        "20",
+        "--workers",
+        "1",
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (tmp_path / "deep" / "set").iterdir()} == FILES

@@ -15,9 +15,9 @@ from torch import nn
 
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics, ViewPartition
-from recognition.diagnostics import FILE, DifferencesFile, describe_norms, norms_by_kind, statistics_of_the_batch
-from recognition.pictures import HIGH_QUALITY, LOW_QUALITY, sheet_of_pairs
-from recognition.queue_drift import Drift, measure_drift
+from recognition.monitor.diagnostics import FILE, DifferencesFile, describe_norms, norms_by_kind, statistics_of_the_batch
+from recognition.monitor.pictures import HIGH_QUALITY, LOW_QUALITY, sheet_of_pairs
+from recognition.monitor.queue_drift import Drift, measure_drift
 from recognition.trainer import Trainer
 from tests.commands import metrics
 from tests.shared_files import ROOT

@@ -12,11 +12,11 @@ import torch
 
 import backbones
 from eval.__main__ import build_parser
-from eval.cli import Context, Encoder
-from eval.cli_compare import DEFAULT_THRESHOLD, threshold_of_run
+from eval.commands.common import Context, Encoder
+from eval.commands.compare import DEFAULT_THRESHOLD, threshold_of_run
 from eval.verification import ten_fold
-from recognition.card import EncoderCard, QualityScale
-from recognition.export import export_encoder
+from recognition.encoders.card import EncoderCard, QualityScale
+from recognition.encoders.export import export_encoder
 from tests.commands import run as run_command
 from utils import dist
 from utils.errors import UserError

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval import paper
 from eval.__main__ import COMMANDS, build_parser
-from eval.benchmark_tables import summary_row, summary_table
-from eval.cli import Context, Encoder
+from eval.commands.common import Context, Encoder
 from eval.feature_cache import fingerprint
+from eval.present import paper
+from eval.present.benchmark_tables import summary_row, summary_table
 from tests.commands import run
 from tests.shared_files import FACES, GOLDEN, ROOT, needs_faces, needs_golden
 from tests.world import run_world

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 import backbones
 from eval.verification import load_bin
-from recognition.card import EncoderCard, QualityScale
-from recognition.checkpoint import Checkpoint
-from recognition.encoder import load_encoder
-from recognition.export import export_encoder
-from recognition.precision import autocast_type
-from recognition.writer import CheckpointWriter
+from recognition.checkpoints.checkpoint import Checkpoint
+from recognition.checkpoints.writer import CheckpointWriter
+from recognition.encoders.card import EncoderCard, QualityScale
+from recognition.encoders.encoder import load_encoder
+from recognition.encoders.export import export_encoder
+from recognition.encoders.precision import autocast_type
 from tests.shared_files import FACES, needs_faces
 from utils import dist
 from utils.config import Config
@@ -59,7 +59,9 @@ def close(features: torch.Tensor, wanted: np.ndarray, within: float = 1e-4) -> N
 def plain_numbers(monkeypatch):
     """By default fp32 whatever the processor has, so that features can be compared closely."""
     chosen = {"auto": "fp32"}
-    monkeypatch.setattr("recognition.encoder.autocast_type", lambda name, device: autocast_type(chosen.get(name, name), device))
+    monkeypatch.setattr(
+        "recognition.encoders.encoder.autocast_type", lambda name, device: autocast_type(chosen.get(name, name), device)
+    )
 
 
 # -------------------------------------------------------------------------------------------------- out and in again

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from recognition import checkpoint
+from recognition.checkpoints import checkpoint
 from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
 from tests.plug import Run, assert_same_run, tensors

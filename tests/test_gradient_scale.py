@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from eval.gradient_scale import AdaFaceScale
+from eval.present.gradient_scale import AdaFaceScale
 from losses.margins import AdaFace
 from losses.quality import QualityStatistics
 

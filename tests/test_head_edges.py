@@ -7,18 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.chunked import ChunkPlan
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
+from losses.log_sum_exp import ChunkPlan
 from losses.margins import ArcFace, CurricularFace
 from losses.products import Products
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
-from recognition import checkpoint, state
+from recognition.checkpoints import checkpoint, state
+from recognition.checkpoints.writer import CheckpointWriter
 from recognition.optimiser import LossScale, coalesce_gradients
 from recognition.row_optimiser import RowAdamW, RowSGD
-from recognition.writer import CheckpointWriter
 from tests.world import run_world
 from utils import dist
 from utils.config import Config

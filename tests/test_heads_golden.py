@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.chunked import ChunkPlan
+from losses.log_sum_exp import ChunkPlan
 from losses.margins import AdaFace, ArcFace, CosFace
 from losses.quality import QualityStatistics
 from losses.sharded_softmax import ShardedSoftmax

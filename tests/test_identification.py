@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from eval import identification
-from eval.bootstrap import rank_interval
-from eval.identification import NOBODY, pooled_metrics, search, search_metrics
+from eval.protocols import identification
+from eval.protocols.bootstrap import rank_interval
+from eval.protocols.identification import NOBODY, pooled_metrics, search, search_metrics
 from utils.errors import UserError
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from skimage.transform import SimilarityTransform
 
-from eval import ijb
 from eval.align import TEMPLATE, similarity_transforms
-from eval.bootstrap import accuracy_interval, tar_interval
-from eval.identification import search
-from eval.ijb import SETTINGS, ImageFeatures, Setting, Templates, evaluate, pair_scores, pool_templates
-from eval.ijb_files import ArrayRows, Meta, read_feature_file
-from eval.ijb_identification import identify
 from eval.integer_text import parse_integers, read_integers
+from eval.protocols import ijb
+from eval.protocols.bootstrap import accuracy_interval, tar_interval
+from eval.protocols.identification import search
+from eval.protocols.ijb import SETTINGS, ImageFeatures, Setting, Templates, evaluate, pair_scores, pool_templates
+from eval.protocols.ijb_files import ArrayRows, Meta, read_feature_file
+from eval.protocols.ijb_identification import identify
 from eval.roc import roc_curve
 from eval.verification import ten_fold
 from tests.shared_files import GOLDEN, needs_golden

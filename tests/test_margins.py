@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.chunked import ChunkPlan
+from losses.log_sum_exp import ChunkPlan
 from losses.margins import AdaFace, ArcFace, Combined, CosFace, CurricularFace, MagFace
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from tests.world import run_world

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recognition.verdict import Verdict
+from recognition.finite import Verdict
 from tests.shared_files import ROOT
 from tests.step_parts import Parts, SmallStep
 from utils import dist

@@ -14,7 +14,7 @@ import pytest
 from skimage.transform import SimilarityTransform
 
 from recognition.data import FaceDataset
-from recognition.data.pack.align import align_image
+from recognition.data.pack.commands.align import align_image
 from recognition.data.pack.detector import FaceDetector
 from recognition.data.pack.face_encoding import FaceFormat, decode, encode, fit_square, packed_face
 from recognition.data.pack.landmarks import read_landmarks

@@ -9,8 +9,8 @@ import pytest
 
 from eval.verification import load_bin
 from recognition.data import RecordReader
-from recognition.data.pack.tinyface import ROLES
-from recognition.data.pack.verify import verify
+from recognition.data.pack.commands.tinyface import ROLES
+from recognition.data.pack.commands.verify import verify
 from tests.pack_tools import encoded, pack, picture, write_files
 from tests.shared_files import FACES, needs_faces
 from utils.errors import UserError
@@ -26,9 +26,7 @@ def _lfw(folder: Path) -> dict[str, bytes]:
 def test_lfw_pairs_to_bin(tmp_path: Path) -> None:
     files = _lfw(tmp_path / "lfw")
     write_files(tmp_path / "lfw", {"Dee/Dee_0001.png": encoded(picture(9), ".png")})
-    (tmp_path / "pairs.txt").write_text(
-        "2\t1\nAnn_Lee\t1\t3\nBob\t1\tCy\t2\nBob\t1\t12\nCy\t2\tDee\t1\n"
-    )
+    (tmp_path / "pairs.txt").write_text("2\t1\nAnn_Lee\t1\t3\nBob\t1\tCy\t2\nBob\t1\t12\nCy\t2\tDee\t1\n")
     pack("pairs", tmp_path / "pairs.txt", tmp_path / "lfw", tmp_path / "lfw.bin")
     images, issame = load_bin(tmp_path / "lfw.bin")
     assert issame.tolist() == [True, False, True, False]

@@ -16,11 +16,11 @@ import pytest
 
 from recognition.data import FaceDataset, RecordReader, RecordWriter
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS
-from recognition.data.pack.verify import verify
-from recognition.data.randomness import uniforms
+from recognition.data.pack.commands.verify import verify
 from tests.pack_tools import encoded, make_people, pack, picture, read_files, write_files
 from tests.shared_files import FACES, ROOT, needs_faces
 from utils.errors import UserError
+from utils.randomness import uniforms
 
 PEOPLE = {"ann": 3, "bob": 1, "cy": 5, "deb d'Été, jr": 2}
 

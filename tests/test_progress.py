@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recognition.progress import Progress
+from recognition.monitor.progress import Progress
 
 LOSSES = ("loss", "loss_classification", "loss_contrastive", "high_quality_share", "low_quality_pair_share", "norm_mean", "lr")
 VALUES = dict.fromkeys(LOSSES, 1.0)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from eval.__main__ import build_parser
-from eval.cli import Context, Encoder
-from eval.cli_quality import compare_norms
+from eval.commands.common import Context, Encoder
+from eval.commands.quality import compare_norms
 from tests.shared_files import FACES, needs_faces
 from tests.world import run_world
 from utils import dist

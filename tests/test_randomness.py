@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recognition.data.order import CHUNK, FullShuffle, InOrder, WindowedShuffle
-from recognition.data.randomness import Permutation, hash64, permute, uniforms
+from utils.randomness import Permutation, hash64, permute, uniforms
 
 _BITS = (1 << 64) - 1
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from recognition.data import RecordError, RecordReader, RecordWriter
-from recognition.data.record_format import MAGIC_BYTES, frame
-from recognition.data.record_index import load_index
+from recognition.data.records.format import MAGIC_BYTES, frame
+from recognition.data.records.index import load_index
 from tests.shared_files import GOLDEN, ROOT, needs_golden
 from utils.errors import UserError
 
@@ -238,9 +238,7 @@ def test_a_million_lines_take_no_object_each(tmp_path: Path) -> None:
 
 @needs_golden
 @pytest.mark.parametrize("name", ["mxnet_insightface", "mxnet_im2rec"])
-def test_missing_index_is_rebuilt_and_never_written(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_index_is_rebuilt_and_never_written(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = RecordReader(GOLDEN / name / "train.rec")
     (tmp_path / "train.rec").symlink_to(GOLDEN / name / "train.rec")
     rebuilt = RecordReader(tmp_path / "train.rec")
@@ -251,7 +249,7 @@ def test_missing_index_is_rebuilt_and_never_written(
 
 
 def test_rebuilding_equals_the_plain_reference_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recognition.data.record_index._SCAN_BLOCK", 64)  # so that parts and headers lie across blocks
+    monkeypatch.setattr("recognition.data.records.index._SCAN_BLOCK", 64)  # so that parts and headers lie across blocks
     path = write_faces(tmp_path, awkward_payloads(400, seed=6))
     indexed = RecordReader(path)
     (tmp_path / "train.idx").unlink()

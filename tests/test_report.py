@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from eval.__main__ import build_parser
-from eval.cli import Context, Encoder, TrainingViews
+from eval.commands.common import Context, Encoder, TrainingViews
 from eval.report import svg
 from eval.report.read import read_run
-from recognition.card import QualityScale
+from recognition.encoders.card import QualityScale
 from recognition.samples import sample_views
 from tests.shared_files import FACES, needs_faces
 from utils import dist

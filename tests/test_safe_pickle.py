@@ -22,7 +22,7 @@ PROTOCOLS = range(6)
 
 # Written by Python 2.7.18: ([three str, one bytearray], [True, False]), by pickle and cPickle, protocols 0 to 2.
 PYTHON_2_BYTES = [
-    b"\xff\xd8\xff\xe0 \"one\"'\n\\x",
+    b'\xff\xd8\xff\xe0 "one"\'\n\\x',
     b"\x89PNG\r\n\x1a\n\x00\x80",
     b"\xff\xd8three\x00",
     b"\xff\xd8four\x80",

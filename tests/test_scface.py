@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eval.align import TEMPLATE
-from eval.scface import distance_metrics, find_scface
+from eval.protocols.scface import distance_metrics, find_scface
 from tests.shared_files import FACES, needs_faces
 from utils.errors import UserError
 

@@ -26,9 +26,9 @@ from benchmarks.fuzz_targets import TARGETS
 from eval.align import read_photo, read_photo_inside
 from eval.embedding import decode_face
 from eval.feature_cache import FeatureCache
-from eval.ijb_files import read_feature_file
+from eval.protocols.ijb_files import read_feature_file
 from eval.verification import load_bin
-from recognition import checkpoint, manifest
+from recognition.checkpoints import checkpoint, manifest
 from recognition.data.pack.listing import read_classes
 from tests.shared_files import ROOT
 from utils import config

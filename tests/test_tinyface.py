@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.identification import search_metrics
-from eval.tinyface import NOBODYS, PARTS, RANKS, find_tinyface
+from eval.protocols.identification import search_metrics
+from eval.protocols.tinyface import NOBODYS, PARTS, RANKS, find_tinyface
 from tests.shared_files import FACES, needs_faces
 from utils.errors import UserError
 

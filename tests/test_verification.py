@@ -18,9 +18,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from eval.embedding import decode_face, embed_images, embed_items, verify_bins
-from eval.plots import plot_roc
+from eval.present.plots import plot_roc
+from eval.present.tables import verification_table, write_results
 from eval.roc import roc_curve
-from eval.tables import verification_table, write_results
 from eval.verification import load_bin, pair_distances, ten_fold
 from tests.shared_files import FACES, GOLDEN, needs_faces, needs_golden
 from utils.errors import UserError

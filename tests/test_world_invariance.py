@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from losses.chunked import ChunkPlan
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
+from losses.log_sum_exp import ChunkPlan
 from losses.margins import AdaFace
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics, ViewPartition

@@ -48,9 +48,7 @@ def run_world(world: int, function: Callable[..., Any], *args: Any, timeout: flo
     """
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
-        ranks = [
-            _CONTEXT.Process(target=_rank_main, args=(rank, world, port, folder, function, args)) for rank in range(world)
-        ]
+        ranks = [_CONTEXT.Process(target=_rank_main, args=(rank, world, port, folder, function, args)) for rank in range(world)]
         for process in ranks:
             process.start()
         for process in ranks:

@@ -66,9 +66,7 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
 
 def _convert(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        synced = HostSyncBatchNorm(
-            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        )
+        synced = HostSyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
         synced.load_state_dict(module.state_dict())
         for name, parameter in module.named_parameters(recurse=False):
             synced.get_parameter(name).requires_grad_(parameter.requires_grad)

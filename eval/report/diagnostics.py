@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from eval.gradient_scale import AdaFaceScale
+from eval.present.gradient_scale import AdaFaceScale
 from eval.report import page, svg
 from eval.report.measure import Measured
 from eval.report.read import Run

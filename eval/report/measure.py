@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.cli import Encoder, Reporting, TrainingViews
+from eval.commands.common import Encoder, Reporting, TrainingViews
 from eval.embedding import embed_images, embed_items
 from eval.feature_cache import FeatureCache, fingerprint
-from eval.identification import Search
-from eval.scface import ScFace, find_scface
+from eval.protocols.identification import Search
+from eval.protocols.scface import ScFace, find_scface
 from eval.verification import TenFold, load_bin, ten_fold
 from utils.errors import UserError
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from eval import paper
-from eval.benchmark_tables import summary_row
+from eval.present import paper
+from eval.present.benchmark_tables import summary_row
+from eval.present.tables import NOT_MEASURED
+from eval.protocols.scface import DISTANCES, METRES
 from eval.report import page, svg
 from eval.report.measure import Measured
 from eval.report.read import Results, Run
-from eval.scface import DISTANCES, METRES
-from eval.tables import NOT_MEASURED
 
 PAIRS_SHOWN = 12  # of either kind
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from recognition.data.dataset import FaceDataset
-from recognition.data.record_format import Record, RecordError
-from recognition.data.record_writer import RecordWriter
-from recognition.data.recordio import RecordReader
+from recognition.data.records.format import Record, RecordError
+from recognition.data.records.reader import RecordReader
+from recognition.data.records.writer import RecordWriter
 
 __all__ = ["FaceDataset", "Record", "RecordError", "RecordReader", "RecordWriter"]

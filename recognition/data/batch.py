@@ -20,9 +20,9 @@ from recognition.data.augment import none as flip_only
 from recognition.data.dataset import UNREADABLE, FaceDataset
 from recognition.data.decode import decode_face
 from recognition.data.order import FullShuffle, InOrder, Order, WindowedShuffle
-from recognition.data.randomness import uniforms
-from recognition.data.record_format import RecordError
+from recognition.data.records.format import RecordError
 from utils.errors import UserError
+from utils.randomness import uniforms
 
 IMAGE_SIZE = 112
 _ORDER_BLOCK = 8  # batches

@@ -26,8 +26,9 @@ def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Seq
     """
     target = Path(path)
     if len(images) != 2 * len(issame):
-        raise UserError(f"{target}: {len(issame)} pairs need {2 * len(issame)} images, found {len(images)}; "
-                        f"give two images a pair")
+        raise UserError(
+            f"{target}: {len(issame)} pairs need {2 * len(issame)} images, found {len(images)}; give two images a pair"
+        )
     empty = next((place for place, image in enumerate(images) if len(image) == 0), None)
     if empty is not None:
         raise UserError(f"{target}: image {empty} is empty; give encoded JPEG or PNG bytes")

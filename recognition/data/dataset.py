@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from recognition.data.record_format import EXACT_IN_FLOAT32, Record, RecordError
-from recognition.data.recordio import RecordReader
+from recognition.data.records.format import EXACT_IN_FLOAT32, Record, RecordError
+from recognition.data.records.reader import RecordReader
 from utils.errors import UserError
 
 UNREADABLE = -1  # stands for the label of a damaged record where damage is tolerated

@@ -21,8 +21,10 @@ def degrade(image: np.ndarray, rng: np.random.Generator, low: int = 14, high: in
         ValueError: not a uint8 colour image, or bounds that are not 1 <= low <= high.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not 1 <= low <= high:
-        raise ValueError(f"expected a uint8 [H, W, 3] image and 1 <= low <= high, "
-                         f"found {image.dtype} {list(image.shape)}, low {low}, high {high}")
+        raise ValueError(
+            f"expected a uint8 [H, W, 3] image and 1 <= low <= high, "
+            f"found {image.dtype} {list(image.shape)}, low {low}, high {high}"
+        )
     height, width = image.shape[:2]
     side = int(rng.integers(low, high + 1))
     out = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 2.0)) * max(height, width) / 112)

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from recognition.data.bins import write_bin
 from recognition.data.degrade import degrade
 from recognition.data.demo.render import render
-from recognition.data.record_writer import RecordWriter
+from recognition.data.records.writer import RecordWriter
 from utils.errors import UserError, exit_on_user_error
 
 __all__ = ["DemoSet", "make_demo_set", "render"]
@@ -65,8 +65,10 @@ class DemoSet:
             raise UserError(f"pairs is {self.pairs}; it must be a multiple of {2 * FOLDS} (ten folds of two halves)")
         same = self.unseen * self.images_per_identity * (self.images_per_identity - 1) // 2
         if self.pairs // 2 > same:
-            raise UserError(f"pairs is {self.pairs}, half of them of one person, but {self.unseen} unseen people with "
-                            f"{self.images_per_identity} images each make {same} such pairs; ask for fewer")
+            raise UserError(
+                f"pairs is {self.pairs}, half of them of one person, but {self.unseen} unseen people with "
+                f"{self.images_per_identity} images each make {same} such pairs; ask for fewer"
+            )
 
 
 def _encode(image_rgb: np.ndarray) -> bytes:
@@ -182,8 +184,13 @@ def _counted(progress: Progress, task: TaskID, items: Iterable[Any]) -> Iterator
 
 
 def _make(folder: Path, parameters: DemoSet, workers: int) -> None:
-    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TextColumn("people"),
-               TimeRemainingColumn(elapsed_when_finished=True))
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("people"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
     requests = _requests(parameters)
     with Progress(*columns) as progress, _mapper(workers) as ordered:
         training = progress.add_task("training faces", total=parameters.identities)
@@ -212,8 +219,10 @@ def _is_complete(folder: Path, parameters: DemoSet) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{manifest_path}: not a demo set's description ({error!r}); {advice}") from error
     if found != (VERSION, asdict(parameters)):
-        raise UserError(f"{folder}: holds another demo set (version {found[0]}, {found[1]}; "
-                        f"asked for version {VERSION}, {asdict(parameters)}); {advice}")
+        raise UserError(
+            f"{folder}: holds another demo set (version {found[0]}, {found[1]}; "
+            f"asked for version {VERSION}, {asdict(parameters)}); {advice}"
+        )
     for name, size in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
@@ -268,26 +277,43 @@ def make_demo_set(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    print(f"{out_dir}: {identities} people with {images_per_identity} images each, "
-          f"{pairs} pairs of {unseen} unseen people")
+    print(f"{out_dir}: {identities} people with {images_per_identity} images each, {pairs} pairs of {unseen} unseen people")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m recognition.data.demo_faces", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m recognition.data.demo_faces", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, help="folder to make")
     defaults = DemoSet()
-    for name, text in (("identities", "people to train on"), ("images-per-identity", "images of each person"),
-                       ("unseen", "people to verify on"), ("pairs", "pairs in each .bin, a multiple of 20"),
-                       ("seed", "other seeds give other people")):
-        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name.replace("-", "_")),
-                            help=f"{text} (%(default)s)")
-    parser.add_argument("--low-quality-share", type=float, default=defaults.low_quality_share,
-                        help="of the training images, seen from afar (%(default)s)")
+    for name, text in (
+        ("identities", "people to train on"),
+        ("images-per-identity", "images of each person"),
+        ("unseen", "people to verify on"),
+        ("pairs", "pairs in each .bin, a multiple of 20"),
+        ("seed", "other seeds give other people"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=getattr(defaults, name.replace("-", "_")), help=f"{text} (%(default)s)"
+        )
+    parser.add_argument(
+        "--low-quality-share",
+        type=float,
+        default=defaults.low_quality_share,
+        help="of the training images, seen from afar (%(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=None, help="processes (as many as there are cores)")
     arguments = parser.parse_args()
-    make_demo_set(arguments.out, arguments.identities, arguments.images_per_identity, arguments.unseen,
-                  arguments.pairs, arguments.seed, arguments.workers, arguments.low_quality_share)
+    make_demo_set(
+        arguments.out,
+        arguments.identities,
+        arguments.images_per_identity,
+        arguments.unseen,
+        arguments.pairs,
+        arguments.seed,
+        arguments.workers,
+        arguments.low_quality_share,
+    )
 
 
 if __name__ == "__main__":

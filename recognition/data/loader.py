@@ -25,7 +25,7 @@ from recognition.data.batch import IMAGE_SIZE, Batch, BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
 from recognition.data.order import WindowedShuffle
 from recognition.data.readahead import Readahead
-from recognition.data.record_format import RecordError
+from recognition.data.records.format import RecordError
 from utils.errors import UserError
 
 __all__ = ["IMAGE_SIZE", "Batch", "BatchMaker", "BatchSpec", "Loader"]

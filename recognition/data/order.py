@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from recognition.data.randomness import hash64, permute
+from utils.randomness import hash64, permute
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from recognition.data.batch import Batch
-from recognition.data.record_format import RecordError
+from recognition.data.records.format import RecordError
 from utils.errors import UserError
 
 

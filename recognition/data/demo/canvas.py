@@ -92,9 +92,9 @@ def ellipse_points(centre: tuple[float, float], radii: tuple[float, float], angl
     """An ellipse's outline, [20, 2]."""
     turn = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     x, y = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
-    return np.stack([
-        centre[0] + x * np.cos(angle) - y * np.sin(angle), centre[1] + x * np.sin(angle) + y * np.cos(angle)
-    ], axis=1)
+    return np.stack(
+        [centre[0] + x * np.cos(angle) - y * np.sin(angle), centre[1] + x * np.sin(angle) + y * np.cos(angle)], axis=1
+    )
 
 
 def spot(centre: tuple[float, float], spread: tuple[float, float]) -> np.ndarray:

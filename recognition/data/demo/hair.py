@@ -21,8 +21,13 @@ def rear_outline(person: Person, shot: Shot) -> np.ndarray | None:
         return None
     length = {"bob": 92.0, "long": 128.0, "curly": 66.0}[shot.style] + 2.5 * shot.hair_growth
     wide = person.cheek + {"bob": 5.0, "long": 3.0, "curly": 8.0}[shot.style] * person.volume
-    right = [(56 + wide * 0.62, -12.0 * person.volume), (56 + wide * 0.94, 8.0), (56 + wide, 36.0),
-             (56 + wide + 1.0, (36 + length) / 2), (56 + wide - 3.0, length)]
+    right = [
+        (56 + wide * 0.62, -12.0 * person.volume),
+        (56 + wide * 0.94, 8.0),
+        (56 + wide, 36.0),
+        (56 + wide + 1.0, (36 + length) / 2),
+        (56 + wide - 3.0, length),
+    ]
     outline = curve([(56.0, -15.0 * person.volume), *right, (56.0, length), *mirrored(right)], closed=True, steps=10)
     return _ragged(outline, person, 2.2 if shot.style == "curly" else 0.8)
 
@@ -35,24 +40,62 @@ def _hairline(person: Person, shot: Shot) -> np.ndarray:
     style = shot.style
     if style == "fringe":
         low = min(person.brow_y - 3.5, line + 14 + shot.hair_growth)
-        points = [(56 + edge + 1, 58), (56 + edge - 5, 40), (56 + 20, low + 1), (part, low - 2), (56 - 20, low + 1),
-                  (56 - edge + 5, 40), (56 - edge - 1, 58)]
+        points = [
+            (56 + edge + 1, 58),
+            (56 + edge - 5, 40),
+            (56 + 20, low + 1),
+            (part, low - 2),
+            (56 - 20, low + 1),
+            (56 - edge + 5, 40),
+            (56 - edge - 1, 58),
+        ]
     elif style in ("bob", "long"):
         end = 86.0 if style == "bob" else 118.0
         inner = edge - 5 - 1.5 * peak * 0.3
-        points = [(56 + edge + 4, end), (56 + edge - 1, 66), (56 + inner, 44), (56 + inner - 9, 26), (part, line - 6),
-                  (56 - inner + 9, 26), (56 - inner, 44), (56 - edge + 1, 66), (56 - edge - 4, end)]
+        points = [
+            (56 + edge + 4, end),
+            (56 + edge - 1, 66),
+            (56 + inner, 44),
+            (56 + inner - 9, 26),
+            (part, line - 6),
+            (56 - inner + 9, 26),
+            (56 - inner, 44),
+            (56 - edge + 1, 66),
+            (56 - edge - 4, end),
+        ]
     elif style == "receding":
-        points = [(56 + edge + 1, 50), (56 + edge - 3, 32), (56 + 23, line - 6), (56 + 9, line + 2 + peak),
-                  (56 - 9, line + 2 + peak), (56 - 23, line - 6), (56 - edge + 3, 32), (56 - edge - 1, 50)]
+        points = [
+            (56 + edge + 1, 50),
+            (56 + edge - 3, 32),
+            (56 + 23, line - 6),
+            (56 + 9, line + 2 + peak),
+            (56 - 9, line + 2 + peak),
+            (56 - 23, line - 6),
+            (56 - edge + 3, 32),
+            (56 - edge - 1, 50),
+        ]
     elif style == "side":
         sign = 1.0 if person.parting > 0 else -1.0
         drop = 7.0 + 0.8 * shot.hair_growth
-        points = [(56 + edge + 1, 52), (56 + edge - 4, 33), (56 + 22, line + 3 - sign * drop * 0.4), (part, line - 2),
-                  (56 - 22, line + 3 + sign * drop * 0.4), (56 - edge + 4, 33), (56 - edge - 1, 52)]
+        points = [
+            (56 + edge + 1, 52),
+            (56 + edge - 4, 33),
+            (56 + 22, line + 3 - sign * drop * 0.4),
+            (part, line - 2),
+            (56 - 22, line + 3 + sign * drop * 0.4),
+            (56 - edge + 4, 33),
+            (56 - edge - 1, 52),
+        ]
     else:
-        points = [(56 + edge + 1, 50), (56 + edge - 4, 31), (56 + 21, line + 1.5), (56, line + peak),
-                  (56 - 21, line + 1.5), (56 - edge + 4, 31), (56 - edge - 1, 50)]
+        points = [
+            (56 + edge + 1, 50),
+            (56 + edge - 4, 31),
+            (56 + 21, line + 1.5),
+            (56, line + peak),
+            (56 - 21, line + 1.5),
+            (56 - edge + 4, 31),
+            (56 - edge - 1, 50),
+        ]
     raised = np.array(points) - np.array([0.0, 0.25 * shot.brow_raise])
     return curve(raised, steps=8)
 
@@ -66,8 +109,19 @@ def front_outline(person: Person, shot: Shot) -> np.ndarray | None:
     edge = person.temple + grown
     line = _hairline(person, shot)
     start, end = line[0], line[-1]
-    crown = curve([tuple(end), (56 - edge, 30), (56 - edge * 0.93, 10), (56 - edge * 0.6, -6 - grown),
-                   (56, -9 - 1.4 * grown), (56 + edge * 0.6, -6 - grown), (56 + edge * 0.93, 10), (56 + edge, 30),
-                   tuple(start)], steps=8)
+    crown = curve(
+        [
+            tuple(end),
+            (56 - edge, 30),
+            (56 - edge * 0.93, 10),
+            (56 - edge * 0.6, -6 - grown),
+            (56, -9 - 1.4 * grown),
+            (56 + edge * 0.6, -6 - grown),
+            (56 + edge * 0.93, 10),
+            (56 + edge, 30),
+            tuple(start),
+        ],
+        steps=8,
+    )
     locks = {"curly": 1.6, "fringe": 0.9}.get(shot.style, 0.45 + 0.5 * person.curl)
     return np.concatenate([_ragged(line, person, locks), _ragged(crown, person, locks * 0.8)])

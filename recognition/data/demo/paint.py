@@ -14,9 +14,15 @@ from recognition.data.demo.shot import Shot
 
 def head_outline(person: Person, drop: float = 0.0) -> np.ndarray:
     """The outline of skull and jaw; an open mouth drops the chin."""
-    right = [(56 + person.temple * 0.62, 1.0), (56 + person.temple * 0.93, 16.0), (56 + person.temple, 36.0),
-             (56 + person.cheek, 62.0), (56 + (person.cheek + person.jaw) / 2 + 2.0, 81.0),
-             (56 + person.jaw, 95.0 + drop * 0.5), (56 + person.chin, person.chin_y - 2 + drop)]
+    right = [
+        (56 + person.temple * 0.62, 1.0),
+        (56 + person.temple * 0.93, 16.0),
+        (56 + person.temple, 36.0),
+        (56 + person.cheek, 62.0),
+        (56 + (person.cheek + person.jaw) / 2 + 2.0, 81.0),
+        (56 + person.jaw, 95.0 + drop * 0.5),
+        (56 + person.chin, person.chin_y - 2 + drop),
+    ]
     points = [(56.0, -6.0), *right, (56.0, person.chin_y + drop), *mirrored(right)]
     points = [(x + person.asymmetry * (y - 56) / 28, y) for x, y in points]
     return curve(points, closed=True)
@@ -52,10 +58,12 @@ def _eye(canvas: np.ndarray, person: Person, shot: Shot, side: int) -> None:
     def placed(points: list[tuple[float, float]]) -> np.ndarray:
         return curve(np.array(points) @ turn + (x, y))
 
-    lid = placed([inner, (-half * 0.45 * side, -upper * 0.86), (half * 0.1 * side, -upper),
-                  (half * 0.62 * side, -upper * 0.78), outer])
-    floor = placed([inner, (-half * 0.4 * side, lower * 0.85), (half * 0.25 * side, lower),
-                    (half * 0.7 * side, lower * 0.62), outer])
+    lid = placed(
+        [inner, (-half * 0.45 * side, -upper * 0.86), (half * 0.1 * side, -upper), (half * 0.62 * side, -upper * 0.78), outer]
+    )
+    floor = placed(
+        [inner, (-half * 0.4 * side, lower * 0.85), (half * 0.25 * side, lower), (half * 0.7 * side, lower * 0.62), outer]
+    )
     almond = np.concatenate([lid, floor[::-1]])
 
     left, top = int((x - 14 + MARGIN) * SCALE), int((y - 12 + MARGIN) * SCALE)
@@ -82,10 +90,13 @@ def _brow(canvas: np.ndarray, person: Person, shot: Shot, side: int) -> None:
     y = person.brow_y - shot.brow_raise + 0.6 * shot.frown
     half, thick = person.brow_width, max(0.7, person.brow_thickness)
     slope = person.brow_tilt - 0.12 * shot.frown
-    top = [(-half, 0.8 + shot.frown), (-half * 0.4, -person.brow_arch * 0.6), (half * 0.35, -person.brow_arch),
-           (half, 0.2)]
-    bottom = [(half, 0.5), (half * 0.3, -person.brow_arch + thick * 1.5), (-half * 0.45,
-              -person.brow_arch * 0.55 + thick * 1.9), (-half, 0.8 + shot.frown + thick * 1.7)]
+    top = [(-half, 0.8 + shot.frown), (-half * 0.4, -person.brow_arch * 0.6), (half * 0.35, -person.brow_arch), (half, 0.2)]
+    bottom = [
+        (half, 0.5),
+        (half * 0.3, -person.brow_arch + thick * 1.5),
+        (-half * 0.45, -person.brow_arch * 0.55 + thick * 1.9),
+        (-half, 0.8 + shot.frown + thick * 1.7),
+    ]
     shape = np.concatenate([curve(top), curve(bottom)])
     shape = np.stack([x + side * shape[:, 0], y + shape[:, 1] - slope * shape[:, 0]], axis=1)
     dark = person.brow_dark
@@ -100,21 +111,42 @@ def _mouth(canvas: np.ndarray, person: Person, shot: Shot) -> None:
     left, right = (56 - half, corner + tilt), (56 + half, corner - tilt)
     upper_lip = person.upper_lip * (1 - 0.18 * max(0.0, shot.smile))
     lower_lip = person.lower_lip * (1 - 0.12 * max(0.0, shot.smile))
-    upper_top = curve([left, (56 - half * 0.5, middle - upper_lip * 0.8), (56 - half * 0.17,
-                      middle - upper_lip - person.bow * 0.6), (56, middle - upper_lip + person.bow * 0.5),
-                      (56 + half * 0.17, middle - upper_lip - person.bow * 0.6),
-                      (56 + half * 0.5, middle - upper_lip * 0.8), right])
-    upper_edge = curve([left, (56 - half * 0.5, middle + 0.1), (56, middle + 0.4), (56 + half * 0.5, middle + 0.1),
-                        right])
-    lower_edge = curve([left, (56 - half * 0.5, middle + 0.4 + gap * 0.85), (56, middle + 0.6 + gap),
-                        (56 + half * 0.5, middle + 0.4 + gap * 0.85), right])
-    bottom = curve([left, (56 - half * 0.55, middle + gap + lower_lip * 0.78), (56, middle + gap + lower_lip),
-                    (56 + half * 0.55, middle + gap + lower_lip * 0.78), right])
+    upper_top = curve(
+        [
+            left,
+            (56 - half * 0.5, middle - upper_lip * 0.8),
+            (56 - half * 0.17, middle - upper_lip - person.bow * 0.6),
+            (56, middle - upper_lip + person.bow * 0.5),
+            (56 + half * 0.17, middle - upper_lip - person.bow * 0.6),
+            (56 + half * 0.5, middle - upper_lip * 0.8),
+            right,
+        ]
+    )
+    upper_edge = curve([left, (56 - half * 0.5, middle + 0.1), (56, middle + 0.4), (56 + half * 0.5, middle + 0.1), right])
+    lower_edge = curve(
+        [
+            left,
+            (56 - half * 0.5, middle + 0.4 + gap * 0.85),
+            (56, middle + 0.6 + gap),
+            (56 + half * 0.5, middle + 0.4 + gap * 0.85),
+            right,
+        ]
+    )
+    bottom = curve(
+        [
+            left,
+            (56 - half * 0.55, middle + gap + lower_lip * 0.78),
+            (56, middle + gap + lower_lip),
+            (56 + half * 0.55, middle + gap + lower_lip * 0.78),
+            right,
+        ]
+    )
     lips = np.array(person.lips) * (1 - 0.75 * shot.lipstick) + np.array([178, 30, 52]) * 0.75 * shot.lipstick
     if gap > 0.4:
         fill(canvas, np.concatenate([upper_edge, lower_edge[::-1]]), (58, 22, 24))
-        teeth = upper_edge + np.outer(np.interp(upper_edge[:, 0], [left[0], 56, right[0]], [0, 1, 0]) ** 0.5,
-                                      (0, min(3.2, gap * 0.75)))
+        teeth = upper_edge + np.outer(
+            np.interp(upper_edge[:, 0], [left[0], 56, right[0]], [0, 1, 0]) ** 0.5, (0, min(3.2, gap * 0.75))
+        )
         fill(canvas, np.concatenate([upper_edge, teeth[::-1]]), (222, 214, 202))
     fill(canvas, np.concatenate([lower_edge, bottom[::-1]]), lips)
     fill(canvas, np.concatenate([upper_top, upper_edge[::-1]]), lips * 0.88)
@@ -126,8 +158,9 @@ def _glasses(canvas: np.ndarray, person: Person, shot: Shot) -> None:
     power = 2.0 if shot.glasses == "round" else 4.0
     turn = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     cosine, sine = np.cos(turn), np.sin(turn)
-    ring = np.stack([np.sign(cosine) * np.abs(cosine) ** (2 / power) * width,
-                     np.sign(sine) * np.abs(sine) ** (2 / power) * height], axis=1)
+    ring = np.stack(
+        [np.sign(cosine) * np.abs(cosine) ** (2 / power) * width, np.sign(sine) * np.abs(sine) ** (2 / power) * height], axis=1
+    )
     frame = shot.accent * 0.5
     for side in (-1, 1):
         centre = (56 + side * (person.eye_gap + 0.6), person.eye_y + 1.5)
@@ -143,13 +176,21 @@ def _glasses(canvas: np.ndarray, person: Person, shot: Shot) -> None:
 def _hat(canvas: np.ndarray, person: Person, shot: Shot) -> None:
     edge = person.temple + 4.5
     brim = 20.0 + shot.hair_growth
-    crown = curve([(56 - edge, brim + 6), (56 - edge + 1, 4), (56 - 24, -14), (56, -17), (56 + 24, -14),
-                   (56 + edge - 1, 4), (56 + edge, brim + 6)])
+    crown = curve(
+        [
+            (56 - edge, brim + 6),
+            (56 - edge + 1, 4),
+            (56 - 24, -14),
+            (56, -17),
+            (56 + 24, -14),
+            (56 + edge - 1, 4),
+            (56 + edge, brim + 6),
+        ]
+    )
     band = curve([(56 + edge, brim + 6), (56 + 24, brim), (56, brim - 1.5), (56 - 24, brim), (56 - edge, brim + 6)])
     fill(canvas, np.concatenate([crown, band]), shot.accent)
     if shot.hat == "cap":
-        peak = curve([(56 - edge, brim + 6), (56 - 25, brim + 8), (56, brim + 9), (56 + 25, brim + 8),
-                      (56 + edge, brim + 6)])
+        peak = curve([(56 - edge, brim + 6), (56 - 25, brim + 8), (56, brim + 9), (56 + 25, brim + 8), (56 + edge, brim + 6)])
         fill(canvas, np.concatenate([band, peak]), shot.accent * 0.55)
     else:
         stroke(canvas, band - (0, 7), shot.accent * 0.6, 0.9)

@@ -12,9 +12,9 @@ from recognition.data.demo.person import Person
 from recognition.data.demo.shot import Shot
 
 CENTRE = np.array([FRAME / 2, 58.0])
-ARCFACE_POINTS = np.array([
-    (38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)
-])  # insightface's template for 112x112 crops
+ARCFACE_POINTS = np.array(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+)  # insightface's template for 112x112 crops
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,15 @@ def _nose(person: Person) -> np.ndarray:
     height = np.interp(
         y[:, 0],
         [top - 8, top, middle, tip - 3, tip, tip + 4, tip + 8],
-        [0.0, 1.2, 0.5 * person.nose_height + person.nose_bump, 0.95 * person.nose_height, person.nose_height,
-         0.45 * person.nose_height, 0.0],
+        [
+            0.0,
+            1.2,
+            0.5 * person.nose_height + person.nose_bump,
+            0.95 * person.nose_height,
+            person.nose_height,
+            0.45 * person.nose_height,
+            0.0,
+        ],
     )
     width = np.interp(y[:, 0], [top, middle, tip], [person.nose_bridge, person.nose_bridge, 4.6 * person.nose_round])
     ridge = height[:, None] * np.exp(-0.5 * ((x - 56) / width[:, None]) ** 2)
@@ -56,8 +63,9 @@ def build_relief(person: Person) -> Relief:
     mouth = person.mouth_y
     depth += 0.75 * person.upper_lip * spot((56, mouth - 2), (11, 2.6))
     depth += 0.75 * person.lower_lip * spot((56, mouth + 4), (9, 2.8)) - 2.0 * spot((56, mouth + 9), (9, 2.5))
-    depth += 4.0 * spot((56, person.chin_y - 7), (person.chin * 0.6, 5)) \
-        - 2.2 * person.cleft * spot((56, person.chin_y - 6), (1.6, 4))
+    depth += 4.0 * spot((56, person.chin_y - 7), (person.chin * 0.6, 5)) - 2.2 * person.cleft * spot(
+        (56, person.chin_y - 6), (1.6, 4)
+    )
     depth = cv2.GaussianBlur(depth.astype(np.float32), (5, 5), 0)
     slope_x = cv2.Sobel(depth, cv2.CV_32F, 1, 0, scale=1 / 8)
     slope_y = cv2.Sobel(depth, cv2.CV_32F, 0, 1, scale=1 / 8)
@@ -71,10 +79,15 @@ def five_points(person: Person, shot: Shot) -> np.ndarray:
     """Eyes, nose tip and mouth corners of the unturned face, in crop pixels, [5, 2]."""
     half = mouth_half_width(person, shot)
     corner = mouth_corner_y(person, shot)
-    return np.array([
-        (56 - person.eye_gap, person.eye_y), (56 + person.eye_gap, person.eye_y), (56.0, person.nose_y),
-        (56 - half, corner + person.mouth_tilt), (56 + half, corner - person.mouth_tilt),
-    ])
+    return np.array(
+        [
+            (56 - person.eye_gap, person.eye_y),
+            (56 + person.eye_gap, person.eye_y),
+            (56.0, person.nose_y),
+            (56 - half, corner + person.mouth_tilt),
+            (56 + half, corner - person.mouth_tilt),
+        ]
+    )
 
 
 def mouth_half_width(person: Person, shot: Shot) -> float:

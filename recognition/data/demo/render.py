@@ -72,8 +72,10 @@ def render(seed: int, identity: int, index: int, size: int = FRAME) -> np.ndarra
         ValueError: a number is negative or `size` is out of range.
     """
     if min(seed, identity, index) < 0 or not FRAME // 2 <= size <= FRAME * SCALE:
-        raise ValueError(f"expected numbers of 0 or more and a size of 56..224, "
-                         f"found seed {seed}, identity {identity}, index {index}, size {size}")
+        raise ValueError(
+            f"expected numbers of 0 or more and a size of 56..224, "
+            f"found seed {seed}, identity {identity}, index {index}, size {size}"
+        )
     person, relief, bearded, shaven, hair = _figure(seed, identity)
     shot = draw_shot(seed, identity, index, person)
     rng = np.random.default_rng(shot.scene_seed)

@@ -21,8 +21,17 @@ def _beard_field(person: Person, grain: np.ndarray) -> np.ndarray:
     if person.moustache:
         half, top = person.mouth_width + 2.5, person.nose_y + 8
         bottom = person.mouth_y - person.upper_lip
-        shape = curve([(56 - half, bottom + 4), (56 - half * 0.6, top + 2), (56, top), (56 + half * 0.6, top + 2),
-                       (56 + half, bottom + 4), (56, bottom)], closed=True)
+        shape = curve(
+            [
+                (56 - half, bottom + 4),
+                (56 - half * 0.6, top + 2),
+                (56, top),
+                (56 + half * 0.6, top + 2),
+                (56 + half, bottom + 4),
+                (56, bottom),
+            ],
+            closed=True,
+        )
         _fill_field(coarse, shape, 255 * person.moustache)
     covered = cv2.GaussianBlur(coarse, (0, 0), 2.0).astype(np.float32) / 255
     return np.clip(covered * (0.85 + 0.16 * grain), 0, 0.92)
@@ -61,28 +70,53 @@ def _folds(image: np.ndarray, person: Person) -> None:
     skin = np.array(person.skin)
     nose_y, wing = person.nose_y, person.nose_width
     for side in (-1, 1):
-        fold = curve([(56 + side * (wing + 2.5), nose_y - 1), (56 + side * (wing + 7), nose_y + 8),
-                      (56 + side * (person.mouth_width + 5.5), person.mouth_y - 2)])
+        fold = curve(
+            [
+                (56 + side * (wing + 2.5), nose_y - 1),
+                (56 + side * (wing + 7), nose_y + 8),
+                (56 + side * (person.mouth_width + 5.5), person.mouth_y - 2),
+            ]
+        )
         stroke(image, fold, skin * (1 - 0.26 * person.folds), 1.0)
-        curl = curve([(56 + side * wing * 0.86, nose_y - 3.5), (56 + side * (wing + 0.8), nose_y + 0.5),
-                      (56 + side * wing * 0.72, nose_y + 3.6)])
+        curl = curve(
+            [
+                (56 + side * wing * 0.86, nose_y - 3.5),
+                (56 + side * (wing + 0.8), nose_y + 0.5),
+                (56 + side * wing * 0.72, nose_y + 3.6),
+            ]
+        )
         stroke(image, curl, skin * 0.74, 0.8)
-        bag = curve([(56 + side * (person.eye_gap - 6), person.eye_y + 5), (56 + side * person.eye_gap,
-                    person.eye_y + 8), (56 + side * (person.eye_gap + 6), person.eye_y + 5.5)])
+        bag = curve(
+            [
+                (56 + side * (person.eye_gap - 6), person.eye_y + 5),
+                (56 + side * person.eye_gap, person.eye_y + 8),
+                (56 + side * (person.eye_gap + 6), person.eye_y + 5.5),
+            ]
+        )
         stroke(image, bag, skin * (1 - 0.22 * person.bags), 0.7)
     for line in range(3):
         height = 24 + 4.5 * line
-        stroke(image, curve([(36, height + 1.2), (56, height - 0.6), (76, height + 1.2)]),
-               skin * (1 - 0.16 * max(0.0, person.folds - 0.4)), 0.6)
+        stroke(
+            image,
+            curve([(36, height + 1.2), (56, height - 0.6), (76, height + 1.2)]),
+            skin * (1 - 0.16 * max(0.0, person.folds - 0.4)),
+            0.6,
+        )
 
 
 def _nostrils(image: np.ndarray, person: Person) -> None:
     for side in (-1, 1):
-        shape = ellipse_points((56 + side * person.nose_width * 0.46, person.nose_y + 3.2),
-                               (person.nose_width * 0.25, 1.25), -0.3 * side)
+        shape = ellipse_points(
+            (56 + side * person.nose_width * 0.46, person.nose_y + 3.2), (person.nose_width * 0.25, 1.25), -0.3 * side
+        )
         fill(image, shape, np.array(person.skin) * 0.32)
-    under = curve([(56 - person.nose_width * 0.6, person.nose_y + 3.8), (56, person.nose_y + 5.2),
-                   (56 + person.nose_width * 0.6, person.nose_y + 3.8)])
+    under = curve(
+        [
+            (56 - person.nose_width * 0.6, person.nose_y + 3.8),
+            (56, person.nose_y + 5.2),
+            (56 + person.nose_width * 0.6, person.nose_y + 3.8),
+        ]
+    )
     stroke(image, under, np.array(person.skin) * 0.72, 0.7)
 
 
@@ -97,8 +131,7 @@ def paint_skin(person: Person) -> np.ndarray:
     _nostrils(image, person)
     for _ in range(int(90 * person.freckles)):
         place = (float(rng.normal(56, 20)), float(rng.normal(68, 9)))
-        fill(image, ellipse_points(place, (float(rng.uniform(0.35, 0.8)),) * 2),
-             np.array(person.skin) * (0.86, 0.74, 0.68))
+        fill(image, ellipse_points(place, (float(rng.uniform(0.35, 0.8)),) * 2), np.array(person.skin) * (0.86, 0.74, 0.68))
     for x, y, radius in person.moles:
         fill(image, ellipse_points((x, y), (radius, radius)), np.array(person.skin) * (0.48, 0.4, 0.38))
     return image
@@ -108,8 +141,7 @@ def paint_hair(person: Person) -> np.ndarray:
     """Strands of a person's hair over the whole canvas: uint8 RGBA [SIDE, SIDE, 4], opaque."""
     rng = np.random.default_rng(person.texture_seed + 1)
     rows = int(4 + 60 * person.curl**2)
-    strands = cv2.resize(rng.standard_normal((rows, 110), dtype=np.float32), (SIDE, SIDE),
-                         interpolation=cv2.INTER_CUBIC)
+    strands = cv2.resize(rng.standard_normal((rows, 110), dtype=np.float32), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     waves = noise(rng, (6, 6), SIDE)
     shade = 1 + 0.17 * strands + 0.10 * waves
     image = np.full((SIDE, SIDE, 4), 255, np.uint8)

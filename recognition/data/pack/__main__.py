@@ -20,7 +20,7 @@ COMMANDS = (
 
 
 def command_module(name: str) -> ModuleType:
-    return importlib.import_module(f"recognition.data.pack.{name}")
+    return importlib.import_module(f"recognition.data.pack.commands.{name}")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -90,9 +90,7 @@ class ImageList:
             raise UserError(f"{path}: line 1 is not {header}; is it an image list?")
         self._ends = np.flatnonzero(np.frombuffer(self._text, np.uint8) == ord("\n"))
         if len(self._ends) != num_images + 1 or not self._text.endswith(b"\n"):
-            raise UserError(
-                f"{path}: lists {len(self._ends) - 1} images, the data set has {num_images}; mend or remove the file"
-            )
+            raise UserError(f"{path}: lists {len(self._ends) - 1} images, the data set has {num_images}; mend or remove the file")
 
     def path_of(self, image: int, label: int) -> PurePosixPath:
         """The path of an image, once its line agrees with number and label."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from recognition.data.pack.commands.folder import add_format_arguments
 from recognition.data.pack.face_encoding import FaceFormat, packed_face
-from recognition.data.pack.folder import add_format_arguments
 from recognition.data.pack.listing import IMAGES
 from recognition.data.pack.output import CsvFile, new_folder
 from recognition.data.pack.parallel import add_workers_argument, in_order

@@ -9,8 +9,8 @@ from types import TracebackType
 import numpy as np
 
 from recognition.data.pack.output import new_file
-from recognition.data.record_format import EXACT_IN_FLOAT32, Label
-from recognition.data.record_writer import RecordWriter
+from recognition.data.records.format import EXACT_IN_FLOAT32, Label
+from recognition.data.records.writer import RecordWriter
 from utils.errors import UserError
 
 MAX_SHARDS = 100_000
@@ -76,9 +76,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.close()
         elif self._writer is not None:

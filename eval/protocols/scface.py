@@ -1,0 +1,123 @@
+"""SCface: people seen by surveillance cameras at three distances, searched among their frontal mugshots.
+
+Images `001_frontal` (the gallery) and `001_cam1_1` (person 1, camera 1, distance 1) anywhere under the folder; cameras 1-5 count,
+cameras 6-8 are infrared. Distance 1 is 4.2 m, 2 is 2.6 m, 3 is 1.0 m. A 112x112 image counts as aligned; any other is cut out by
+the landmarks that `all.txt` has for it: a line a name and left eye, right eye, nose, both corners of the mouth or its centre.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.align import SIZE, TEMPLATE, read_photo, similarity_transforms, warp
+from eval.protocols.identification import Search, search
+from utils.errors import UserError
+
+DISTANCES = {1: "d1", 2: "d2", 3: "d3"}
+METRES = {1: 4.2, 2: 2.6, 3: 1.0}
+CAMERAS = (1, 2, 3, 4, 5)
+LANDMARKS = "all.txt"
+_NAME = re.compile(r"(\d+)_(?:frontal|cam(\d)_(\d))", re.IGNORECASE)
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
+_FOUR_POINTS = np.vstack([TEMPLATE[:3], TEMPLATE[3:].mean(axis=0)])
+
+
+@dataclass(frozen=True)
+class ScFace:
+    """The images of the protocol, gallery first, then by distance."""
+
+    root: Path
+    images: list[Path]
+    people: np.ndarray  # int64 [N]
+    distances: np.ndarray  # int64 [N]: 0 for the gallery, else 1, 2, 3
+    landmarks: dict[str, np.ndarray]  # image name -> float64 [4 or 5, 2]
+
+    def load(self, index: int) -> np.ndarray:
+        """An aligned face, uint8 RGB [112, 112, 3]."""
+        path = self.images[index]
+        image = read_photo(str(path), "SCface")
+        if image.shape[:2] == (SIZE, SIZE):
+            return image
+        points = self.landmarks.get(path.stem.lower())
+        if points is None:
+            size = f"{image.shape[1]}x{image.shape[0]} pixels"
+            raise UserError(f"{path}: {size}, and {LANDMARKS} under {self.root} has no landmarks of it to align it by")
+        transform = similarity_transforms(points[None], TEMPLATE if len(points) == 5 else _FOUR_POINTS)[0]
+        if not np.isfinite(transform).all():
+            raise UserError(f"{path}: the landmarks in {LANDMARKS} coincide or are not finite")
+        return warp(image, transform)
+
+    def evaluate(self, features_ND: np.ndarray) -> dict[str, Search]:
+        """The search at each distance that there is, d1 … d3; `features_ND` in the order of `images`."""
+        if len(features_ND) != len(self.images):
+            raise UserError(f"{self.root}: {len(features_ND)} features for {len(self.images)} images")
+        gallery = self.distances == 0
+        return {
+            name: search(features_ND[at], self.people[at], features_ND[gallery], self.people[gallery], f"SCface {name}")
+            for distance, name in DISTANCES.items()
+            if (at := self.distances == distance).any()
+        }
+
+
+def find_scface(root: str | Path) -> ScFace:
+    """The protocol's images under `root`. Of a name that occurs in several folders, the first folder by name counts.
+
+    Raises UserError, saying what was looked for, where the gallery or the probes are missing, a person has no mugshot or two,
+    or the landmarks cannot be read.
+    """
+    root = Path(root)
+    named: dict[str, tuple[Path, int, int]] = {}
+    for path in sorted(root.rglob("*")):
+        match = _NAME.fullmatch(path.stem) if path.suffix.lower() in _ENDINGS else None
+        if match is None:
+            continue
+        person, camera, distance = int(match[1]), int(match[2] or 0), int(match[3] or 0)
+        if match[2] is None or (camera in CAMERAS and distance in DISTANCES):
+            named.setdefault(path.stem.lower(), (path, person, distance))
+    chosen = sorted(named.values(), key=lambda item: (item[2], item[0].name))
+    distances = np.array([item[2] for item in chosen], np.int64)
+    people = np.array([item[1] for item in chosen], np.int64)
+    if not (distances == 0).any() or not (distances > 0).any():
+        found = f"found {int((distances == 0).sum())} and {int((distances > 0).sum())}"
+        raise UserError(f"{root}: no SCface here; looked for 001_frontal.jpg … and 001_cam1_1.jpg … in all folders, {found}")
+    gallery = people[distances == 0]
+    if len(gallery) < 2:
+        raise UserError(f"{root}: a gallery of one person is no search; complete the frontal images")
+    strangers = np.setdiff1d(people, gallery)
+    if len(strangers) or len(np.unique(gallery)) != len(gallery):
+        raise UserError(f"{root}: each person needs one frontal image; {len(strangers)} people have none, "
+                        f"{len(gallery) - len(np.unique(gallery))} more than one")  # fmt: skip
+    return ScFace(root, [item[0] for item in chosen], people, distances, _read_landmarks(root))
+
+
+def _read_landmarks(root: Path) -> dict[str, np.ndarray]:
+    landmarks: dict[str, np.ndarray] = {}
+    for file in sorted(root.rglob(LANDMARKS)):
+        for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+            words = line.replace(",", " ").split()
+            if not words:
+                continue
+            try:
+                points = np.array(words[1:], np.float64)
+            except ValueError as fault:
+                raise UserError(f"{file}, line {number}: {fault}") from fault
+            if len(points) not in (8, 10):
+                raise UserError(f"{file}, line {number}: {len(points)} coordinates; a name and 8 or 10 are needed")
+            landmarks.setdefault(Path(words[0]).stem.lower(), points.reshape(-1, 2))
+    return landmarks
+
+
+def distance_metrics(found: Search) -> dict[str, float]:
+    """Rank 1, and figure 6's similarities: mean with the mate, mean with the most similar other, and their difference."""
+    matched, unmatched = float(found.mate_score.mean()), float(found.other_score.mean())
+    return {
+        "rank1": found.rank_rate(1),
+        "matched": matched,
+        "unmatched": unmatched,
+        "gain": matched - unmatched,
+        "probes": int(found.mated.sum()),
+    }

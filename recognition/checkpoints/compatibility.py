@@ -1,0 +1,38 @@
+"""Whether a run may go on in an output folder: what must not have changed since its checkpoints were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recognition.checkpoints import checkpoint
+from utils.config import Config
+from utils.errors import UserError
+
+_MUST_MATCH = ("network", "embedding_size", "map_norm", "num_classes", "num_image", "batch_size", "views", "gradient_acc",
+               "seed", "optimizer", "queue", "queue_size", "sample_rate")  # fmt: skip
+
+
+def refuse_differences(folder: Path, config: Config, world_size: int) -> None:
+    """UserError where a checkpoint's settings differ from this run's in what its state depends on, naming both values.
+
+    The batch size is that of the world: the number of ranks may change.
+    """
+    saved = checkpoint.read_config(folder)
+    for key in _MUST_MATCH:
+        before, now = getattr(saved, key), getattr(config, key)
+        if key == "batch_size":
+            before, now = checkpoint.read_state(folder)["global_batch"], now * world_size
+        if before != now:
+            raise UserError(
+                f"{folder}: was written with {key}={before!r}, this run has {key}={now!r}; use the same, or another "
+                "output= (init_from= starts a new run from its encoder)"
+            )
+
+
+def refuse_used_output(output: Path) -> None:
+    """UserError where a run that begins anew would mix its checkpoints with those of an earlier one."""
+    if old := checkpoint.complete_ones(output):
+        raise UserError(
+            f"{output}: holds {old[0].name} of an earlier run, and resume=False would mix the two; set another output=, "
+            "or remove the checkpoints"
+        )

@@ -1,0 +1,95 @@
+"""A contact sheet of a packed data set: some identities, a row each, as one PNG or JPEG picture.
+
+    python -m recognition.data.pack grid packed/ sheet.png --identities 10 --images 8
+    python -m recognition.data.pack grid packed/ views.png --augmentation qgface
+
+With --augmentation a row is one image: first as it is, then as that augmentation changes it with successive draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from recognition.data.augment import AUGMENTATIONS, UNIFORMS
+from recognition.data.dataset import FaceDataset
+from recognition.data.pack.face_encoding import Image, decode, fit_square
+from recognition.data.pack.output import new_file
+from utils.errors import UserError
+from utils.randomness import Permutation, uniforms
+
+HELP = "contact sheet, also of augmented images"
+GAP, BACKGROUND = 2, 255
+LARGEST = 20_000  # pixels a side
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
+    parser.add_argument("out", type=Path, help="picture to make, .png or .jpg")
+    parser.add_argument("--identities", type=int, default=10, help="rows (%(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="images a row (%(default)s)")
+    parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="show what this makes of an image")
+    parser.add_argument("--first", type=int, help="identities from this label on, instead of random ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the identities and of the augmentation (%(default)s)")
+    parser.add_argument("--size", type=int, default=112, help="side of an image in pixels (%(default)s)")
+
+
+def choose_labels(faces: FaceDataset, count: int, first: int | None, seed: int) -> list[int]:
+    """Labels of identities that have images."""
+    there = np.unique(faces.labels())
+    if first is not None:
+        chosen = there[there >= first][:count]
+    else:
+        chosen = there[Permutation(len(there), seed, epoch=0)(np.arange(min(count, len(there))))]
+    if not len(chosen):
+        raise UserError(f"{faces.path}: no identity from label {first} on; the largest is {there[-1]}")
+    return [int(label) for label in chosen]
+
+
+def read_image(faces: FaceDataset, image: int, size: int) -> Image:
+    """RGB uint8 [size, size, 3]."""
+    payload, _ = faces.read(image)
+    square = fit_square(decode(payload, faces.where(image)), size, "pad")
+    return np.ascontiguousarray(square[..., ::-1])
+
+
+def make_row(faces: FaceDataset, label: int, arguments: argparse.Namespace) -> list[Image]:
+    numbers = np.flatnonzero(faces.labels() == label)[: arguments.images].tolist()
+    if arguments.augmentation is None:
+        return [read_image(faces, number, arguments.size) for number in numbers]
+    recipe = AUGMENTATIONS[arguments.augmentation]
+    original = read_image(faces, numbers[0], arguments.size)
+    draws = uniforms(arguments.seed, 0, np.arange(arguments.images - 1) + label * arguments.images, UNIFORMS)
+    return [original, *(recipe(original, u) for u in draws)]
+
+
+def make_sheet(rows: list[list[Image]], columns: int, size: int) -> Image:
+    """RGB uint8: the rows below each other, on white."""
+    cell = size + GAP
+    sheet = np.full((GAP + len(rows) * cell, GAP + columns * cell, 3), BACKGROUND, np.uint8)
+    for down, row in enumerate(rows):
+        for across, image in enumerate(row):
+            top, left = GAP + down * cell, GAP + across * cell
+            sheet[top : top + size, left : left + size] = image
+    return sheet
+
+
+def run(arguments: argparse.Namespace) -> None:
+    suffix = arguments.out.suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"{arguments.out}: the picture is a .png or a .jpg; name it so")
+    for name in ("identities", "images", "size"):
+        value = getattr(arguments, name)
+        if value < 1 or value * (1 if name == "size" else arguments.size + GAP) > LARGEST:
+            raise UserError(f"--{name} {value}: the picture would have less than one or more than {LARGEST} pixels a side")
+    faces = FaceDataset(arguments.source)
+    labels = choose_labels(faces, arguments.identities, arguments.first, arguments.seed)
+    rows = [make_row(faces, label, arguments) for label in labels]
+    sheet = make_sheet(rows, arguments.images, arguments.size)
+    done, encoded = cv2.imencode(suffix, sheet[..., ::-1])
+    assert done, f"OpenCV could not encode a picture of shape {sheet.shape}"
+    new_file(arguments.out, encoded.tobytes())
+    print(f"{arguments.out}: {len(rows)} rows, labels {', '.join(map(str, labels))}")

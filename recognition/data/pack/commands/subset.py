@@ -1,0 +1,89 @@
+"""Some identities of a packed data set -> a smaller one, with labels 0, 1, 2, … again.
+
+    python -m recognition.data.pack subset packed/ small/ --first 1000 --max-images 50
+    python -m recognition.data.pack subset packed/ clean/ --drop-damaged
+
+--identities FILE holds a name of the class map, or a label, a line. Several conditions hold together, in the order in which
+the options are listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from recognition.data.pack.examine import SOUND, examine
+from recognition.data.pack.listing import numbered_lines
+from recognition.data.pack.output import new_folder
+from recognition.data.pack.parallel import add_workers_argument
+from recognition.data.pack.rewrite import Int64Array, Selection, Source, write_selection
+from utils.errors import UserError
+from utils.randomness import Permutation
+
+HELP = "some identities of a packed data set"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--drop-damaged", action="store_true", help="leave out images that cannot be read or decoded")
+    parser.add_argument("--identities", type=Path, help="file with a name or a label a line")
+    parser.add_argument("--min-images", type=int, default=1, help="leave out identities with fewer (%(default)s)")
+    parser.add_argument("--first", type=int, help="the first N identities")
+    parser.add_argument("--random", type=int, help="N identities by --seed")
+    parser.add_argument("--seed", type=int, default=0, help="of --random (%(default)s)")
+    parser.add_argument("--max-images", type=int, help="at most the first N images of each identity")
+    parser.add_argument("--shards", type=int, default=1, help="files to divide the images among (%(default)s)")
+    add_workers_argument(parser)
+
+
+def listed_labels(path: Path, names: list[str]) -> Int64Array:
+    """The labels that a file lists by name or number. `UserError` names the line that is neither or repeats one."""
+    numbers = {name: label for label, name in enumerate(names)}
+    found: dict[int, str] = {}
+    for where, text in numbered_lines(path):
+        label = numbers.get(text, int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1)
+        if not 0 <= label < len(names):
+            raise UserError(f"{where}: {text!r} is neither a name of the class map nor a label in 0 to {len(names) - 1}")
+        if label in found:
+            raise UserError(f"{where}: {text!r} is label {label}, as is {found[label]}; list it once")
+        found[label] = where
+    return np.array(sorted(found), np.int64)
+
+
+def choose(labels: Int64Array, names: list[str], arguments: argparse.Namespace) -> tuple[Int64Array, Int64Array]:
+    """(numbers of the images kept, labels kept, ascending). labels: int64 [images], negative for one that is left out."""
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    kept = np.flatnonzero(counts >= max(arguments.min_images, 1))
+    if arguments.identities is not None:
+        kept = np.intersect1d(kept, listed_labels(arguments.identities, names))
+    if arguments.first is not None:
+        kept = kept[: max(arguments.first, 0)]
+    if arguments.random is not None and len(kept):
+        places = Permutation(len(kept), arguments.seed, epoch=0)(np.arange(min(max(arguments.random, 0), len(kept))))
+        kept = np.sort(kept[places])
+    images = np.flatnonzero(np.isin(labels, kept))
+    if arguments.max_images is not None:
+        order = images[np.argsort(labels[images], kind="stable")]
+        ordered = labels[order]
+        rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+        images = np.sort(order[rank < arguments.max_images])
+    return images, kept
+
+
+def run(arguments: argparse.Namespace) -> None:
+    with new_folder(arguments.out) as folder:
+        source = Source.open(arguments.source, strict=not arguments.drop_damaged)
+        labels = source.faces.labels().copy()
+        if arguments.drop_damaged:
+            labels[examine(source.faces, arguments.workers).status != SOUND] = -1
+        images, kept = choose(labels, source.names, arguments)
+        if not len(images):
+            raise UserError(f"{arguments.source}: no identity meets these conditions; nothing was written")
+        new = np.searchsorted(kept, labels[images])
+        selection = Selection(np.zeros(len(images), np.int64), images, new).grouped()
+        names = [source.names[label] for label in kept.tolist()]
+        write_selection(folder, [source], selection, names, shards=arguments.shards, grouped=True, workers=arguments.workers)
+    print(f"{arguments.out}: {len(images)} of {len(labels)} images, {len(kept)} of {len(source.names)} identities")

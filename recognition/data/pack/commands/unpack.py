@@ -1,0 +1,89 @@
+"""A packed data set -> an image folder with one folder an identity; every image byte for byte as it was packed.
+
+    python -m recognition.data.pack unpack packed/ photos/
+
+Names come from images.csv and classes.csv where these lie beside the records; otherwise folders are labels (0000017) and
+files are image numbers (000000123.jpg). An image that was re-encoded in packing gets the suffix of what it is now: s1/1.pgm
+comes out as s1/1.pgm.jpg.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from recognition.data.dataset import FaceDataset
+from recognition.data.pack.commands.folder import add_on_error_argument, show_skipped, write_skipped
+from recognition.data.pack.listing import ImageList, class_names, image_list
+from recognition.data.pack.output import new_folder, write_new
+from recognition.data.pack.parallel import add_workers_argument, chunks, in_order, shared_object
+from utils.errors import UserError
+from utils.image_header import read_header
+
+HELP = "packed data set -> image folder"
+CHUNK = 64
+SUFFIXES_OF = {
+    "jpeg": (".jpg", ".jpeg"), "png": (".png",), "bmp": (".bmp",), "pnm": (".pgm", ".ppm", ".pnm", ".pbm"),
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
+    parser.add_argument("out", type=Path, help="folder to make")
+    add_on_error_argument(parser)
+    add_workers_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    skip = arguments.on_error == "skip"
+    with new_folder(arguments.out) as folder:
+        faces = FaceDataset(arguments.source, strict=not skip)
+        names = class_names(arguments.source, faces.num_classes)
+        shared = faces, names, image_list(arguments.source, len(faces))
+        work = partial(unpack_part, folder, skip)
+        skipped: list[str] = []
+        parts = chunks(len(faces), CHUNK)
+        with in_order(
+            work, parts, arguments.workers, "unpacking", len(faces), advance=lambda done: done[0], shared=shared
+        ) as results:
+            for _, messages in results:
+                skipped += messages
+        if len(skipped) == len(faces):
+            raise UserError(f"{arguments.source}: not one image could be unpacked; the first: {skipped[0]}")
+        write_skipped(folder, skipped)
+    print(f"{arguments.out}: {len(faces) - len(skipped)} images")
+    show_skipped(skipped, arguments.out)
+
+
+def unpack_part(folder: Path, skip: bool, part: tuple[int, int]) -> tuple[int, list[str]]:
+    """Runs in a worker: (number of images, messages of those that were skipped)."""
+    faces: FaceDataset
+    faces, names, listed = shared_object()
+    skipped = []
+    for image in range(*part):
+        try:
+            payload, label = faces.read(image)
+            path = image_path(image, label, payload, names, listed, faces.where(image))
+        except UserError as error:
+            if not skip:
+                raise
+            skipped.append(str(error))
+        else:
+            write_new(folder / path, payload)
+    return part[1] - part[0], skipped
+
+
+def image_path(
+    image: int, label: int, payload: bytes, names: list[str] | None, listed: ImageList | None, where: str
+) -> PurePosixPath:
+    """Where an image goes, below the folder."""
+    try:
+        kind = read_header(payload).kind
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; pack this image again") from error
+    if listed is None:
+        identity = f"{label:07d}" if names is None or label < 0 else names[label]
+        return PurePosixPath(identity, f"{image:09d}{SUFFIXES_OF[kind][0]}")
+    path = listed.path_of(image, label)
+    return path if path.suffix.lower() in SUFFIXES_OF[kind] else path.with_name(path.name + SUFFIXES_OF[kind][0])

@@ -1,0 +1,1 @@
+"""RecordIO as MXNet writes it: format, index, reader and writer."""

@@ -1,0 +1,215 @@
+"""Where the records of a file lie: `.idx` files parsed, or rebuilt from the `.rec`, into two int64 arrays.
+
+Ten million records take seconds and 160 MB; there is never a Python object for each.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from recognition.data.records.format import (
+    FIRST,
+    HEADER,
+    LAST,
+    LENGTH_BITS,
+    LENGTH_MASK,
+    MAGIC,
+    MIDDLE,
+    PART_AND_HEADER,
+    WHOLE,
+    RecordError,
+)
+from utils.errors import UserError
+
+Int64Array = npt.NDArray[np.int64]
+
+_TEXT_BLOCK = 1 << 24  # bytes of .idx parsed at a time
+_SCAN_BLOCK = 1 << 24  # bytes of .rec searched at a time
+_DIGITS = 18  # any number of so many digits fits an int64
+# One row a record, from `RecordReader.headers`. `sound` is false where these few bytes do not tell: the record is
+# damaged, or its header is split; reading it shows which. `bytes` is the payload's length (a lower bound if split).
+HEADER_ROW = np.dtype([("sound", "?"), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8"), ("bytes", "<i8")])
+_RAW_HEADER = np.dtype("<u4, <u4, <u4, <f4, <u8, <u8, <f4")
+_RAW_HEADER.names = ("magic", "part", "flag", "label", "id", "id2", "first")
+HEADER_BYTES = _RAW_HEADER.itemsize
+
+_LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordIndex:
+    """`keys` ascending and unique, `offsets` beside them: where each key's record begins, in bytes."""
+
+    keys: Int64Array
+    offsets: Int64Array
+
+
+def make_index(keys: Int64Array, offsets: Int64Array, source: Path) -> RecordIndex:
+    """Sorted by key. `UserError` where a key or an offset occurs twice."""
+    if (keys[1:] < keys[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+        keys, offsets = keys[order], offsets[order]
+    repeated = np.flatnonzero(keys[1:] == keys[:-1])
+    if len(repeated):
+        at = repeated[0]
+        raise UserError(
+            f"{source}: key {keys[at]} occurs twice (byte offsets {offsets[at]} and {offsets[at + 1]}); "
+            "move the index away to have it rebuilt from the .rec file"
+        )
+    ascending = np.sort(offsets) if (offsets[1:] < offsets[:-1]).any() else offsets
+    repeated = np.flatnonzero(ascending[1:] == ascending[:-1])
+    if len(repeated):
+        shared = ascending[repeated[0]]
+        first, second = keys[offsets == shared][:2]
+        raise UserError(
+            f"{source}: keys {first} and {second} share byte offset {shared}; "
+            "move the index away to have it rebuilt from the .rec file"
+        )
+    keys.flags.writeable = offsets.flags.writeable = False
+    return RecordIndex(keys, offsets)
+
+
+def load_index(path: Path) -> RecordIndex:
+    """Parses `key\\toffset` lines, in any order. `UserError` names the first line that is something else."""
+    blocks = []
+    first_line = 1
+    try:
+        with path.open("rb") as file:
+            for text in _whole_lines(file):
+                blocks.append(_parse_lines(text, path, first_line))
+                first_line += len(blocks[-1])
+    except OSError as error:
+        raise UserError(f"{path}: the index cannot be read ({error.strerror})") from error
+    if not blocks:
+        raise UserError(f"{path}: the index is empty; move it away to have it rebuilt from the .rec file")
+    keys = np.concatenate([block[:, 0] for block in blocks])
+    offsets = np.concatenate([block[:, 1] for block in blocks])
+    blocks.clear()  # they are as large as the two
+    return make_index(keys, offsets, path)
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Blocks of text that end at a line's end."""
+    rest = b""
+    while block := file.read(_TEXT_BLOCK):
+        lines, newline, tail = block.rpartition(b"\n")
+        if newline:
+            yield (rest + lines + newline).replace(b"\r\n", b"\n")
+            rest = tail
+        else:
+            rest += tail
+            if len(rest) > _TEXT_BLOCK:
+                break  # not an index: a line of megabytes; the parser will say so
+    if rest:
+        yield rest + b"\n"
+
+
+def _parse_lines(text: bytes, path: Path, first_line: int) -> Int64Array:
+    """int64 [lines, 2]: key and offset of each line."""
+    characters = np.frombuffer(text, np.uint8)
+    separators = np.flatnonzero(characters < ord("0"))
+    width = np.diff(separators, prepend=-1) - 1
+    sound = (
+        len(separators) % 2 == 0
+        and characters.max() <= ord("9")
+        and (characters[separators[0::2]] == ord("\t")).all()
+        and (characters[separators[1::2]] == ord("\n")).all()
+        and width.min() >= 1
+        and width.max() <= _DIGITS
+    )
+    if not sound:
+        for number, line in enumerate(text.split(b"\n")[:-1], first_line):
+            if not _LINE.fullmatch(line):
+                shown = line[:60].decode("ascii", "backslashreplace")
+                raise UserError(
+                    f"{path}: line {number} is {shown!r}, not 'key<TAB>offset'; "
+                    "move the index away to have it rebuilt from the .rec file"
+                )
+        raise AssertionError("a malformed block without a malformed line")
+    return np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a search of the whole `.rec` found. `ids` is None where the records carry no usable keys of their own."""
+
+    offsets: Int64Array
+    ids: Int64Array | None
+    damaged: Int64Array  # where parts begin that belong to no sound record
+
+    def index(self, path: Path) -> RecordIndex:
+        """Keys are the records' ids, or, where these cannot serve, the positions in the file."""
+        keys = np.arange(len(self.offsets), dtype=np.int64) if self.ids is None else self.ids
+        return make_index(keys, self.offsets, path)
+
+
+def scan_records(descriptor: int, size: int, path: Path, strict: bool = True) -> Scan:
+    """Finds every record by its magic, reading the file once from start to end.
+
+    A record counts where each of its parts ends exactly where the next begins. `RecordError` for the first place where
+    that fails if `strict`; otherwise such places are listed in `damaged`. `UserError` where there is no record at all.
+    """
+    offsets, part_words, flags, ids = _find_parts(descriptor, size)
+    cflags, lengths = part_words >> LENGTH_BITS, (part_words & LENGTH_MASK).astype(np.int64)
+    if not len(offsets):
+        raise UserError(f"{path}: holds no RecordIO record (no aligned 0x{MAGIC:08x}); is it a .rec file?")
+    ends = offsets + 8 + ((lengths + 3) & ~3)
+    opens, more = cflags <= FIRST, (cflags == FIRST) | (cflags == MIDDLE)
+    follows_more = np.concatenate([[False], more[:-1]])
+    orphan = ~opens & ~follows_more
+    broken = (ends != np.append(offsets[1:], size)) | (more & np.append(opens[1:], True)) | orphan | (cflags > LAST)
+    begins = np.flatnonzero(opens | orphan)  # with orphans as records of their own, so that they spoil no other
+    if begins[0] != 0:
+        begins = np.concatenate([[0], begins])
+    sound = ~np.logical_or.reduceat(broken, begins)
+    damaged = offsets[begins[~sound]]
+    if offsets[0] != 0:
+        damaged = np.concatenate([[0], damaged])
+    if len(damaged) and strict:
+        raise RecordError(path, None, int(damaged[0]), "no whole record lies here: the file is truncated or damaged")
+    kept = begins[sound]
+    several = cflags[kept] != WHOLE
+    long_enough = (lengths[kept] >= HEADER.size) & (several | (HEADER.size + 4 * flags[kept] <= lengths[kept]))
+    own = ids[kept]
+    usable = long_enough.all() and (own < 1 << 63).all() and len(np.unique(own)) == len(own)
+    return Scan(offsets[kept], own.astype(np.int64) if usable else None, damaged)
+
+
+def _find_parts(descriptor: int, size: int) -> tuple[Int64Array, npt.NDArray[np.uint32], Int64Array, npt.NDArray[np.uint64]]:
+    """Byte offset, second word, flag and id of everything that begins with an aligned magic."""
+    found = []
+    for base in range(0, size, _SCAN_BLOCK):
+        data = os.pread(descriptor, _SCAN_BLOCK + PART_AND_HEADER.size, base)  # the last header may reach over
+        words = np.frombuffer(data.ljust(_SCAN_BLOCK + PART_AND_HEADER.size, b"\0"), "<u4")
+        at = np.flatnonzero(words[: _SCAN_BLOCK // 4] == MAGIC)
+        at = at[base + 4 * at + 8 <= size]
+        ids = words[at + 4] | words[at + 5].astype(np.uint64) << np.uint64(32)
+        found.append((base + 4 * at, words[at + 1], words[at + 2].astype(np.int64), ids))
+    offsets, part_words, flags, ids = (np.concatenate(column) for column in zip(*found, strict=True))
+    return offsets, part_words, flags, ids
+
+
+def header_rows(starts: list[bytes], offsets: Int64Array, size: int) -> npt.NDArray[np.void]:
+    """`HEADER_ROW`s from the first `HEADER_BYTES` bytes of the records at `offsets` in a file of `size` bytes."""
+    raw = b"".join(starts)
+    if len(raw) != HEADER_BYTES * len(starts):  # the last record of the file may be shorter
+        raw = b"".join([start.ljust(HEADER_BYTES, b"\0") for start in starts])
+    table = np.frombuffer(raw, _RAW_HEADER)
+    length = (table["part"] & LENGTH_MASK).astype(np.int64)
+    cflag = table["part"] >> LENGTH_BITS
+    payload = length - HEADER.size - 4 * table["flag"].astype(np.int64)
+    rows = np.empty(len(starts), HEADER_ROW)
+    rows["sound"] = (table["magic"] == MAGIC) & (payload >= 0)
+    rows["sound"] &= (cflag == WHOLE) | ((cflag == FIRST) & (payload > 0))
+    rows["sound"] &= offsets + 8 + ((length + 3) & ~3) <= size
+    rows["flag"], rows["id"], rows["bytes"] = table["flag"], table["id"], payload
+    rows["label"] = np.where(table["flag"] > 0, table["first"], table["label"])
+    return rows

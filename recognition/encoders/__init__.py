@@ -1,0 +1,1 @@
+"""Encoders from any source (a run, released weights, ONNX), what they expect of images, and their export."""

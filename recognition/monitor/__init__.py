@@ -1,0 +1,1 @@
+"""What a run reports: progress, diagnostics, pictures, skipped records and skipped steps."""
