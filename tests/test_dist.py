@@ -74,6 +74,14 @@ def test_a_complaint_of_the_first_rank_reaches_all():
     assert run_world(2, _complain) == ["no space left", "no space left"]
 
 
+def _answer() -> dict[str, float]:
+    return dist.on_first_rank(lambda: {"rank": float(dist.rank_and_world()[0]), "a third": 1 / 3})
+
+
+def test_the_first_ranks_value_reaches_all():
+    assert run_world(2, _answer) == [{"rank": 0.0, "a third": 1 / 3}] * 2
+
+
 def test_more_ranks_than_gpus_is_a_clear_error():
     with pytest.raises(UserError, match="4 processes were started on a machine with 2 GPU"):
         dist.choose_device(0, 4, gpu_count=2)

@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -37,6 +37,8 @@ from utils.rendezvous import agree_on_round
 # torch 2.13 renamed these two; 2.11 and 2.12 know them by the old names only.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+Result = TypeVar("Result")
 
 _FAULT = 1  # exit code
 _TIME_TO_SPEAK = 1.0  # seconds
@@ -326,17 +328,21 @@ def gather_objects(value) -> list:
     return values
 
 
-def on_first_rank(action: Callable[[], None]) -> None:
-    """Runs `action` on rank 0 while the others wait; a UserError or OSError of it is raised, as UserError, on all ranks."""
-    fault = None
+def on_first_rank(action: Callable[[], Result]) -> Result:
+    """Runs `action` on rank 0 while the other ranks wait; returns its value (plain Python data) on all ranks.
+
+    A UserError or OSError of the action is raised on all ranks, as UserError.
+    """
+    value, fault = None, None
     if rank_and_world()[0] == 0:
         try:
-            action()
+            value = action()
         except (UserError, OSError) as error:
             fault = str(error)
-    fault = broadcast_object(fault)
+    value, fault = broadcast_object((value, fault))
     if fault is not None:
         raise UserError(fault)
+    return value
 
 
 @torch.no_grad()

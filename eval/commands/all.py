@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from eval.commands import ijb, scface, tinyface, verify
-from eval.commands.common import Context, Results, add_benchmark_arguments, on_first_rank, write_json
+from eval.commands.common import Context, Results, add_benchmark_arguments, write_json
 from eval.present.benchmark_tables import summary_table
 from eval.protocols.ijb_files import TARGETS
+from utils import dist
 from utils.errors import UserError
 
 NAME = "all"
@@ -42,5 +43,5 @@ def run(arguments: argparse.Namespace, context: Context) -> None:
         print(summary_table(encoder.label, results))
         return results
 
-    on_first_rank(show)
+    dist.on_first_rank(show)
     write_json(arguments, results)

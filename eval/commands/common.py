@@ -147,13 +147,6 @@ def prepare_outputs(arguments: argparse.Namespace) -> None:
             raise UserError(f"{told}: cannot be written (no permission for {folder})")
 
 
-def on_first_rank(compute: Callable[[], Results]) -> Results:
-    """`compute()` on rank 0, which prints and draws; its answer, or its UserError, on all ranks."""
-    box: list[Results] = []
-    dist.on_first_rank(lambda: box.append(compute()))
-    return dist.broadcast_object(box[0] if box else None)
-
-
 def write_json(arguments: argparse.Namespace, results: Mapping[str, Mapping[str, float]]) -> None:
     """Writes the results to `--json`, if it was given; from rank 0."""
     if not arguments.json:

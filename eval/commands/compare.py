@@ -15,11 +15,11 @@ from eval.commands.common import (
     add_checkpoint_argument,
     add_json_argument,
     add_precision_argument,
-    on_first_rank,
     write_json,
 )
 from eval.commands.embed import read_face
 from eval.present.tables import NOT_MEASURED
+from utils import dist
 from utils.errors import UserError
 
 NAME = "compare"
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, context: Context) -> None:
                 figures[f"quality_{name}"] = float(quality[index])
         return {NAME: figures}
 
-    write_json(arguments, on_first_rank(show))
+    write_json(arguments, dist.on_first_rank(show))
 
 
 def threshold_of_run(run: Path) -> tuple[float, str]:

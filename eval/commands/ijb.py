@@ -17,7 +17,6 @@ from eval.commands.common import (
     Results,
     add_benchmark_arguments,
     feature_cache,
-    on_first_rank,
     plot_folder,
     write_json,
 )  # fmt: skip
@@ -43,6 +42,7 @@ from eval.protocols.ijb import (
 from eval.protocols.ijb_files import TARGETS, ArrayRows, Images, Meta, read_feature_file
 from eval.protocols.ijb_identification import FPIRS, RANKS, identify
 from eval.roc import Roc
+from utils import dist
 from utils.errors import UserError
 
 NAME = "ijb"
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace, context: Context) -> None:
         raise UserError("give either --checkpoint RUN or --features F.npz")
     if arguments.features:
         meta = Meta(arguments.meta or _release(arguments.data_root, arguments.target) / "meta", arguments.target)
-        results = on_first_rank(partial(_from_feature_file, arguments, meta))
+        results = dist.on_first_rank(partial(_from_feature_file, arguments, meta))
     else:
         encoder = context.open_encoder(arguments.checkpoint)
         results = evaluate(arguments, encoder, _release(arguments.data_root, arguments.target), arguments.target)
@@ -128,7 +128,7 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, release: Path, tar
         source = ImageFeatures(ArrayRows(plain, target), ArrayRows(flipped, f"{target}, mirror images"), scores)
         return judge(arguments, meta, images, source, encoder.label)
 
-    return on_first_rank(judge_rows)
+    return dist.on_first_rank(judge_rows)
 
 
 def judge(arguments: argparse.Namespace, meta: Meta, images: Images, source: ImageFeatures, label: str) -> Results:

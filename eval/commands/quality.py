@@ -22,7 +22,6 @@ from eval.commands.common import (
     add_checkpoint_argument,
     add_json_argument,
     add_precision_argument,
-    on_first_rank,
     plot_folder,
     write_json,
 )  # fmt: skip
@@ -31,6 +30,7 @@ from eval.present.plots import new_figure, save_figure
 from eval.present.tables import NOT_MEASURED
 from eval.roc import roc_curve
 from eval.verification import load_bin
+from utils import dist
 from utils.errors import UserError
 
 NAME = "quality"
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace, context: Context) -> None:
             print("plots:", ", ".join(map(str, _plot(encoder, norms, folder / "norms"))))
         return results
 
-    write_json(arguments, on_first_rank(show))
+    write_json(arguments, dist.on_first_rank(show))
 
 
 def compare_norms(norms: Mapping[str, np.ndarray], encoder: Encoder) -> Results:

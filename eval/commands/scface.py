@@ -15,7 +15,6 @@ from eval.commands.common import (
     Results,
     add_benchmark_arguments,
     feature_cache,
-    on_first_rank,
     plot_folder,
     write_json,
 )  # fmt: skip
@@ -27,6 +26,7 @@ from eval.present.benchmark_tables import rate_table
 from eval.protocols.bootstrap import Intervals, as_metrics, rank_interval
 from eval.protocols.identification import Search
 from eval.protocols.scface import DISTANCES, METRES, ScFace, distance_metrics, find_scface
+from utils import dist
 
 NAME = "scface"
 HELP = "SCface: rank 1 at 4.2, 2.6 and 1.0 m against the frontal gallery, and histograms of similarity (figure 6)"
@@ -69,7 +69,7 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, root: Path, baseli
                     results[f"{prefix}{NAME}_{name}"] |= as_metrics({"rank1": bounds[name]})
         return results
 
-    return on_first_rank(judge)
+    return dist.on_first_rank(judge)
 
 
 def _intervals(found: dict[str, Search], resamples: int) -> Intervals:

@@ -15,7 +15,6 @@ from eval.commands.common import (
     Results,
     add_benchmark_arguments,
     feature_cache,
-    on_first_rank,
     plot_folder,
     write_json,
 )  # fmt: skip
@@ -27,6 +26,7 @@ from eval.present.benchmark_tables import rate_table
 from eval.protocols.bootstrap import Intervals, as_metrics, rank_interval
 from eval.protocols.identification import search_metrics
 from eval.protocols.tinyface import RANKS, find_tinyface
+from utils import dist
 
 NAME = "tinyface"
 HELP = "TinyFace: closed-set identification, ranks 1, 5 and 20, among matches and distractors"
@@ -68,4 +68,4 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, root: Path) -> Res
             print("plots:", ", ".join(map(str, written)))
         return {NAME: metrics | as_metrics(intervals)}
 
-    return on_first_rank(judge)
+    return dist.on_first_rank(judge)

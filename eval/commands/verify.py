@@ -12,7 +12,6 @@ from eval.commands.common import (
     Results,
     add_benchmark_arguments,
     feature_cache,
-    on_first_rank,
     plot_folder,
     write_json,
 )  # fmt: skip
@@ -23,6 +22,7 @@ from eval.present.benchmark_tables import rate_table
 from eval.present.plots import plot_roc
 from eval.protocols.bootstrap import Intervals, accuracy_interval, as_metrics, tar_interval
 from eval.verification import TenFold, load_bin, ten_fold
+from utils import dist
 from utils.errors import UserError
 
 NAME = "verify"
@@ -70,7 +70,7 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, bins: list[Path]) 
                 raise UserError(f"{name}: {error}") from error
         return _report(arguments, folds)
 
-    return on_first_rank(judge)
+    return dist.on_first_rank(judge)
 
 
 def _report(arguments: argparse.Namespace, folds: dict[str, TenFold]) -> Results:
