@@ -10,24 +10,17 @@ Shapes: N labels, S sampled rows of this rank. Classes are int64.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from utils.dist import ShardRange
+from utils.randomness import GOLDEN, hash64, mix64
 from utils.transfer import to_device
 
 BLOCK = 100
-_LOW_32 = 0xFFFFFFFF
-_POSITION_BITS = 7  # 2^7 > BLOCK
-
-
-def _mix(value: torch.Tensor) -> torch.Tensor:
-    """The finaliser of MurmurHash3: 32-bit numbers (in int64) to 32-bit numbers, one to one."""
-    value = (value ^ (value >> 16)) * 0x85EBCA6B & _LOW_32
-    value = (value ^ (value >> 13)) * 0xC2B2AE35 & _LOW_32
-    return value ^ (value >> 16)
+_HASH_MASK = ~127 & torch.iinfo(torch.int64).max  # not negative, and room for the position in the block (127 >= BLOCK)
 
 
 @dataclass(frozen=True)
@@ -59,9 +52,9 @@ class ClassSampler:
         filled with a number above all classes."""
         position_S = torch.arange(BLOCK, device=block_P.device)
         class_PS = block_P[:, None] * BLOCK + position_S
-        base = zlib.crc32(f"{self.seed}/{draw}".encode())
-        hash_PS = _mix(_mix(class_PS & _LOW_32) ^ base)
-        key_PS = (hash_PS << _POSITION_BITS) | position_S  # the position makes all keys of a block different
+        base = int(hash64(self.seed, draw).view(np.int64)[0])
+        hash_PS = mix64(class_PS * GOLDEN + base)  # SplitMix64's output number `class` from the state `base`
+        key_PS = (hash_PS & _HASH_MASK) | position_S  # the position makes all keys of a block different
         key_PS.masked_fill_(class_PS >= self.shard.total, torch.iinfo(torch.int64).max)
         key_PQ, chosen_PQ = key_PS.topk(self._quota(BLOCK), dim=1, largest=False, sorted=True)
         class_PQ = class_PS.gather(1, chosen_PQ)

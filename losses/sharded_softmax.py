@@ -13,7 +13,6 @@ Shapes: N gathered features, M of them computed, C classes in all, K = classes o
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +23,7 @@ from losses.margins import Margin
 from losses.products import HeadPrecision, Products
 from losses.sampling import ClassSampler
 from utils.dist import ShardRange, replicated, shard_range
+from utils.randomness import seed_for
 
 _INIT_BLOCK = 4096  # classes that share one random stream, so that a rank draws only about what it owns
 _INIT_STD = 0.01  # arcface_torch's
@@ -33,16 +33,11 @@ def initial_rows(total: int, dim: int, shard: ShardRange, seed: int) -> torch.Te
     """Rows shard.start..shard.stop of a [total, dim] normal matrix that depends on the seed alone, not on the ranks."""
     rows = torch.empty(shard.size, dim)
     for first in range(shard.start - shard.start % _INIT_BLOCK, shard.stop, _INIT_BLOCK):
-        generator = torch.Generator().manual_seed(_block_seed(seed, first // _INIT_BLOCK))
+        generator = torch.Generator().manual_seed(seed_for(seed, first // _INIT_BLOCK))
         block = torch.empty(min(_INIT_BLOCK, total - first), dim).normal_(0, _INIT_STD, generator=generator)
         low, high = max(first, shard.start), min(first + len(block), shard.stop)
         rows[low - shard.start : high - shard.start] = block[low - first : high - first]
     return rows
-
-
-def _block_seed(seed: int, block: int) -> int:
-    """32 bits, which is all that the generator takes; different for all blocks of a seed (the factor is odd)."""
-    return (zlib.crc32(str(seed).encode()) + block * 0x9E3779B1) & 0xFFFFFFFF
 
 
 class _ClassKeys(KeyShard):

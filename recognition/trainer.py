@@ -27,7 +27,6 @@ from recognition.monitor.not_finite import SkippedSteps
 from recognition.monitor.progress import Progress
 from recognition.monitor.skipped import SkippedRecords
 from recognition.optimiser import LossScale, build_optimiser, build_schedule
-from recognition.randomness import seed_step
 from recognition.run_lock import RunLock
 from recognition.signals import Interruption
 from recognition.step import StepResult, TrainStep
@@ -35,6 +34,7 @@ from utils import dist
 from utils.config import Config
 from utils.dist import World
 from utils.errors import UserError
+from utils.randomness import seed_for
 from utils.sync_bn import convert_sync_batchnorm
 
 
@@ -171,7 +171,7 @@ class Trainer:
 
     def _prepare_step(self) -> None:
         """What depends on the step's number alone: random numbers of dropout and the like, partition, learning rate."""
-        seed_step(self.config.seed, self.step_number, self.world.rank)
+        torch.manual_seed(seed_for(self.config.seed, self.step_number, self.world.rank))
         self.joint.partition = self.partition(self.step_number)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate(self.step_number)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import zlib
 
 import numpy as np
 import pytest
+import torch
 
 from recognition.data.order import CHUNK, FullShuffle, InOrder, WindowedShuffle
-from utils.randomness import Permutation, hash64, permute, uniforms
+from utils.randomness import Permutation, hash64, mix64, permute, seed_for, uniforms
 
 _BITS = (1 << 64) - 1
 
@@ -47,6 +49,20 @@ def test_hash_and_permutation_equal_plain_integers():
     for key in (0, 5, _BITS):
         expected = [_plain_permute(value, 100_003, key) for value in values.tolist()]
         assert permute(values, 100_003, np.uint64(key)).tolist() == expected
+
+
+def test_tensors_are_mixed_as_arrays_are():
+    values = hash64(1, np.arange(1000)).view(np.int64)
+    expected = [_plain_mix(value) for value in values.view(np.uint64).tolist()]
+    assert mix64(values).view(np.uint64).tolist() == expected
+    assert mix64(torch.from_numpy(values)).numpy().view(np.uint64).tolist() == expected
+
+
+def test_seeds_of_generators():
+    """Initial classifier rows depend on these values: they must not change."""
+    assert seed_for(3, 0) == zlib.crc32(b"3") and seed_for(3, 5) == (zlib.crc32(b"3") + 5 * 0x9E3779B1) % 2**32
+    seeds = {seed_for(seed, step, rank) for seed in range(3) for step in range(1000) for rank in range(8)}
+    assert len(seeds) > 0.9999 * 24_000 and max(seeds) < 2**32
 
 
 def test_lengths_and_keys_may_differ_by_element():
