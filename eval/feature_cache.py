@@ -15,6 +15,7 @@ import numpy as np
 
 from utils import dist
 from utils.errors import UserError
+from utils.files import new_file
 
 
 def fingerprint(paths: Iterable[str | Path]) -> str:
@@ -85,13 +86,8 @@ class FeatureCache:
 
     @staticmethod
     def _store(path: Path, features: np.ndarray) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-        try:
-            np.savez(partial, features=features)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with new_file(path, parents=True) as partial, partial.open("wb") as file:
+            np.savez(file, features=features)
 
 
 def cached(cache: FeatureCache | None, name: str, source_key: Callable[[], str], compute: Callable[[], np.ndarray]) -> np.ndarray:

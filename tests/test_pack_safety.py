@@ -15,10 +15,11 @@ import pytest
 
 from recognition.data import FaceDataset
 from recognition.data.pack.listing import inner_name, inner_path
-from recognition.data.pack.output import new_file, new_folder
+from recognition.data.pack.output import new_folder
 from recognition.data.pack.parallel import in_order, shared_object
 from tests.pack_tools import encoded, make_people, pack, picture, read_files, start_pack, write_files
 from utils.errors import UserError
+from utils.files import write_file
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_drafts_vanish_with_an_exception(tmp_path: Path) -> None:
         (folder / "half").write_bytes(b"x")
         raise RuntimeError
     with pytest.raises(UserError, match="cannot be written"):
-        new_file(tmp_path / "missing/file", b"x")
+        write_file(tmp_path / "missing/file", b"x")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -153,10 +153,7 @@ def write_json(arguments: argparse.Namespace, results: Mapping[str, Mapping[str,
         return
 
     def write() -> None:
-        try:
-            write_results(arguments.json, results)
-        except OSError as fault:
-            raise UserError(f"--json {arguments.json}: cannot be written ({fault.strerror})") from fault
+        write_results(arguments.json, results, label=f"--json {arguments.json}")
         print(f"figures: {arguments.json}")
 
     dist.on_first_rank(write)

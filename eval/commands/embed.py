@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from eval.embedding import decode_face, embed_items
 from eval.feature_cache import cached, fingerprint
 from utils import dist
 from utils.errors import UserError
+from utils.files import new_file
 
 NAME = "embed"
 HELP = "features of aligned 112x112 images: an .npz with features, norms, names (and quality)"
@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace, context: Context) -> None:
         arrays = {"features": features, "norms": norms, "names": np.array([str(path) for path in paths])}
         if encoder.quality is not None and flip is None:
             arrays["quality"] = encoder.quality(norms)
-        _write_npz(Path(arguments.out), arrays)
+        with new_file(arguments.out, parents=True, label=f"--out {arguments.out}") as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
         print(f"{arguments.out}: {len(paths):,} features of {features.shape[1]}, norms {norms.min():.2f} to {norms.max():.2f}")
 
     dist.on_first_rank(write)
@@ -72,15 +73,3 @@ def read_face(path: Path) -> np.ndarray:
     except OSError as fault:
         raise UserError(f"{path}: {fault.strerror}") from fault
     return decode_face(encoded, str(path))
-
-
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(partial, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
-    except OSError as fault:
-        raise UserError(f"--out {path}: cannot be written ({fault.strerror})") from fault
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from prettytable import PrettyTable
+
+from utils.files import write_file
 
 NOT_MEASURED = "–"
 
@@ -40,20 +41,11 @@ def verification_table(
     return table.get_string()
 
 
-def write_results(path: str | Path, results: Mapping) -> None:
-    """Writes `results` as JSON, atomically: the file holds the former or the new content, never a part.
+def write_results(path: str | Path, results: Mapping, label: str = "") -> None:
+    """Write `results` as JSON, whole or not at all.
 
-    Raises ValueError for numbers that JSON has no word for (NaN, infinity).
+    label: names the file in the UserError that is raised if it cannot be written (default: `path`).
+    ValueError: a number that JSON cannot express (NaN, infinity).
     """
-    target = Path(path)
     text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, text, parents=True, label=label)

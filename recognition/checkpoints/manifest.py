@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from utils.files import sync
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -22,23 +23,27 @@ Entry = dict[str, int | str]
 
 
 def entry_of(path: Path) -> Entry:
-    """Size and sum of a file, which is flushed to the disk first."""
+    """Size and checksum of a file."""
     with open(path, "rb", buffering=0) as file:
-        os.fsync(file.fileno())
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES))
         return {"bytes": file.tell(), "blake2b": digest.hexdigest()}
 
 
 def entries_of(paths: Iterable[Path]) -> dict[str, Entry]:
-    """File name -> entry."""
-    return {path.name: entry_of(path) for path in paths}
+    """File name -> entry, of files that were just written; waits until they are on the disk."""
+    entries = {}
+    for path in paths:
+        sync(path)
+        entries[path.name] = entry_of(path)
+    return entries
 
 
 def write(folder: Path, entries: Mapping[str, Entry]) -> None:
     """Declares the folder whole. Durable when this returns."""
     document = {"format": _FORMAT, "files": dict(sorted(entries.items()))}
-    write_durably(folder / MANIFEST, json.dumps(document, indent=1) + "\n")
-    sync_folder(folder)
+    (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def exists(folder: Path) -> bool:
@@ -86,20 +91,3 @@ def _read(folder: Path) -> dict[str, Entry]:
         if not good or name in ("", ".", "..") or Path(name).name != name or "\0" in name:  # the manifest stays in its folder
             raise _MalformedError
     return files
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes a file and waits for the disk."""
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the disk knows the folder's entries."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -38,6 +38,7 @@ from recognition.checkpoints.checkpoint import (
 from utils import dist
 from utils.config import Config
 from utils.errors import UserError
+from utils.files import sync
 
 _PARTIAL = ".partial-"
 
@@ -168,13 +169,13 @@ def _publish(pending: _Pending, entries: dict[str, manifest.Entry], config: Conf
     partial, final = pending.partial, pending.final
     try:
         config.save(partial / CONFIG)
-        manifest.write_durably(partial / STATE, json.dumps(pending.document, indent=1) + "\n")
+        (partial / STATE).write_text(json.dumps(pending.document, indent=1) + "\n")
         own = manifest.entries_of([partial / CONFIG, partial / STATE])
         manifest.write(partial, {**entries, **own})
         if final.exists():  # a damaged one, or one without manifest: aside until the new one is in its place
             final.rename(final.with_name(f"{_PARTIAL}replaced-{final.name}"))
         partial.rename(final)
-        manifest.sync_folder(final.parent)
+        sync(final.parent)
     except OSError as fault:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{final}: cannot be written ({fault.strerror}); the checkpoint before it is intact") from fault

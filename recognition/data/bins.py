@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import new_file
 
 PROTOCOL = 4
 
@@ -33,23 +33,7 @@ def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Seq
     if empty is not None:
         raise UserError(f"{target}: image {empty} is empty; give encoded JPEG or PNG bytes")
     content = ([bytes(image) for image in images], [bool(same) for same in issame])
-    try:
-        _write_atomically(target, content)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); nothing was kept") from error
-
-
-def _write_atomically(target: Path, content: tuple[list[bytes], list[bool]]) -> None:
-    handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pickler = pickle.Pickler(file, protocol=PROTOCOL)
-            pickler.fast = True  # no memo: equal content gives equal bytes, whichever objects the caller shares
-            pickler.dump(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(draft, 0o644)
-        os.replace(draft, target)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    with new_file(target) as partial, partial.open("wb") as file:
+        pickler = pickle.Pickler(file, protocol=PROTOCOL)
+        pickler.fast = True  # no memo: equal content gives equal bytes, whichever objects the caller shares
+        pickler.dump(content)

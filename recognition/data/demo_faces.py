@@ -11,8 +11,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +27,7 @@ from recognition.data.degrade import degrade
 from recognition.data.demo.render import render
 from recognition.data.records.writer import RecordWriter
 from utils.errors import UserError, exit_on_user_error
+from utils.files import new_folder
 
 __all__ = ["DemoSet", "make_demo_set", "render"]
 
@@ -265,18 +264,8 @@ def make_demo_set(
     if _is_complete(folder, parameters):
         print(f"{out_dir}: this demo set is complete already and is reused")
         return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be made ({error.strerror}); choose another --out") from error
-    try:
+    with new_folder(folder) as draft:
         _make(draft, parameters, workers)
-        draft.chmod(0o755)
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     print(f"{out_dir}: {identities} people with {images_per_identity} images each, {pairs} pairs of {unseen} unseen people")
 
 

@@ -6,7 +6,6 @@ What is written is read back and compared before it gets its name, so a file tha
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from recognition.encoders.card import INPUT_SIZE, EncoderCard
 from recognition.encoders.onnx_encoder import OnnxEmbedder
 from utils.errors import UserError
+from utils.files import new_file
 
 TOLERANCE = 1e-4  # between PyTorch's features and the file's, relative to the largest of them where that is above 1
 OPSET = 17  # known to onnxruntime from 1.13 on
@@ -41,16 +41,8 @@ def export_encoder(module: nn.Module, card: EncoderCard, out: str | Path) -> flo
     if out.suffix not in writers:
         raise UserError(f"--out {out}: the ending must be {' or '.join(writers)}")
     plain = copy.deepcopy(module).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    partial = out.with_name(f".{out.stem}.{os.getpid()}.partial{out.suffix}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        difference = writers[out.suffix](plain, card, partial)
-        os.replace(partial, out)
-    except OSError as fault:
-        raise UserError(f"--out {out}: cannot be written ({fault.strerror})") from fault
-    finally:
-        partial.unlink(missing_ok=True)
-    return difference
+    with new_file(out, parents=True, label=f"--out {out}") as partial:
+        return writers[out.suffix](plain, card, partial)
 
 
 def _write_safetensors(module: nn.Module, card: EncoderCard, path: Path) -> float:

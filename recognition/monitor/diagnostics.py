@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from utils import dist
 from utils.config import Config
 from utils.dist import World
 from utils.errors import UserError
+from utils.files import write_file
 
 VIEWS = ("augmented", "original")
 QUANTILES = (5, 25, 50, 75, 95)
@@ -242,10 +242,5 @@ class DifferencesFile:
             curves[key].append(value if math.isfinite(value) else None)
 
     def write(self) -> None:
-        """A reader sees the file of before, or the whole new one."""
-        partial = self.path.with_suffix(".partial")
-        try:
-            partial.write_text(json.dumps(self.curves))
-            os.replace(partial, self.path)
-        except OSError as fault:
-            raise UserError(f"{self.path}: cannot be written ({fault.strerror}); free some space, or diagnose_every=0") from fault
+        """Replace the file; a reader sees the old or the new content, never a part."""
+        write_file(self.path, json.dumps(self.curves), advice="free some space, or set diagnose_every=0")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
+from utils.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,4 +132,4 @@ def _forget_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    path.write_text("".join(f"{line}\n" for line in kept))
+    write_file(path, "".join(f"{line}\n" for line in kept))

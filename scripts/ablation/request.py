@@ -13,6 +13,7 @@ from typing import Any
 
 from utils.config import Config
 from utils.errors import UserError
+from utils.files import write_file
 
 FILE = "ablation.json"
 
@@ -50,8 +51,6 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def record(folder: Path, **what: object) -> None:
-    """Adds to what is recorded. A reader sees the file of before, or the whole new one."""
+    """Add to what is recorded. A reader sees the old or the new content, never a part."""
     folder.mkdir(exist_ok=True)
-    unfinished = folder / f"{FILE}.partial"
-    unfinished.write_text(json.dumps(recorded(folder) | what, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(folder / FILE)
+    write_file(folder / FILE, json.dumps(recorded(folder) | what, indent=1) + "\n")

@@ -1,8 +1,4 @@
-"""Results that appear whole or not at all.
-
-A folder is made under another name in the same place and renamed when it is complete and on the disk. Nothing of a run that
-failed remains; of one that was killed there remains a `.NAME.….partial` folder, which nothing takes for a data set.
-"""
+"""The folders and lists that the pack tools write."""
 
 from __future__ import annotations
 
@@ -11,53 +7,23 @@ import csv
 import glob
 import io
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recognition.data.pack.parallel import warn
+from utils import files
 from utils.errors import UserError
-
-PARTIAL = ".partial"
+from utils.files import cannot_write
 
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a draft folder to fill; it becomes `path` when the block ends well, and is removed when it does not.
-
-    `UserError`: `path` holds something already, or cannot be written (a full disk, permissions).
-    """
+    """`files.new_folder`, which also mentions the temporary folders that killed runs left."""
     target = Path(os.path.abspath(path))
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{path}: exists already; remove it or choose another name")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _mention_leftovers(target)
-        draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=PARTIAL))
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    try:
+    for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.*{files.PARTIAL}")):
+        warn(f"{leftover}: left by a run that was killed, or belongs to one that is under way; delete it in the first case")
+    with files.new_folder(path) as draft:
         yield draft
-        _put_in_place(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def new_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file whole or not at all, replacing an older one. `UserError` where it cannot be written."""
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    except OSError as error:
-        raise cannot_write(target, error) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -70,10 +36,6 @@ def write_new(path: Path, content: bytes) -> None:
         raise UserError(f"{path.name}: two images have this name in the folder {path.parent.name}; rename one") from error
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def cannot_write(path: object, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be written ({error.strerror}); nothing was kept")
 
 
 class CsvFile:
@@ -107,26 +69,3 @@ class CsvFile:
         except OSError as error:
             if kind is None:
                 raise cannot_write(self.path, error) from error
-
-
-def _put_in_place(draft: Path, target: Path) -> None:
-    try:
-        draft.chmod(0o755)
-        _sync_folder(draft)
-        draft.rename(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise cannot_write(target, error) from error
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _mention_leftovers(target: Path) -> None:
-    for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}")):
-        warn(f"{leftover}: left by a run that was killed, or belongs to one that is under way; delete it in the first case")

@@ -8,10 +8,10 @@ from types import TracebackType
 
 import numpy as np
 
-from recognition.data.pack.output import new_file
 from recognition.data.records.format import EXACT_IN_FLOAT32, Label
 from recognition.data.records.writer import RecordWriter
 from utils.errors import UserError
+from utils.files import write_file
 
 MAX_SHARDS = 100_000
 
@@ -85,4 +85,4 @@ class ShardWriter:
 
 def write_property(folder: Path, num_classes: int, size: tuple[int, int]) -> None:
     """`C,height,width`, as insightface has it."""
-    new_file(folder / "property", f"{num_classes},{size[0]},{size[1]}".encode("ascii"))
+    write_file(folder / "property", f"{num_classes},{size[0]},{size[1]}".encode("ascii"))

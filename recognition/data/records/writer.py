@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from array import array
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ import numpy as np
 
 from recognition.data.records.format import Label, frame, pack
 from utils.errors import UserError
+from utils.files import cannot_write, sync, temporary_path
 
 _BUFFER = 1 << 20
 
@@ -20,7 +20,7 @@ class RecordWriter:
     """Writes records in the order given; use it as a context manager.
 
     Both files grow under temporary names in the same folder and get their own names only on a clean close, after they
-    have reached the disk. An exception removes them; a killed process leaves `NAME.PID.partial` files, which nothing
+    have reached the disk. An exception removes them; a killed process leaves `.NAME.….partial` files, which nothing
     takes for a record file. An older pair of the same name stays whole until then.
 
     rec_path: the file to write. idx_path: by default beside it. `UserError`: a folder that is missing or not writable,
@@ -34,7 +34,7 @@ class RecordWriter:
             raise UserError(f"{self.path}: records and index cannot share one name; name the records *.rec")
         self._offset = 0
         self._keys = array("q")
-        self._partial = [p.with_name(f"{p.name}.{os.getpid()}.partial") for p in (self.path, self.idx_path)]
+        self._partial = [temporary_path(path) for path in (self.path, self.idx_path)]
         self._open = False
         try:
             self._rec = self._partial[0].open("wb", buffering=_BUFFER)
@@ -75,7 +75,7 @@ class RecordWriter:
             self._idx.write(b"%d\t%d\n" % (key, self._offset))
         except OSError as error:
             self.abort()
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); nothing was kept") from error
+            raise cannot_write(self.path, error) from error
         self._keys.append(key)
         self._offset += len(framed)
 
@@ -88,17 +88,16 @@ class RecordWriter:
             return
         try:
             self._refuse_repeated_keys()
-            for file in (self._rec, self._idx):
-                file.flush()
-                os.fsync(file.fileno())
+            for file, partial in zip((self._rec, self._idx), self._partial, strict=True):
                 file.close()
+                sync(partial)
             # Between these steps there is a .rec without an index, which readers rebuild; never one with another's.
             self.idx_path.unlink(missing_ok=True)
             self._partial[0].replace(self.path)
             self._partial[1].replace(self.idx_path)
             self._open = False
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); nothing was kept") from error
+            raise cannot_write(self.path, error) from error
         finally:
             self.abort()
 

@@ -17,8 +17,8 @@ import numpy as np
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS
 from recognition.data.dataset import FaceDataset
 from recognition.data.pack.face_encoding import Image, decode, fit_square
-from recognition.data.pack.output import new_file
 from utils.errors import UserError
+from utils.files import write_file
 from utils.randomness import Permutation, uniforms
 
 HELP = "contact sheet, also of augmented images"
@@ -91,5 +91,5 @@ def run(arguments: argparse.Namespace) -> None:
     sheet = make_sheet(rows, arguments.images, arguments.size)
     done, encoded = cv2.imencode(suffix, sheet[..., ::-1])
     assert done, f"OpenCV could not encode a picture of shape {sheet.shape}"
-    new_file(arguments.out, encoded.tobytes())
+    write_file(arguments.out, encoded.tobytes())
     print(f"{arguments.out}: {len(rows)} rows, labels {', '.join(map(str, labels))}")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from recognition.data.pack.output import new_file
 from recognition.data.pack.parallel import warn
 from recognition.data.records.index import RecordIndex, scan_records
 from utils.errors import UserError
+from utils.files import write_file
 
 HELP = "write the .idx of a .rec file anew"
 
@@ -64,5 +64,5 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{out}: is right already ({len(index.keys)} records)")
             return
         raise UserError(f"{out}: is there and says something else than {rec} does; --force replaces it")
-    new_file(out, text)
+    write_file(out, text)
     print(f"{out}: {len(index.keys)} records; keys are {source}")
