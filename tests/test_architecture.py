@@ -83,8 +83,8 @@ def test_train_py_is_short_and_holds_no_logic():
 
 def test_the_top_level_is_as_agreed():
     folders = {*PACKAGES, "configs", "scripts", "tests", "benchmarks", "docs"}
-    files = {"train.py", "run.sh", "requirements.txt", "pyproject.toml", "LICENSE"}
+    files = {"train.py", "run.sh", "requirements.txt", "pyproject.toml", "mkdocs.yml", "LICENSE"}
     files |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
-    made_by_runs = {"runs", "data"}
+    made_by_runs = {"runs", "data", "site"}
     present = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "__"))}
     assert present - made_by_runs <= folders | files
