@@ -48,7 +48,7 @@ from losses.margins import AdaFace, ArcFace  # noqa: E402
 from losses.proxy_queue import FeatureQueue  # noqa: E402
 from losses.quality import Partition, QualityStatistics  # noqa: E402
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax  # noqa: E402
-from recognition.row_optimiser import RowSGD  # noqa: E402
+from recognition.optimiser import RowSGD  # noqa: E402
 from utils import dist  # noqa: E402
 
 RANKS, IMAGES, DIM = 2, 128, 512

@@ -19,7 +19,7 @@ from torch import nn
 
 from losses.contrastive import ContrastiveLoss
 from losses.proxy_queue import FeatureQueue
-from losses.quality import Partition, QualityStatistics, ViewPartition
+from losses.quality import AnyPartition, QualityStatistics
 from losses.sharded_softmax import ShardedSoftmax
 from utils.transfer import to_device
 
@@ -48,7 +48,7 @@ class JointLoss(nn.Module):
         self,
         classifier: ShardedSoftmax,
         quality: QualityStatistics,
-        partition: Partition | ViewPartition,
+        partition: AnyPartition,
         queue: FeatureQueue | None = None,
         contrastive: ContrastiveLoss | None = None,
         contrastive_weight: float = 1.0,

@@ -6,6 +6,7 @@ Shapes: N gathered features (all views), G images a step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -70,6 +71,8 @@ class ViewPartition:
     """The partition as it would be if the norm told augmented from original views without fail: originals are classified, the
     augmented learn from their twins alone. A control for two views: it says what a better measure of quality would gain."""
 
+    threshold: ClassVar[None] = None
+
     def high_quality(self, quality_N: torch.Tensor) -> torch.Tensor:
         """Boolean mask [N]: the second half of the features, which are the originals'."""
         return torch.arange(len(quality_N), device=quality_N.device) >= len(quality_N) // 2
@@ -77,3 +80,21 @@ class ViewPartition:
     def low_quality_pairs(self, quality_VG: torch.Tensor) -> torch.Tensor:
         """Boolean mask [G]: every pair has an augmented view."""
         return torch.ones_like(quality_VG[0], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class ClassifyAll:
+    """Every feature is classified and no pair is contrasted, as in the warm-up of the partition."""
+
+    threshold: ClassVar[None] = None
+
+    def high_quality(self, quality_N: torch.Tensor) -> torch.Tensor:
+        """Boolean mask [N]: every feature."""
+        return torch.ones_like(quality_N, dtype=torch.bool)
+
+    def low_quality_pairs(self, quality_VG: torch.Tensor) -> torch.Tensor:
+        """Boolean mask [G]: no pair."""
+        return torch.zeros_like(quality_VG[0], dtype=torch.bool)
+
+
+AnyPartition = Partition | ViewPartition | ClassifyAll

@@ -112,22 +112,11 @@ def build_joint_loss(config: Config, world: World) -> JointLoss:
             config.contrastive_scale, config.contrastive_denominator, precision=config.head_precision,
             stop_gradient=config.contrastive_stop_gradient,
         )  # fmt: skip
-    partition = build_partition(config)
+    partition = ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
     joint = JointLoss(
         classifier, quality, partition, queue, contrastive, config.contrastive_weight, config.loss_average
     )  # fmt: skip
     return joint.to(world.device)
-
-
-def build_partition(config: Config) -> Partition | ViewPartition:
-    return ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
-
-
-def build_partition_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], Partition | ViewPartition]:
-    """The partition of a step (0, 1, …): during `partition_warmup_epoch` everything is classified and nothing contrasted."""
-    warmup = config.partition_warmup_epoch * steps_per_epoch
-    everything_is_sharp, settled = Partition(-1.0), build_partition(config)
-    return lambda step: everything_is_sharp if step < warmup else settled
 
 
 def build_momentum_encoder(config: Config, encoder: nn.Module) -> MomentumEncoder | None:

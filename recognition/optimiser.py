@@ -1,7 +1,13 @@
-"""Optimiser, learning-rate schedule, and the gradient arithmetic that all ranks must agree on.
+"""Optimisers, gradient arithmetic that all ranks agree on, and loss scaling.
 
-The schedule is a pure function of the step, so there is nothing of it to save. Gradient norms count every parameter of
-the world once: the encoder's, which are equal on all ranks, and all parts of the sharded classifier.
+With partial FC a step sees only some rows of the classifier. A sparse gradient names those rows: they and their rows of the
+optimiser's state move as the dense optimiser would move them; all other rows, weight decay and momentum included, stay bit
+for bit as they were. Dense gradients take PyTorch's own path.
+
+A gradient norm counts every parameter of the world once: the encoder's, which are equal on all ranks, and all shards of the
+classifier.
+
+Shapes: W ranks, K rows of a parameter, S rows in a sparse gradient (increasing, each once), D columns.
 """
 
 from __future__ import annotations
@@ -12,11 +18,19 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from recognition.row_optimiser import RowAdamW, RowOptimiser, RowSGD
 from utils.config import Config
 from utils.dist import gather_stack
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_ROWS_AT_A_TIME = 4096  # bounds the temporary copies
+
+
+def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> RowOptimiser:
+    """SGD with momentum, as in the paper, or AdamW."""
+    groups = parameter_groups(encoder, head, config.weight_decay)
+    if config.optimizer == "adamw":
+        return RowAdamW(groups, lr=config.lr, fused=True)
+    return RowSGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
 
 
 def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float) -> list[dict]:
@@ -24,7 +38,7 @@ def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float) -
     undecayed = {
         id(parameter)
         for module in encoder.modules()
-        if isinstance(module, _NORMS)
+        if isinstance(module, _NORMALISATION)
         for parameter in module.parameters(recurse=False)
     }
     parameters = [p for module in (encoder, head) for p in module.parameters() if p.requires_grad]
@@ -34,83 +48,149 @@ def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float) -
     ]
 
 
-def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> RowOptimiser:
-    """SGD with momentum as in the paper, or AdamW. Both leave rows that a step did not sample alone (`row_optimiser`)."""
-    groups = parameter_groups(encoder, head, config.weight_decay)
-    if config.optimizer == "adamw":
-        return RowAdamW(groups, lr=config.lr, fused=True)
-    return RowSGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-
-
-def build_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
-    """Learning rate of a step (0, 1, …): linear warm-up over `warmup_epoch`, then the shape that the config names.
-
-    multistep: lr / 10 from each milestone (epochs) on. polynomial: lr (1 - progress)^2, arcface_torch's. cosine: half a
-    period from lr to 0. Progress runs from the end of the warm-up to `num_epoch`.
-    """
-    warmup = config.warmup_epoch * steps_per_epoch
-    total = config.num_epoch * steps_per_epoch
-    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
-
-    def multistep(step: int) -> float:
-        return 0.1 ** sum(step >= milestone for milestone in milestones)
-
-    def polynomial(step: int) -> float:
-        return (1 - _progress(step)) ** 2
-
-    def cosine(step: int) -> float:
-        return (1 + math.cos(math.pi * _progress(step))) / 2
-
-    def _progress(step: int) -> float:
-        return min(1.0, (step - warmup) / max(total - warmup, 1))
-
-    shape = {"multistep": multistep, "polynomial": polynomial, "cosine": cosine}[config.schedule]
-
-    def learning_rate(step: int) -> float:
-        return config.lr * ((step + 1) / warmup if step < warmup else shape(step))
-
-    return learning_rate
+# ------------------------------------------------------------------------------------------------ gradients
 
 
 def global_gradient_norm(encoder: nn.Module, head: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """L2 norm of all gradients of the world, and of each rank whether its gradients are finite: float64 scalar and bool [W], on
-    the device and the same on all ranks. The encoder's gradients are sums over the ranks: where one is not finite, none is."""
+    """L2 norm of all gradients of the world (float64 scalar), and whether each rank's gradients are finite (bool [W]).
+
+    Both are on the device and equal on all ranks. The encoder's gradients are sums over the ranks: if one rank's are not
+    finite, no rank's are.
+    """
     shared = torch.nn.utils.get_total_norm(_gradients(encoder)).double().square()
     sharded = torch.nn.utils.get_total_norm(_gradients(head)).double().square()
     sharded_W = gather_stack(sharded)
     return (shared + sharded_W.sum()).sqrt(), (shared + sharded_W).isfinite()
 
 
-def _gradients(module: nn.Module) -> list[torch.Tensor]:
-    return [gradient_values(p.grad) for p in module.parameters() if p.grad is not None]
-
-
-def gradient_values(gradient: torch.Tensor) -> torch.Tensor:
-    """The numbers of a gradient: all of them, or those of the rows that a sparse one holds (each row once)."""
-    if not gradient.is_sparse:
-        return gradient
-    assert gradient.is_coalesced(), "coalesce_gradients comes before anything that looks at gradients"
-    return gradient.values()
-
-
 def coalesce_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sums what several backward passes of a step gave the same row of a sparse gradient, in place."""
+    """Add up, in place, what several backward passes of a step contributed to the same row of a sparse gradient."""
     for parameter in parameters:
         if parameter.grad is not None and parameter.grad.is_sparse and not parameter.grad.is_coalesced():
             parameter.grad = parameter.grad.coalesce()
 
 
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: torch.Tensor | float) -> None:
-    """Multiplies all gradients by a number, which may be a scalar of the device, in place."""
+    """Multiply all gradients in place by a number or by a scalar on the device."""
     for parameter in parameters:
         if parameter.grad is not None:
-            gradient_values(parameter.grad).mul_(factor)
+            _values(parameter.grad).mul_(factor)
+
+
+def _gradients(module: nn.Module) -> list[torch.Tensor]:
+    return [_values(p.grad) for p in module.parameters() if p.grad is not None]
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    """The numbers of a gradient; of a sparse one, those of its rows."""
+    if not gradient.is_sparse:
+        return gradient
+    assert gradient.is_coalesced(), "call coalesce_gradients before anything that reads gradients"
+    return gradient.values()
+
+
+# ------------------------------------------------------------------------------------------------ optimisers
+
+
+class RowOptimiser(torch.optim.Optimizer):
+    """Mixin that keeps sparse gradients away from PyTorch's optimiser and passes them to `_move_rows`."""
+
+    found_inf: torch.Tensor | None = None  # PyTorch's name: its fused kernels change nothing if it is 1
+
+    @torch.no_grad()
+    def step_if(self, finite: torch.Tensor) -> None:
+        """`step`, but without any effect if `finite` (bool scalar on the device) is false. The host does not wait for it."""
+        self.found_inf = 1 - finite.float()
+        try:
+            self.step()
+        finally:
+            self.found_inf = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        """Apply dense and sparse gradients. `closure` is not supported."""
+        if closure is not None:
+            raise ValueError("an optimiser with sampled rows takes no closure")
+        sparse: list[tuple[dict, nn.Parameter, torch.Tensor]] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    sparse.append((group, parameter, parameter.grad.coalesce()))
+                    parameter.grad = None
+                elif parameter.grad is not None:
+                    self._make_dense_state(group, parameter, self.state[parameter])
+        super().step()
+        for group, parameter, gradient in sparse:
+            parameter.grad = gradient
+            state = self.state[parameter]
+            self._make_state(group, parameter, state)  # also on a rank without any row: checkpoints are collective
+            rows, values = gradient.indices()[0], gradient.values()
+            for start in range(0, len(rows), _ROWS_AT_A_TIME):
+                part = slice(start, start + _ROWS_AT_A_TIME)
+                self._move_rows(group, parameter, state, rows[part], values[part])
+
+    def _make_dense_state(self, group: dict, parameter: nn.Parameter, state: dict) -> None:
+        """Create the state that PyTorch's optimiser would leave undefined if the first step is skipped."""
+
+    def _make_state(self, group: dict, parameter: nn.Parameter, state: dict) -> None:
+        raise NotImplementedError
+
+    def _move_rows(self, group: dict, parameter: nn.Parameter, state: dict, rows, gradient) -> None:
+        raise NotImplementedError
+
+    def _put(self, target: torch.Tensor, rows: torch.Tensor, moved: torch.Tensor) -> None:
+        """target[rows] = moved, unless the step is skipped."""
+        if self.found_inf is not None:
+            moved = torch.where(self.found_inf > 0, target.index_select(0, rows), moved)
+        target.index_copy_(0, rows, moved)
+
+
+class RowSGD(RowOptimiser, torch.optim.SGD):
+    """SGD with momentum (no dampening, no Nesterov). A row that is sampled for the first time starts without momentum."""
+
+    def _make_state(self, group: dict, parameter: nn.Parameter, state: dict) -> None:
+        if group["momentum"] and state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+
+    _make_dense_state = _make_state  # PyTorch allocates it uninitialised, and a skipped first step would leave it so
+
+    def _move_rows(self, group: dict, parameter: nn.Parameter, state: dict, rows, gradient) -> None:
+        row_SD = parameter.index_select(0, rows)
+        moved_SD = gradient.add(row_SD, alpha=group["weight_decay"])
+        if group["momentum"]:
+            moved_SD.add_(state["momentum_buffer"].index_select(0, rows), alpha=group["momentum"])
+            self._put(state["momentum_buffer"], rows, moved_SD)
+        self._put(parameter, rows, row_SD.sub_(moved_SD, alpha=float(group["lr"])))
+
+
+class RowAdamW(RowOptimiser, torch.optim.AdamW):
+    """AdamW. Each row counts its own steps (`row_step`, float32 [K]), so that its bias corrections fit the gradients that it
+    has seen."""
+
+    def _make_state(self, group: dict, parameter: nn.Parameter, state: dict) -> None:
+        if "row_step" not in state:
+            state["row_step"] = torch.zeros(len(parameter), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+
+    def _move_rows(self, group: dict, parameter: nn.Parameter, state: dict, rows, gradient) -> None:
+        (rate, rate_sq), learning_rate = group["betas"], float(group["lr"])
+        step_S1 = (state["row_step"].index_select(0, rows) + 1)[:, None]
+        mean_SD = state["exp_avg"].index_select(0, rows).lerp_(gradient, 1 - rate)
+        square_SD = state["exp_avg_sq"].index_select(0, rows).mul_(rate_sq).addcmul_(gradient, gradient, value=1 - rate_sq)
+        for name, value in (("row_step", step_S1[:, 0]), ("exp_avg", mean_SD), ("exp_avg_sq", square_SD)):
+            self._put(state[name], rows, value)
+        corrected_SD = mean_SD / -torch.expm1(step_S1 * math.log(rate))
+        root_SD = (square_SD / -torch.expm1(step_S1 * math.log(rate_sq))).sqrt_().add_(group["eps"])
+        row_SD = parameter.index_select(0, rows).mul_(1 - learning_rate * group["weight_decay"])
+        self._put(parameter, rows, row_SD.addcdiv_(corrected_SD, root_SD, value=-learning_rate))
 
 
 class LossScale:
-    """Dynamic loss scaling for fp16 (Micikevicius et al., ICLR 2018), agreed by construction: it follows the finiteness of
-    all ranks' gradients, which is the same on all ranks. It lives on the device: value (float32) and good_steps (int32) are
-    scalar tensors. `enabled=False` is a scale of one for ever."""
+    """Dynamic loss scaling for fp16 (Micikevicius et al., ICLR 2018, https://arxiv.org/abs/1710.03740).
+
+    It follows whether the gradients of ALL ranks are finite, so it is equal on all ranks. Its state, `value` (float32) and
+    `good_steps` (int32), consists of scalar tensors on the device. With `enabled=False` the scale stays 1.
+    """
 
     GROWTH_INTERVAL = 2000
 
@@ -120,8 +200,10 @@ class LossScale:
         self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
     def update(self, features_finite: torch.Tensor, gradients_finite: torch.Tensor) -> None:
-        """After each step (bool scalars): halves on overflow, doubles after a long run of good steps. Features that are not
-        finite say nothing about the scale, which comes after them."""
+        """Halve the scale after an overflow, double it after GROWTH_INTERVAL good steps (arguments: bool scalars).
+
+        Non-finite features do not change it: the scale enters only after them.
+        """
         if not self.enabled:
             return
         good_steps = torch.where(gradients_finite, self.good_steps + 1, 0)

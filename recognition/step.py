@@ -23,8 +23,7 @@ from recognition.data.prefetch import DeviceBatch
 from recognition.encoders.encoder import to_input
 from recognition.finite import DeviceState, Refusal, Verdict
 from recognition.momentum_encoder import MomentumEncoder
-from recognition.optimiser import LossScale, coalesce_gradients, global_gradient_norm, scale_gradients
-from recognition.row_optimiser import RowOptimiser
+from recognition.optimiser import LossScale, RowOptimiser, coalesce_gradients, global_gradient_norm, scale_gradients
 from utils import dist
 
 

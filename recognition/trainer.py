@@ -26,8 +26,9 @@ from recognition.monitor.not_finite import FILE as NOT_FINITE
 from recognition.monitor.not_finite import SkippedSteps
 from recognition.monitor.progress import Progress
 from recognition.monitor.skipped import SkippedRecords
-from recognition.optimiser import LossScale, build_optimiser, build_schedule
+from recognition.optimiser import LossScale, build_optimiser
 from recognition.run_lock import RunLock
+from recognition.schedule import Schedule
 from recognition.signals import Interruption
 from recognition.step import StepResult, TrainStep
 from utils import dist
@@ -59,14 +60,8 @@ class Trainer:
         self.joint = build.build_joint_loss(config, world)
         self.optimiser = build_optimiser(config, self.encoder, self.joint.classifier)
         self.loss_scale = LossScale(self.autocast == torch.float16, world.device)
-        self.steps_per_epoch = len(self.loader) // config.gradient_acc
-        if self.steps_per_epoch == 0:
-            raise UserError(f"gradient_acc={config.gradient_acc}: an epoch has only {len(self.loader)} batches")
-        self.total_steps = self.steps_per_epoch * config.num_epoch
-        if config.max_steps:
-            self.total_steps = min(self.total_steps, config.max_steps)
-        self.learning_rate = build_schedule(config, self.steps_per_epoch)
-        self.partition = build.build_partition_schedule(config, self.steps_per_epoch)
+        self.schedule = Schedule(config, len(self.loader), self.joint.partition)
+        self.steps_per_epoch, self.total_steps = self.schedule.steps_per_epoch, self.schedule.total_steps
         self.embed = Embedder(self.encoder, world.device, config.channel_order, self.autocast)
         self.not_finite = SkippedSteps(self.output / NOT_FINITE, dataset, config.max_skipped)
         self.lock = RunLock(self.output)
@@ -172,9 +167,9 @@ class Trainer:
     def _prepare_step(self) -> None:
         """What depends on the step's number alone: random numbers of dropout and the like, partition, learning rate."""
         torch.manual_seed(seed_for(self.config.seed, self.step_number, self.world.rank))
-        self.joint.partition = self.partition(self.step_number)
+        self.joint.partition = self.schedule.partition(self.step_number)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate(self.step_number)
+            group["lr"] = self.schedule.learning_rate(self.step_number)
 
     def _mind_unreadable(self, result: StepResult, batches: list[DeviceBatch], progress: Progress) -> None:
         """Lists the damaged records that any rank left out of the step; all ranks know their number from the labels."""

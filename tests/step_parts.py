@@ -18,8 +18,7 @@ from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.checkpoints import state
 from recognition.data.prefetch import DeviceBatch
 from recognition.momentum_encoder import MomentumEncoder
-from recognition.optimiser import LossScale
-from recognition.row_optimiser import RowAdamW, RowOptimiser, RowSGD
+from recognition.optimiser import LossScale, RowAdamW, RowOptimiser, RowSGD
 from recognition.step import TrainStep
 from utils import dist
 

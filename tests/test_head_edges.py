@@ -17,8 +17,7 @@ from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.checkpoints import checkpoint, state
 from recognition.checkpoints.writer import CheckpointWriter
-from recognition.optimiser import LossScale, coalesce_gradients
-from recognition.row_optimiser import RowAdamW, RowSGD
+from recognition.optimiser import LossScale, RowAdamW, RowSGD, coalesce_gradients
 from tests.world import run_world
 from utils import dist
 from utils.config import Config

@@ -10,8 +10,10 @@ from torch import nn
 
 import backbones
 from losses.margins import AdaFace
+from losses.quality import Partition
 from losses.sharded_softmax import ShardedSoftmax
-from recognition.optimiser import LossScale, build_schedule, global_gradient_norm, parameter_groups
+from recognition.optimiser import LossScale, global_gradient_norm, parameter_groups
+from recognition.schedule import Schedule
 from tests.world import run_world
 from utils import dist
 from utils.config import Config
@@ -39,7 +41,7 @@ def test_normalisation_layers_have_no_weight_decay():
     ],
 )
 def test_schedules(settings, expected):
-    learning_rate = build_schedule(Config(lr=0.2, num_epoch=12, **settings), steps_per_epoch=10)
+    learning_rate = Schedule(Config(lr=0.2, num_epoch=12, **settings), 10, Partition()).learning_rate
     for step, factor in expected.items():
         assert learning_rate(step) == pytest.approx(0.2 * factor), step
 

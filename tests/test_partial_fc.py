@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from losses.margins import ArcFace
 from losses.sampling import ClassSampler
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax, initial_rows
-from recognition.optimiser import coalesce_gradients, global_gradient_norm, scale_gradients
-from recognition.row_optimiser import RowAdamW, RowSGD
+from recognition.optimiser import RowAdamW, RowSGD, coalesce_gradients, global_gradient_norm, scale_gradients
 from tests.world import run_world
 from utils.dist import ShardRange, shard_range
 

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from losses.joint import JointLoss
-from losses.quality import Partition, QualityStatistics, ViewPartition
+from losses.quality import AnyPartition, QualityStatistics
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoders.encoder import to_input
 from recognition.monitor.pictures import gradient_scale, sheet_of_pairs
@@ -132,8 +132,7 @@ class Diagnostics:
             norm_VB = fresh_VGD[:, readable.to(fresh_VGD.device)].norm(dim=2)
             quality_VB, high_VB = quality.normalise(norm_VB).cpu(), high_quality(norm_VB, quality, partition).cpu()
             progress.picture(step, "pairs/HQ_blue_LQ_orange", sheet_of_pairs(images_VBHWC[:, readable], quality_VB, high_VB))
-        threshold = partition.threshold if isinstance(partition, Partition) else None
-        if (figure := gradient_scale(self.config, float(quality.mean), float(quality.std), threshold)) is not None:
+        if (figure := gradient_scale(self.config, float(quality.mean), float(quality.std), partition.threshold)) is not None:
             progress.picture(step, "gradient_scale", figure)
 
     def _write(self, step: int, age: int, drifts: dict[str, Drift], progress: Progress) -> None:
@@ -180,7 +179,7 @@ def statistics_of_the_batch(encoder: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def high_quality(norm_VR: torch.Tensor, quality: QualityStatistics, partition: Partition | ViewPartition) -> torch.Tensor:
+def high_quality(norm_VR: torch.Tensor, quality: QualityStatistics, partition: AnyPartition) -> torch.Tensor:
     """Which features would be classified: boolean [V, R]."""
     return partition.high_quality(quality.normalise(norm_VR).flatten()).view_as(norm_VR)
 
@@ -192,7 +191,7 @@ def norms_by_kind(norm_VR: torch.Tensor, high_VR: torch.Tensor) -> dict[str, tor
 
 
 def describe_norms(
-    norm_VR: torch.Tensor, quality: QualityStatistics, partition: Partition | ViewPartition
+    norm_VR: torch.Tensor, quality: QualityStatistics, partition: AnyPartition
 ) -> dict[str, float]:  # fmt: skip
     """Of each view the share of high quality and quantiles of the norms; the share of pairs with a feature of low quality, and of
     those whose augmented view has the smaller norm (1/2: the norm knows nothing of the quality; 1: all of it); the norm at which
@@ -208,7 +207,7 @@ def describe_norms(
     if len(norm_VR) > 1:
         values["low_quality_pair_share"] = float(partition.low_quality_pairs(quality_VR).float().mean())
         values["augmented_norm_smaller_share"] = float((norm_VR[0] < norm_VR[1]).float().mean())
-    if isinstance(partition, Partition) and partition.threshold is not None:
+    if partition.threshold is not None:
         width = (float(quality.std) + quality.epsilon) / quality.concentration
         values["threshold_norm"] = float(quality.mean) + width * (2 * partition.threshold - 1)
     return values
