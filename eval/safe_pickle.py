@@ -1,53 +1,85 @@
-"""Reads pickles of plain data without ever importing, constructing or calling what the file asks for.
+"""Reads pickles of plain data without importing, constructing or calling anything that the file names.
 
-Python's own unpickler, even with a restricted `find_class`, calls whatever that function returns with arguments that
-the file chooses, sets attributes on it, and allocates what a length field claims. This module is instead a small
-interpreter of the pickle instructions (Python 2 and 3, protocols 0 to 5) that knows plain data only:
+The parsing is left to the standard library's unpickler written in Python, restricted in three ways:
 
-- a named global is inert, and only the names in `pickle_values.ADMITTED` pass; any other ends the reading;
-- "calling" one runs a rule of ours that checks its arguments and answers with plain data;
-- a length is checked against the bytes that are there before anything is allocated, the number of instructions is
-  bounded, and what the rules decode is bounded by the size of the file.
-
-The instructions are those that the standard library's `pickletools` documents.
+- it has only the instructions for plain data; any other one is refused;
+- a global becomes an inert `Global`. Calling one applies a rule that checks the arguments and returns plain data. Nothing
+  else can be called, and no attributes can be set;
+- it reads from memory and checks each length against the bytes that are left, so a length field allocates nothing. The number
+  of instructions is bounded, and so is what the rules decode.
 """
 
 from __future__ import annotations
 
-import codecs
+import io
 import mmap
+import pickle
 import pickletools
-import re
 import struct
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from eval.pickle_values import (
-    ADMITTED,
-    DamagedError,
-    DecodeBudget,
-    Dtype,
-    Global,
-    PackedArray,
-    RefusedError,
-    call,
-    is_plain_dtype_state,
-    kind_of,
-    printable,
-)
 from utils.errors import UserError
 
-MAX_INSTRUCTIONS = 20_000_000  # a uint8 array takes about 40, so half a million images; each costs 64 bytes or so
-_MAX_INTEGER_BYTES = 8
-_MAX_INTEGER_DIGITS = 20
+MAX_INSTRUCTIONS = 20_000_000  # enough for half a million uint8 arrays (40 each); an instruction costs up to 64 bytes
+_MAX_DIGITS = 20
+_MAX_DIMENSIONS = 4
+_PLAIN_DATA = """
+    PROTO NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    MARK POP POP_MARK DUP BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL
+"""
+_GLOBALS = {
+    "_codecs.encode", "builtins.bytes", "builtins.bytearray", "numpy.ndarray", "numpy.dtype",
+    "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar", "numpy.core.numeric._frombuffer",
+}  # fmt: skip
+
+
+class _RefusedError(Exception):
+    """The pickle asks for something that plain data does not need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A name in the pickle. It cannot be called."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """numpy's uint8 ("u1") or bool ("b1")."""
+
+    code: str
+
+
+@dataclass(eq=False, slots=True)
+class PackedArray:
+    """A pickled numpy array of uint8 ("u1") or bool ("b1"), as its bytes. `code` is "" until the pickle has filled it."""
+
+    code: str = ""
+    shape: tuple[int, ...] = ()
+    data: bytes = b""
+
+    def fill(self, shape: object, dtype: object, data: object) -> PackedArray:
+        match shape, dtype, data:
+            case tuple(shape), Dtype(code), bytes(data) if len(shape) <= _MAX_DIMENSIONS:
+                if not all(type(extent) is int and extent >= 0 for extent in shape) or prod(shape) != len(data):
+                    raise ValueError(f"the shape of an array does not fit its {len(data)} bytes")
+                self.code, self.shape, self.data = code, shape, data
+                return self
+        raise _RefusedError("a numpy array that is not of plain bytes")
 
 
 def load_plain(path: str | Path) -> object:
-    """The content of a pickle file: lists, tuples, bytes, str, int, bool, None and `PackedArray`. Bytearrays and
-    Python 2 strings come as bytes, numpy's bool scalars as bool.
+    """The content of a pickle file (Python 2 or 3, protocols 0 to 5): lists, tuples, bytes, str, int, bool, None and
+    `PackedArray`. Bytearrays and Python 2 strings become bytes, numpy's bool scalars become bool.
 
-    Raises UserError, naming the file and the byte, for a file that is missing, damaged, or asks for anything else.
+    Raises UserError, naming the file and the byte, if the file is missing, damaged, or contains anything else.
     """
     try:
         with open(path, "rb") as file:
@@ -60,257 +92,150 @@ def load_plain(path: str | Path) -> object:
 
 
 def loads_plain(content: bytes | mmap.mmap, where: str) -> object:
-    """As `load_plain`, of bytes in memory or of a mapped file; `where` names them in errors."""
-    machine = _Machine(content)
+    """`load_plain` for bytes in memory or a mapped file; `where` names them in errors."""
+    unpickler = _PlainUnpickler(content)
     try:
-        return machine.run()
-    except RefusedError as error:
+        with warnings.catch_warnings(action="error"):  # an escape that Python 2 does not write
+            return unpickler.load()
+    except (_RefusedError, AttributeError, TypeError) as error:
+        reason = str(error) if isinstance(error, _RefusedError) else f"an instruction does not suit its values ({error})"
         raise UserError(
-            f"{where}: refused at byte {machine.at}: {error}. Such a file holds lists, bytes, uint8 arrays and "
-            "booleans and no code. Nothing was run; do not trust this file"
+            f"{where}: refused at byte {unpickler.at}: {reason}. Such a file contains lists, bytes, uint8 arrays and "
+            "booleans, and no code. Nothing was run; do not trust this file"
         ) from error
-    except (DamagedError, IndexError, KeyError, ValueError, struct.error) as error:
-        reason = error if isinstance(error, DamagedError) else "the instructions do not fit together"
+    except (pickle.UnpicklingError, Warning, LookupError, ValueError) as error:
+        reason = "the instructions do not fit together" if isinstance(error, LookupError) else str(error)
         raise UserError(
-            f"{where}: not a complete pickle: {reason} (byte {machine.at} of {len(content)}); fetch or pack it again"
+            f"{where}: not a complete pickle: {reason} (byte {unpickler.at} of {len(content)}); fetch or pack it again"
         ) from error
 
 
-class _Machine:
-    """One reading of one pickle: the position, the stack, the stacks below each open mark, and the memo."""
+def _short_line(load_number: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`load_number`, which parses a line of digits, for short lines only: no honest file has longer ones."""
+
+    def load(unpickler: _PlainUnpickler) -> None:
+        longest = unpickler.position + _MAX_DIGITS + 1
+        if unpickler.content.find(b"\n", unpickler.position, longest) < 0 and longest <= unpickler.size:
+            raise _RefusedError(f"a number of more than {_MAX_DIGITS} digits")
+        load_number(unpickler)
+
+    return load
+
+
+class _PlainUnpickler(pickle._Unpickler):
+    """`pickle._Unpickler` of bytes in memory, restricted to plain data. `at` is where the current instruction starts."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code[0]: pickle._Unpickler.dispatch[code[0]] for code in (getattr(pickle, name) for name in _PLAIN_DATA.split())
+    }
+    for _number in (pickle.INT, pickle.LONG, pickle.GET, pickle.PUT):
+        dispatch[_number[0]] = _short_line(pickle._Unpickler.dispatch[_number[0]])
+    dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]  # the library's own allocates before it reads
+    dispatch[pickle.READONLY_BUFFER[0]] = lambda unpickler: None  # bytes are read-only
 
     def __init__(self, content: bytes | mmap.mmap):
-        self.content = content
-        self.size = len(content)
-        self.position = 0
-        self.at = 0  # where the instruction being executed starts
+        super().__init__(io.BytesIO(), encoding="bytes")  # a file that is never read: see `read` and `readline`
+        self.content, self.size, self.position, self.at = content, len(content), 0, 0
+        self.decodable = self.size  # bytes of text that may still be decoded; an honest file decodes each once
+        self.metastack: list[list[Any]] = []
         self.stack: list[Any] = []
-        self.below_marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-        self.budget = DecodeBudget(self.size)
+        self.append = self.stack.append
 
-    def run(self) -> object:
+    def load(self) -> object:
         for _ in range(MAX_INSTRUCTIONS):
             self.at = self.position
-            opcode = self.take(1)
-            if opcode == b".":
-                return self.finish()
-            _INSTRUCTIONS.get(opcode, _refuse)(self)
-        raise RefusedError(f"more than {MAX_INSTRUCTIONS} instructions")
+            opcode = self.read(1)
+            if opcode == pickle.STOP:
+                value = self.stack.pop()
+                if self.stack or self.metastack or self.position < self.size:
+                    raise ValueError("values or bytes are left over at its end")
+                return value
+            self.dispatch.get(opcode[0], _refuse)(self)
+        raise _RefusedError(f"more than {MAX_INSTRUCTIONS} instructions")
 
-    def finish(self) -> object:
-        value = self.stack.pop()
-        if self.stack or self.below_marks:
-            raise DamagedError("values are left over at its end")
-        if self.position != self.size:
-            raise DamagedError(f"{self.size - self.position} bytes follow its end")
-        return value
-
-    # ---------------------------------------------------------------------------------------------- reading
-
-    def take(self, length: int) -> bytes:
+    def read(self, length: int) -> bytes:
         end = self.position + length
-        if length < 0:
-            raise DamagedError(f"a length of {length} bytes")
-        if end > self.size:
-            raise DamagedError(f"the file ends where {length} more bytes should follow")
+        if not self.position <= end <= self.size:
+            raise ValueError(f"the file ends where {length} more bytes should follow")
         taken = self.content[self.position : end]
         self.position = end
         return taken
 
-    def line(self) -> bytes:
+    def readline(self) -> bytes:
         end = self.content.find(b"\n", self.position)
         if end < 0:
-            raise DamagedError("the file ends inside a line")
-        taken = self.content[self.position : end]
-        self.position = end + 1
-        return taken
+            raise ValueError("the file ends inside a line")
+        return self.read(end + 1 - self.position)
 
-    def name_line(self) -> str:
-        return self.line().decode("utf-8", "replace")
+    def load_frame(self) -> None:
+        (length,) = struct.unpack("<Q", self.read(8))
+        if length > self.size - self.position:
+            raise ValueError(f"a frame of {length} bytes goes past the end")
 
-    def number(self, layout: struct.Struct) -> int:
-        return layout.unpack(self.take(layout.size))[0]
+    dispatch[pickle.FRAME[0]] = load_frame
 
-    # ---------------------------------------------------------------------------------------------- the stack
+    def find_class(self, module: str, name: str) -> Global:
+        asked = f"{module}.{name}"
+        name = asked.replace("__builtin__.", "builtins.", 1).replace("numpy._core.", "numpy.core.", 1)  # Python 2, numpy 2
+        if name not in _GLOBALS:
+            raise _RefusedError(f"the file tries to load {_printable(asked)}")
+        return Global(name)
 
-    def push(self, value: object) -> None:
-        self.stack.append(value)
-
-    def mark(self) -> None:
-        self.below_marks.append(self.stack)
-        self.stack = []
-
-    def pop_to_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.below_marks.pop()
-        return items
-
-    def discard(self) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self.discard_to_mark()
-
-    def discard_to_mark(self) -> None:
-        self.stack = self.below_marks.pop()
-
-    def tuple_of(self, length: int) -> None:
-        if len(self.stack) < length:
-            raise DamagedError("a tuple has too few items")
-        start = len(self.stack) - length
-        self.stack[start:] = [tuple(self.stack[start:])]
-
-    def append(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
-            raise RefusedError(f"appending to a {kind_of(self.stack[-1])}")
-        self.stack[-1].extend(items)
-
-    # ---------------------------------------------------------------------------------------------- globals and calls
-
-    def global_from_stack(self) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise DamagedError("a global without a name")
-        self.push_global(module, name)
-
-    def push_global(self, module: str, name: str) -> None:
-        full_name = f"{module}.{name}"
-        if full_name not in ADMITTED:
-            raise RefusedError(f"the file tries to load {printable(full_name)}")
-        self.push(Global(full_name))
-
-    def refuse_instance(self) -> None:
-        raise RefusedError(f"the file tries to load {printable(self.name_line() + '.' + self.name_line())}")
-
-    def reduce(self) -> None:
+    def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, Global) or not isinstance(arguments, tuple):
-            raise RefusedError(f"calling a {kind_of(function)}")
-        self.push(call(function.name, arguments, self.budget))
+        if not isinstance(function, Global):
+            raise _RefusedError(f"calling a {type(function).__name__}")
+        self.append(self.call(function.name, arguments))
 
-    def build(self) -> None:
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def call(self, name: str, arguments: object) -> object:
+        """What the pickle means by calling an admitted global."""
+        match name, arguments:
+            case "builtins.bytes" | "builtins.bytearray", ():
+                return b""
+            case "builtins.bytearray", (bytes(content),):
+                return content
+            case "builtins.bytearray" | "_codecs.encode", (str(text), "latin1" | "latin-1" | b"latin1" | b"latin-1"):
+                self.decodable -= len(text)
+                if self.decodable < 0:
+                    raise _RefusedError("more bytes are decoded than the file holds")
+                return text.encode("latin-1")
+            case "numpy.dtype", (bytes() | str() as code, _, _):
+                code = code if isinstance(code, str) else code.decode("latin-1")
+                if code not in ("u1", "b1"):
+                    raise _RefusedError(f"a numpy type {_printable(code)} (only uint8, u1, and bool, b1, are admitted)")
+                return Dtype(code)
+            case "numpy.core.multiarray._reconstruct", (Global("numpy.ndarray"), tuple(), _):
+                return PackedArray()
+            case "numpy.core.numeric._frombuffer", (data, dtype, shape, _):
+                return PackedArray().fill(shape, dtype, data)
+            case "numpy.core.multiarray.scalar", (Dtype(code), bytes(data)) if len(data) == 1:
+                return bool(data[0]) if code == "b1" else data[0]
+        raise _RefusedError(f"calling {name} with arguments that no image or boolean needs")
+
+    def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, PackedArray) and not target.code:
-            target.fill(state)
-        elif not (isinstance(target, Dtype) and is_plain_dtype_state(state)):
-            raise RefusedError(f"setting the state of a {kind_of(target)}")
+        match target, state:
+            case PackedArray(code=""), (int(), shape, dtype, _, data):  # version, shape, dtype, Fortran order, data
+                target.fill(shape, dtype, data)
+            case Dtype(), (_, _, None, None, None, _, _, _):  # a plain dtype has no sub-array, names or fields
+                pass
+            case _:
+                raise _RefusedError(f"setting the state of a {type(target).__name__}")
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
-# ------------------------------------------------------------------------------------------------ arguments in the file
-
-# Possessive, so that matching a long string keeps no states to return to.
-_PYTHON_2_REPR = re.compile(rb"""(?:[^\\]++|\\(?:x[0-9a-f]{2}|[\\'"nrt]))*+""", re.DOTALL)
-_U8, _U16, _U32, _U64, _I32 = (struct.Struct(f"<{code}") for code in "BHIQi")
-
-
-def _decimal(line: bytes) -> int:
-    if len(line) > _MAX_INTEGER_DIGITS:
-        raise RefusedError(f"a number of {len(line)} digits")
-    return int(line)
+def _refuse(unpickler: _PlainUnpickler) -> None:
+    opcode = unpickler.content[unpickler.at]
+    for known in pickletools.opcodes:
+        if known.code == chr(opcode):
+            raise _RefusedError(f"the instruction {known.name}")
+    raise ValueError(f"0x{opcode:02x} is not a pickle instruction")
 
 
-def _integer_line(machine: _Machine) -> int | bool:
-    line = machine.line()
-    return line == b"01" if line in (b"00", b"01") else _decimal(line)  # how protocols 0 and 1 write booleans
-
-
-def _long_bytes(machine: _Machine, layout: struct.Struct) -> int:
-    length = machine.number(layout)
-    if length > _MAX_INTEGER_BYTES:
-        raise RefusedError(f"a number of {length} bytes")
-    return int.from_bytes(machine.take(length), "little", signed=True)
-
-
-def _quoted_line(machine: _Machine) -> bytes:
-    line = machine.line()
-    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise DamagedError("a string without quotes")
-    if not _PYTHON_2_REPR.fullmatch(line, 1, len(line) - 1):
-        raise DamagedError("a string with escapes that Python 2 does not write")
-    return codecs.escape_decode(line[1:-1])[0]  # as the pickle module does
-
-
-def _utf8(machine: _Machine, layout: struct.Struct) -> str:
-    return machine.take(machine.number(layout)).decode("utf-8", "surrogatepass")
-
-
-def _protocol(machine: _Machine) -> None:
-    version = machine.number(_U8)
-    if version > 5:
-        raise DamagedError(f"protocol {version} is not known")
-
-
-def _frame(machine: _Machine) -> None:
-    length = machine.number(_U64)
-    if machine.position + length > machine.size:
-        raise DamagedError(f"a frame of {length} bytes goes past the end")
-
-
-def _memorise(machine: _Machine, index: int) -> None:
-    machine.memo[index] = machine.stack[-1]
-
-
-def _refuse(machine: _Machine) -> None:
-    opcode = machine.content[machine.at]
-    known = [instruction.name for instruction in pickletools.opcodes if instruction.code == chr(opcode)]
-    if not known:
-        raise DamagedError(f"0x{opcode:02x} is no pickle instruction")
-    raise RefusedError(f"the instruction {known[0]}")
-
-
-_INSTRUCTIONS: dict[bytes, Callable[[_Machine], None]] = {
-    b"\x80": _protocol,
-    b"\x95": _frame,
-    # constants and numbers
-    b"N": lambda m: m.push(None),
-    b"\x88": lambda m: m.push(True),
-    b"\x89": lambda m: m.push(False),
-    b"I": lambda m: m.push(_integer_line(m)),
-    b"L": lambda m: m.push(_decimal(m.line().removesuffix(b"L"))),
-    b"J": lambda m: m.push(m.number(_I32)),
-    b"K": lambda m: m.push(m.number(_U8)),
-    b"M": lambda m: m.push(m.number(_U16)),
-    b"\x8a": lambda m: m.push(_long_bytes(m, _U8)),
-    b"\x8b": lambda m: m.push(_long_bytes(m, _U32)),
-    # bytes (a Python 2 str is bytes) and text
-    b"S": lambda m: m.push(_quoted_line(m)),
-    b"T": lambda m: m.push(m.take(m.number(_I32))),
-    b"U": lambda m: m.push(m.take(m.number(_U8))),
-    b"B": lambda m: m.push(m.take(m.number(_U32))),
-    b"C": lambda m: m.push(m.take(m.number(_U8))),
-    b"\x8e": lambda m: m.push(m.take(m.number(_U64))),
-    b"\x96": lambda m: m.push(m.take(m.number(_U64))),  # a bytearray, kept as bytes
-    b"\x98": lambda m: None,  # marks a buffer read-only, which bytes are
-    b"V": lambda m: m.push(m.line().decode("raw-unicode-escape")),
-    b"X": lambda m: m.push(_utf8(m, _U32)),
-    b"\x8c": lambda m: m.push(_utf8(m, _U8)),
-    b"\x8d": lambda m: m.push(_utf8(m, _U64)),
-    # lists, tuples and the stack
-    b"(": _Machine.mark,
-    b"0": _Machine.discard,
-    b"1": _Machine.discard_to_mark,
-    b"2": lambda m: m.push(m.stack[-1]),
-    b"]": lambda m: m.push([]),
-    b"l": lambda m: m.push(m.pop_to_mark()),
-    b"a": lambda m: m.append([m.stack.pop()]),
-    b"e": lambda m: m.append(m.pop_to_mark()),
-    b")": lambda m: m.push(()),
-    b"t": lambda m: m.push(tuple(m.pop_to_mark())),
-    b"\x85": lambda m: m.tuple_of(1),
-    b"\x86": lambda m: m.tuple_of(2),
-    b"\x87": lambda m: m.tuple_of(3),
-    # the memo
-    b"p": lambda m: _memorise(m, _decimal(m.line())),
-    b"q": lambda m: _memorise(m, m.number(_U8)),
-    b"r": lambda m: _memorise(m, m.number(_U32)),
-    b"\x94": lambda m: _memorise(m, len(m.memo)),
-    b"g": lambda m: m.push(m.memo[_decimal(m.line())]),
-    b"h": lambda m: m.push(m.memo[m.number(_U8)]),
-    b"j": lambda m: m.push(m.memo[m.number(_U32)]),
-    # what names or calls something: admitted names and our own rules only
-    b"c": lambda m: m.push_global(m.name_line(), m.name_line()),
-    b"\x93": _Machine.global_from_stack,
-    b"i": _Machine.refuse_instance,
-    b"R": _Machine.reduce,
-    b"b": _Machine.build,
-}
+def _printable(name: str) -> str:
+    """Text from the file, fit for one line of a terminal."""
+    plain = name.encode("unicode_escape").decode("ascii")
+    return plain if len(plain) <= 80 else plain[:80] + "…"

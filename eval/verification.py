@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.pickle_values import PackedArray
 from eval.roc import Roc, roc_curve
-from eval.safe_pickle import load_plain
+from eval.safe_pickle import PackedArray, load_plain
 from utils.errors import UserError
 
 FOLDS = 10
