@@ -45,7 +45,7 @@ from recognition.monitor.queue_drift import Drift  # noqa: E402
 from recognition.optimiser import LossScale, build_optimiser  # noqa: E402
 from recognition.step import TrainStep  # noqa: E402
 from utils import dist  # noqa: E402
-from utils.config import Config  # noqa: E402
+from utils.config import Config, from_base  # noqa: E402
 
 BAR = 0.01
 HISTORY = 2000  # points in pair_differences.json already
@@ -72,7 +72,7 @@ def seconds(device: torch.device) -> float:
 
 def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> dict[str, float]:
     """Medians of the time of a step, a look, a line and the pictures, in seconds."""
-    config = Config(
+    config = from_base(
         network=setting.network, num_classes=setting.classes, batch_size=setting.images, queue_size=setting.classes,
         lr=1e-3, precision="auto" if world.device.type == "cuda" else "fp32", output=str(folder), diagnose_every=1,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def main() -> None:
     arguments = parser.parse_args()
     world = dist.start(60)
     settings = ON_GPU if world.device.type == "cuda" else QUICK if arguments.quick else FULL
-    defaults, document, good = Config(), [], True
+    defaults, document, good = from_base(), [], True
     every = {"look": defaults.diagnose_every, "line": defaults.frequent, "pictures": LOOKS_A_PICTURE * defaults.diagnose_every}
     for setting in settings:
         with tempfile.TemporaryDirectory() as folder:

@@ -122,7 +122,8 @@ def verdict(target: Target, content: bytes) -> str:
     try:
         target.read(content)
     except UserError as refusal:
-        return "" if str(refusal) and "\n" not in str(refusal) else f"a refusal that is no line: {refusal!r}"
+        good = refusal.args and all(problem and "\n" not in problem for problem in refusal.args)
+        return "" if good else f"a refusal that is not one line per problem: {refusal!r}"
     except TooSlowError:
         return f"took more than {SECONDS} s"
     except Exception:  # noqa: BLE001 - whatever it is, it is a finding

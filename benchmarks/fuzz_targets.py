@@ -139,7 +139,7 @@ class Configs(Target):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        config.Config(rec="/data/set", output="runs/a", val_targets=("lfw",)).save(folder / "config.json")
+        config.from_base(rec="/data/set", output="runs/a", val_targets=("lfw",)).save(folder / "config.json")
         lines = ("lr=0.1\nmilestones=[3, 6]\nval_targets=['lfw']", "queue=none\nquality_threshold=None\nmargin_list=(1, 0.5, 0)")
         self.seeds = [(folder / "config.json").read_bytes(), *(line.encode() for line in lines)]
 
@@ -214,7 +214,7 @@ class Checkpoints(Target):
         save_file({"encoder.a": torch.ones(2, 3), "b": torch.zeros(4)}, self.step / "shard-00001.safetensors")
         document = {"format": checkpoint.FORMAT, "step": 1, "sharded": [], "skipped_in_a_row": 0, "global_batch": 2}
         (self.step / "state.json").write_text(json.dumps(document))
-        config.Config(rec="x").save(self.step / "config.json")
+        config.from_base(rec="x").save(self.step / "config.json")
         manifest.write(self.step, manifest.entries_of(sorted(self.step.iterdir())))
         self.names = ["manifest.json", "state.json", "shard-00001.safetensors"]
         self.sound = {name: (self.step / name).read_bytes() for name in self.names}

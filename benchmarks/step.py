@@ -38,7 +38,7 @@ from recognition.encoders.precision import autocast_type
 from recognition.optimiser import LossScale, build_optimiser
 from recognition.step import TrainStep
 from utils import dist
-from utils.config import Config
+from utils.config import Config, from_base
 from utils.dist import World
 from utils.errors import exit_on_user_error
 
@@ -191,7 +191,7 @@ def main() -> None:
         rec = arguments.rec or f"{dist.broadcast_object(folder)}/faces"
         if not arguments.rec:
             dist.on_first_rank(lambda: make_demo_set(Path(rec), 64, 16, unseen=6, pairs=20, workers=2))
-        base = Config(
+        base = from_base(
             rec=rec, num_classes=arguments.classes, batch_size=arguments.batch_size or (128 if on_gpu else 48),
             num_workers=arguments.workers, lr=1e-3, quality_mean=22.0, quality_std=5.0, output="unused",
         )  # fmt: skip

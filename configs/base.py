@@ -1,10 +1,11 @@
-"""Every key of a configuration, with its default and meaning. Experiments start from here and show only what they change:
+"""Every configuration key with its default and its meaning. An experiment starts from here and lists only what it changes:
 
     from easydict import EasyDict as edict
     from configs.base import config as base
     config = edict(base, network="r50", rec="/data/vgg2")
 
-Any key can also be given on the command line: `python train.py configs/vgg2_r34_qg rec=/data/vgg2 lr=0.1`.
+Any key can also be set on the command line: `python train.py configs/vgg2_r34_qg rec=/data/vgg2 lr=0.1`. Types and ranges are
+in utils/config.py. "eq." and "table" refer to the QGFace paper. A step is one update of the weights.
 """
 
 from easydict import EasyDict as edict
@@ -12,90 +13,99 @@ from easydict import EasyDict as edict
 config = edict()
 
 # --- data -----------------------------------------------------------------------------------------------------------
-config.rec = ""  # folder with train.rec / train.idx (or many shards), or one .rec file
-config.num_classes = 0  # identities; 0 takes the data set's own count
-config.num_image = 0  # images; 0 takes the data set's own count, another number is checked against it
-config.shuffle = "full"  # "full": a permutation of the whole set each epoch; "windowed": for slow disks and sets beyond
-# memory, large sequential reads mixed in a window; "none": in order
-config.shuffle_window = 131072  # images that "windowed" mixes at a time, over all ranks: keep twice as many in free memory
-config.on_error = "stop"  # a damaged record stops the run, naming file, key and offset; "skip": it is left out of the step,
-# counted, and listed in OUTPUT/skipped.txt
-config.num_workers = 2  # loader processes a rank; 0 decodes in the training process
-config.channel_order = "RGB"  # of the images that the encoder sees: RGB (arcface_torch) or BGR (AdaFace's releases)
-config.views = 2  # 2: augmented (q) and original (k) of every image; 1: the augmented one alone
-config.augmentation = "qgface"  # of view q: "qgface", "adaface", "none" (flip only)
+config.rec = ""  # folder with train.rec and train.idx, or with several *.rec shards; or one .rec file
+config.num_classes = 0  # number of identities; 0: as many as the data set has
+config.num_image = 0  # number of images; 0: as many as the data set has; any other number must match the data set
+# Order of the images. "full": a new permutation of the whole set every epoch; "windowed": large sequential reads, shuffled
+# within a window, for slow disks and sets larger than memory; "none": as stored.
+config.shuffle = "full"
+# Images that "windowed" shuffles at a time, over all ranks. Twice as many must fit into free memory.
+config.shuffle_window = 131072
+# What a damaged record does. "stop": end the run, with file, key and byte offset; "skip": leave the record out, count it, and
+# list it in OUTPUT/skipped.txt.
+config.on_error = "stop"
+config.num_workers = 2  # loader processes per rank; 0: decode in the training process
+config.channel_order = "RGB"  # of the encoder's input: "RGB" (arcface_torch) or "BGR" (AdaFace's released weights)
+config.views = 2  # 2: an augmented (q) and an original (k) view of each image; 1: the augmented view only
+config.augmentation = "qgface"  # of view q: "qgface", "adaface", or "none" (random flip only)
 
 # --- encoder --------------------------------------------------------------------------------------------------------
-config.network = "r34"  # a name of backbones/: r18..r200, ir_18..ir_101, mbf, vit_*, and tiny, small for CPUs
-config.embedding_size = 512  # D
-config.dropout = 0.0
-config.map_norm = False  # features have the norm of the last map instead of their own: after short training on small data it
-# measures quality far better (docs/EXPERIMENTS.md); r18..r200, ir_18..ir_101, tiny, small
-config.init_from = ""  # start the encoder from released weights, a run folder or a checkpoint folder (the head is new)
-config.sync_bn = False  # BatchNorm statistics over all ranks
-config.channels_last = True  # memory layout of the encoder
-config.compile = False  # torch.compile the encoder
-config.precision = "auto"  # of the encoder: fp32, bf16, fp16; auto: bf16 where the hardware has it, else fp32
+config.network = "r34"  # r18 … r200, ir_18 … ir_101, mbf, vit_*; for CPUs: tiny, small (see backbones/)
+config.embedding_size = 512  # dimension of the features
+config.dropout = 0.0  # probability of dropout before the last linear layer
+# Give each feature the norm of the last feature map instead of its own. After a short training on little data that norm
+# measures quality much better (docs/EXPERIMENTS.md). For r18 … r200, ir_18 … ir_101, tiny, small.
+config.map_norm = False
+config.init_from = ""  # initial encoder: released weights, a run folder, or a checkpoint folder; the classifier starts anew
+config.sync_bn = False  # compute BatchNorm statistics over all ranks
+config.channels_last = True  # store the encoder's tensors channels last, which is faster
+config.compile = False  # compile the encoder with torch.compile
+config.precision = "auto"  # of the encoder: "fp32", "bf16", "fp16"; "auto": bf16 if the hardware supports it, else fp32
 
-# --- quality and losses (equations of the paper) --------------------------------------------------------------------
+# --- quality and losses ---------------------------------------------------------------------------------------------
 config.quality_concentration = 0.333  # c (eq. 1)
-config.quality_rate = 0.01  # of the moving statistics
-config.quality_mean = 20.0  # mu at the start
-config.quality_std = 100.0  # sigma at the start
-config.partition = "norm"  # what is of low quality: a feature of small norm, as in the paper; "views": every augmented view (a
-# control: the partition that a perfect measure of quality would make)
-config.quality_threshold = 0.2  # b (eqs. 2-5); None: no partition, everything learns from both losses
-config.margin = "adaface"  # "adaface", "arcface", "cosface", "combined" with margin_list, "magface", or "curricularface",
-# which alone also changes the logits of other classes and is slower
-config.margin_m = 0.4  # m of adaface, arcface, cosface, curricularface
-config.margin_list = (1.0, 0.5, 0.0)  # m1, m2, m3 of s (cos(m1 theta + m2) - m3)
+config.quality_rate = 0.01  # rate of the moving mean and standard deviation of the feature norms
+config.quality_mean = 20.0  # initial mean, mu
+config.quality_std = 100.0  # initial standard deviation, sigma
+# What counts as low quality. "norm": features with a small norm, as in the paper; "views": every augmented view (a control:
+# the partition that a perfect quality measure would make).
+config.partition = "norm"
+config.quality_threshold = 0.2  # b (eqs. 2-5); None: no partition, both losses use all data
+# Margin of the classification loss: "adaface", "arcface", "cosface", "magface", "curricularface", or "combined" (margin_list).
+# "curricularface" also changes the logits of the other classes and is slower.
+config.margin = "adaface"
+config.margin_m = 0.4  # m of adaface, arcface, cosface and curricularface
+config.margin_list = (1.0, 0.5, 0.0)  # m1, m2, m3 of "combined": s (cos(m1 theta + m2) - m3)
 config.magface = (10.0, 110.0, 0.45, 0.8, 35.0)  # l_a, u_a, l_m, u_m, lambda_g of magface
-config.scale = 64.0  # s
-config.head_precision = "fp32"  # of the products of classifier and queue; "bf16": sums and all else stay fp32
-config.sample_rate = 1.0  # part of the classes that a step compares with, 0.1 to 1 (partial FC)
-config.interclass_filtering_threshold = 0.0  # negatives with a larger cosine are left out, as the same person; 0: none
-config.queue = "proxy"  # negatives of the contrastive loss: "proxy", "batch" (this step's features), "momentum"
-# (features of a slowly following encoder, MoCo's, which also gives the positives), "none" (no such loss)
-config.queue_size = 0  # Q; 0: num_classes
-config.queue_momentum = 0.999  # m of the momentum encoder: its weights <- m its weights + (1 - m) the encoder's, each step
+config.scale = 64.0  # s of the classification loss
+config.head_precision = "fp32"  # of matrix products in classifier and queue: "fp32" or "bf16"; sums are always fp32
+config.sample_rate = 1.0  # share of the classes that each step compares with (partial FC)
+config.interclass_filtering_threshold = 0.0  # leave out negatives with a larger cosine (label noise); 0: keep all
+# Negatives of the contrastive loss. "proxy": the paper's queue; "batch": the features of the current step; "momentum": a queue
+# filled by a slowly following encoder, which also computes the positives (MoCo); "none": no contrastive loss.
+config.queue = "proxy"
+config.queue_size = 0  # entries in the queue, Q; 0: num_classes
+config.queue_momentum = 0.999  # m of the momentum encoder: after each step, its weights = m its weights + (1 - m) the encoder's
 config.contrastive_weight = 1.0  # lambda
-config.contrastive_scale = 64.0
-config.contrastive_denominator = "paper"  # eq. 14 as printed (negatives alone), or "infonce" (and the positive)
-config.contrastive_stop_gradient = True  # the sharp twin is a target that does not move towards the query
-config.loss_average = "all"  # sums over the selected are divided by the number of all features (pairs), as in the paper;
-# "selected": by the number of the selected
-config.partition_warmup_epoch = 0.0  # epochs at the start in which everything is classified and nothing contrasted
+config.contrastive_scale = 64.0  # s of the contrastive loss
+config.contrastive_denominator = "paper"  # "paper": eq. 14 as printed, negatives only; "infonce": the positive as well
+config.contrastive_stop_gradient = True  # no gradient through the original view: it is a fixed target for the augmented one
+# What the sums over selected features and pairs are divided by. "all": the number of all features (pairs), as in the paper;
+# "selected": the number of the selected ones.
+config.loss_average = "all"
+config.partition_warmup_epoch = 0.0  # number of epochs at the start in which everything is classified and nothing contrasted
 
 # --- optimisation ---------------------------------------------------------------------------------------------------
-config.batch_size = 128  # images a rank a step (two views each)
-config.global_batch_size = 0  # if given: images a step over ALL ranks, instead of batch_size
-config.gradient_acc = 1  # batches a step; gradients are averaged over them
-config.num_epoch = 12
-config.max_steps = 0  # stop after so many steps (0: at the end); the schedule stays that of num_epoch
-config.optimizer = "sgd"  # or "adamw"
-config.lr = 0.2
-config.momentum = 0.9
-config.weight_decay = 5e-4  # not on BatchNorm
-config.schedule = "multistep"  # "multistep" (/10 at milestones), "polynomial" (power 2), "cosine"; by step, after warm-up
-config.milestones = (6, 9)  # epochs
+config.batch_size = 128  # images per rank per step (each in `views` views)
+config.global_batch_size = 0  # images per step over all ranks; replaces batch_size unless 0
+config.gradient_acc = 1  # batches per step; their gradients are averaged
+config.num_epoch = 12  # number of epochs
+config.max_steps = 0  # stop after this many steps (the schedule is still that of num_epoch); 0: after num_epoch
+config.optimizer = "sgd"  # "sgd" or "adamw"
+config.lr = 0.2  # learning rate after the warm-up
+config.momentum = 0.9  # of SGD
+config.weight_decay = 5e-4  # not applied to normalisation layers
+config.schedule = "multistep"  # "multistep": lr / 10 from each milestone on; "polynomial": power 2; "cosine"; all per step
+config.milestones = (6, 9)  # epochs, for "multistep"
 config.warmup_epoch = 0.0  # epochs of linear warm-up
 config.max_grad_norm = 0.0  # clip the norm of all gradients together, over all ranks; 0: no clipping, as in the paper
-config.max_skipped = 10  # steps in a row with a non-finite loss or gradient before the run stops
-config.seed = 2048
+config.max_skipped = 10  # stop after this many steps in a row with a non-finite loss or gradient; such steps are not applied
+config.seed = 2048  # of all random numbers
 
 # --- output ---------------------------------------------------------------------------------------------------------
-config.output = ""  # run folder; empty: runs/<name of the configuration file>
+config.output = ""  # run folder; "": runs/NAME, where NAME is that of the configuration file
 config.val_targets = ()  # verification sets: names of .bin files in val_dir, or paths
-config.val_dir = ""  # empty: the folder of rec
-config.val_batch_size = 128
+config.val_dir = ""  # "": the folder of rec
+config.val_batch_size = 128  # images per rank per batch in verification
 config.frequent = 10  # steps between two lines of progress
-config.diagnose_every = 100  # steps between two looks at norms by view and at the queue's drift; 0: never. They change nothing
-# in the training; one costs about a third of a step, and pictures for TensorBoard, at most one in ten looks, half a second
+# Steps between two diagnostics of feature norms and queue drift; 0: never. They do not change the training. Each costs about a
+# third of a step; at most every tenth one also draws pictures for TensorBoard, which takes half a second.
+config.diagnose_every = 100
 config.verbose = 0  # steps between two verifications; 0: at the end of each epoch
-config.save_every = 0  # steps between two checkpoints; 0: at the end of each epoch, unless save_minutes is given
-config.save_minutes = 0.0  # also (or instead of each epoch) when so much time has passed since the last checkpoint; 0: never
-config.keep_last = 3  # checkpoints kept
-config.keep_best = ""  # "lfw/accuracy": the best checkpoint by that figure of that set is kept too, as checkpoints/best
-config.async_save = False  # checkpoints are written while training goes on, from a copy of the state in host memory
-config.resume = True  # go on from the newest checkpoint in output, if there is one
-config.timeout_minutes = 10.0  # how long a rank waits for another one before the run is given up, naming it
+config.save_every = 0  # steps between two checkpoints; 0: at the end of each epoch, or as save_minutes demands
+config.save_minutes = 0.0  # save when this much time has passed since the last checkpoint; 0: never by time
+config.keep_last = 3  # number of checkpoints that are kept
+config.keep_best = ""  # such as "lfw/accuracy": also keep the checkpoint with the best such figure, as checkpoints/best
+config.async_save = False  # write checkpoints while the training continues, from a copy of the state in host memory
+config.resume = True  # continue from the newest checkpoint in the run folder, if there is one
+config.timeout_minutes = 10.0  # give up, naming the rank, when one rank keeps the others waiting this long

@@ -99,7 +99,7 @@ def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
 
 def test_a_run_made_with_other_settings_is_not_taken_for_this_one(tmp_path):
     def request(processes: int = 1, **changes: object) -> dict:
-        return request_of(config.Config(rec="/data/x", **changes), processes)
+        return request_of(config.from_base(rec="/data/x", **changes), processes)
 
     refuse_other_request(tmp_path, request())  # nothing is recorded
     record(tmp_path, request=request())

@@ -31,7 +31,7 @@ from tests.dense_reference import DenseReference
 from tests.shared_files import GOLDEN, needs_golden
 from tests.world import run_world
 from utils import dist
-from utils.config import Config
+from utils.config import from_base
 from utils.errors import UserError
 from utils.image_header import has_end, read_header
 
@@ -280,13 +280,13 @@ def test_a_label_outside_the_classes_stops_before_training(demo_set, tmp_path, l
 
 
 def test_classes_without_images_are_said_before_training(demo_set):
-    config = Config(rec=str(demo_set), num_classes=20)
+    config = from_base(rec=str(demo_set), num_classes=20)
     dataset = build.open_dataset(config)
     gaps = build.classes_without_images(config, dataset)
     assert f"7 of num_classes=20 classes have no image in {demo_set} (the first: 13)" in gaps
-    assert build.classes_without_images(Config(rec=str(demo_set), num_classes=13), dataset) == ""
+    assert build.classes_without_images(from_base(rec=str(demo_set), num_classes=13), dataset) == ""
     with pytest.raises(UserError, match="holds 104 images, but num_image=7"):
-        build.open_dataset(Config(rec=str(demo_set), num_image=7))
+        build.open_dataset(from_base(rec=str(demo_set), num_image=7))
 
 
 # -- a batch with skipped rows is the smaller batch

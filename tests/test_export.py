@@ -24,7 +24,7 @@ from recognition.encoders.export import export_encoder
 from recognition.encoders.precision import autocast_type
 from tests.shared_files import FACES, needs_faces
 from utils import dist
-from utils.config import Config
+from utils.config import from_base
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -150,7 +150,7 @@ def test_a_bad_export_leaves_no_file(tmp_path):
 
 def test_a_run_is_exported_with_its_quality_statistics(tmp_path):
     net = encoder("tiny")
-    config = Config(network="tiny", embedding_size=32, channel_order="BGR", quality_threshold=0.3)
+    config = from_base(network="tiny", embedding_size=32, channel_order="BGR", quality_threshold=0.3)
     dist.start()
     try:
         tensors = {f"encoder.{name}": value for name, value in net.state_dict().items()}

@@ -20,7 +20,7 @@ from recognition.checkpoints.writer import CheckpointWriter
 from recognition.optimiser import LossScale, RowAdamW, RowSGD, coalesce_gradients
 from tests.world import run_world
 from utils import dist
-from utils.config import Config
+from utils.config import from_base
 
 DIM = 6
 
@@ -152,7 +152,7 @@ def _save(folder, name: str, rate: float) -> list[torch.Tensor]:
     encoder, joint, optimiser, scale = _parts(name, rate)
     _steps(joint, optimiser, 0, 4)
     captured = state.capture(encoder, joint, optimiser, scale)
-    CheckpointWriter(folder, Config(), False).save(4, captured)
+    CheckpointWriter(folder, from_base(), False).save(4, captured)
     return _steps(joint, optimiser, 4, 8)
 
 

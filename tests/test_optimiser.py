@@ -16,7 +16,7 @@ from recognition.optimiser import LossScale, global_gradient_norm, parameter_gro
 from recognition.schedule import Schedule
 from tests.world import run_world
 from utils import dist
-from utils.config import Config
+from utils.config import from_base
 
 
 def test_normalisation_layers_have_no_weight_decay():
@@ -41,7 +41,7 @@ def test_normalisation_layers_have_no_weight_decay():
     ],
 )
 def test_schedules(settings, expected):
-    learning_rate = Schedule(Config(lr=0.2, num_epoch=12, **settings), 10, Partition()).learning_rate
+    learning_rate = Schedule(from_base(lr=0.2, num_epoch=12, **settings), 10, Partition()).learning_rate
     for step, factor in expected.items():
         assert learning_rate(step) == pytest.approx(0.2 * factor), step
 

@@ -21,7 +21,7 @@ from recognition.encoders.card import QualityScale
 from recognition.samples import sample_views
 from tests.shared_files import FACES, needs_faces
 from utils import dist
-from utils.config import Config
+from utils.config import from_base
 from utils.errors import UserError
 
 VAL = FACES / "val"
@@ -236,7 +236,7 @@ def test_a_curve_lies_where_its_numbers_say():
 
 @needs_faces
 def test_training_views_are_the_sets_own_images():
-    config = Config(rec=str(FACES / "lfw_train"), augmentation="qgface")
+    config = from_base(rec=str(FACES / "lfw_train"), augmentation="qgface")
     originals, augmented = sample_views(config, 5)
     assert originals.shape == augmented.shape == (5, 112, 112, 3) and originals.dtype == np.uint8
     sharpness = [[cv2.Laplacian(image, cv2.CV_64F).var() for image in images] for images in (originals, augmented)]
@@ -244,4 +244,4 @@ def test_training_views_are_the_sets_own_images():
     again = sample_views(config, 5)
     assert np.array_equal(again[1], augmented)
     with pytest.raises(UserError, match="nowhere"):
-        sample_views(Config(rec="nowhere"), 5)
+        sample_views(from_base(rec="nowhere"), 5)

@@ -149,7 +149,7 @@ def test_hostile_checkpoint(tmp_path, marker, name):
     """A pickle under any of the names, with a manifest that vouches for it."""
     folder = tmp_path / "run/checkpoints/step-00000001"
     folder.mkdir(parents=True)
-    config.Config(rec="x").save(folder / "config.json")
+    config.from_base(rec="x").save(folder / "config.json")
     (folder / "state.json").write_text(json.dumps({"format": checkpoint.FORMAT, "step": 1, "sharded": []}))
     (folder / name).write_bytes(pickle.dumps(Payload(marker)))
     manifest.write(folder, manifest.entries_of(folder.iterdir()))
