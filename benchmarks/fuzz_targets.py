@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save_file
 
 import backbones
-from eval.embedding import decode_face
 from eval.feature_cache import FeatureCache
 from eval.protocols.ijb_files import read_feature_file
 from eval.verification import load_bin
@@ -27,6 +26,7 @@ from recognition.data.pack.landmarks import read_landmarks
 from recognition.data.pack.listing import numbered_lines, read_classes
 from utils import config
 from utils.errors import UserError
+from utils.images import decode_face
 
 _ENDINGS = {"jpeg": ".jpg", "png": ".png"}
 

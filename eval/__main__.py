@@ -15,9 +15,9 @@ import torch
 from eval.commands.common import Context, Encoder, TrainingViews, prepare_outputs
 from eval.feature_cache import fingerprint
 from recognition.checkpoints import checkpoint
+from recognition.data.batch import sample_views
 from recognition.encoders.encoder import load_encoder
 from recognition.encoders.export import export_encoder
-from recognition.samples import sample_views
 from utils import dist
 from utils.errors import UserError, exit_on_user_error
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.image_header import MAX_BYTES, check_size, read_header
+from utils.images import FACE_SIZE, decode_image, read_image_file
 
-SIZE = 112
+SIZE = FACE_SIZE
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], np.float64
 )
@@ -42,23 +42,10 @@ def similarity_transforms(landmarks_NK2: np.ndarray, template_K2: np.ndarray = T
 def read_photo(path: str, where: str) -> np.ndarray:
     """An image file as uint8 RGB [H, W, 3]; UserError, beginning with `where`, if it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            encoded = file.read(MAX_BYTES + 1)
-        if len(encoded) > MAX_BYTES:
-            raise UserError(f"{where}: {path} has more than {MAX_BYTES:,} bytes, too many for an image")
-        check_size(read_header(encoded))  # before decoding: a few bytes may announce gigabytes of pixels
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except OSError as fault:
-        raise UserError(f"{where}: {path}: {fault.strerror}") from fault
-    except ValueError as fault:
-        if isinstance(fault, UserError):
-            raise
-        raise UserError(f"{where}: {path} is no image that can be decoded ({fault})") from fault
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(f"{where}: {path} is no image that can be decoded")
-    return image
+        encoded = read_image_file(Path(path))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return decode_image(encoded, f"{where}: {path}")
 
 
 def read_photo_inside(folder: Path, name: str, where: str) -> np.ndarray:

@@ -16,14 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from eval.verification import TenFold, load_bin, ten_fold
 from utils.dist import gather_uneven_rows, rank_and_world, shard_range
 from utils.errors import UserError
-from utils.image_header import read_header
+from utils.images import decode_face
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 """uint8 RGB [n, 112, 112, 3] on the CPU -> float32 raw features [n, D] on the CPU. Channel order, normalisation, device
@@ -32,7 +31,6 @@ and evaluation mode are the function's own business."""
 MergeFlip = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Two float32 [n, D], features of the images and of their mirror images -> [n, any]: `torch.add` for the usual sum."""
 
-IMAGE_SIZE = 112
 _DECODING_THREADS = 2  # batches decoded ahead; OpenCV decodes without holding the interpreter's lock
 
 # -------------------------------------------------------------------------------------------------- embedding
@@ -80,24 +78,6 @@ def embed_items(
     if problems:
         raise UserError(problems[0])
     return gather_uneven_rows(rows[: mine.size]).numpy()
-
-
-def decode_face(encoded: bytes, where: str) -> np.ndarray:
-    """A JPEG or PNG as uint8 RGB [112, 112, 3]; UserError, beginning with `where`, if it is none or of another size."""
-    undecodable = f"{where}: {len(encoded)} bytes that are no image that can be decoded; pack the set again"
-    try:
-        header = read_header(encoded)  # before decoding: a few bytes may announce gigabytes of pixels
-    except ValueError as fault:
-        raise UserError(f"{undecodable} ({fault})") from fault
-    if (header.height, header.width) != (IMAGE_SIZE, IMAGE_SIZE):
-        raise UserError(f"{where}: {header.width}x{header.height} pixels; align the faces to {IMAGE_SIZE}x{IMAGE_SIZE} first")
-    try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        image = None
-    if image is None or image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise UserError(undecodable)
-    return image
 
 
 def _features(embed: Embed, images: np.ndarray, merge_flip: MergeFlip | None) -> torch.Tensor:

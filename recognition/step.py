@@ -18,13 +18,13 @@ from torch import nn
 
 from losses.joint import JointLoss, JointTerms
 from losses.quality import QualityStatistics
-from recognition.data.batch import IMAGE_SIZE
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoders.encoder import to_input
 from recognition.finite import DeviceState, Refusal, Verdict
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, RowOptimiser, coalesce_gradients, global_gradient_norm, scale_gradients
 from utils import dist
+from utils.images import FACE_SIZE
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class TrainStep:
         so, from three ranks on, the order of summation: without a pass ahead of time, the first step of a resumed run would
         differ in the last bit from the same step of a run that never stopped. Learns nothing and changes no state."""
         self._state.remember()
-        grey_VBHWC = torch.full((views, images, IMAGE_SIZE, IMAGE_SIZE, 3), 128, dtype=torch.uint8)
+        grey_VBHWC = torch.full((views, images, FACE_SIZE, FACE_SIZE, 3), 128, dtype=torch.uint8)
         inputs = to_input(grey_VBHWC.flatten(0, 1), self.device)
         self._encode(self.encoder, inputs, views).sum().backward()
         self.optimiser.zero_grad(set_to_none=True)

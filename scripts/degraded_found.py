@@ -18,8 +18,8 @@ from prettytable import PrettyTable
 
 from eval.roc import roc_curve
 from recognition.checkpoints import checkpoint
+from recognition.data.batch import sample_views
 from recognition.encoders.encoder import load_run
-from recognition.samples import sample_views
 from utils.errors import UserError, exit_on_user_error
 
 IMAGES, BATCH = 1200, 100

@@ -33,7 +33,7 @@ from tests.world import run_world
 from utils import dist
 from utils.config import from_base
 from utils.errors import UserError
-from utils.image_header import has_end, read_header
+from utils.images import has_end, read_header
 
 FUZZ_SECONDS = float(os.environ.get("QGFACE_FUZZ_SECONDS", "12"))
 
@@ -74,7 +74,7 @@ def _read_all(folder: Path, **changes) -> list:
 DAMAGE = {
     "a length": (4, "no record|truncated|damaged"),
     "the magic": (0, "no record starts here"),
-    "the first byte of the JPEG": (32, "cannot be decoded: it is no JPEG"),
+    "the first byte of the JPEG": (32, "cannot be decoded: it is not a JPEG"),
 }
 
 
@@ -139,7 +139,7 @@ def test_a_jpeg_that_is_cut_off_is_noticed(demo_set, tmp_path):
     with RecordReader(demo_set / "train.rec") as reader:
         payload = reader.read(3).payload
     folder = _replace(demo_set, tmp_path / "set", 3, payload[: len(payload) // 2])
-    with pytest.raises(RecordError, match=r"key 3, .*cut off"):
+    with pytest.raises(RecordError, match=r"key 3, .*truncated"):
         _read_all(folder)
 
 
@@ -154,9 +154,9 @@ def test_image_headers():
                 assert (f".{header.kind[:3]}", header.height, header.width) == (kind.replace("jpg", "jpe"), height, width)
                 assert has_end(encoded, header) and not has_end(encoded[: len(encoded) // 2], header)
                 for length in (0, 1, 2, 8, 20):
-                    with pytest.raises(ValueError, match=r"empty|cut short|damaged|lacks IHDR|is no JPEG"):
+                    with pytest.raises(ValueError, match=r"empty|truncated|damaged|has no IHDR|is not a JPEG"):
                         read_header(encoded[:length])
-    with pytest.raises(ValueError, match="is no JPEG, PNG"):
+    with pytest.raises(ValueError, match="is not a JPEG, PNG"):
         read_header(b"GIF89a" + bytes(40))
     padded = cv2.imencode(".jpg", np.zeros((5, 6), np.uint8))[1].tobytes()
     header = read_header(padded[:2] + b"\xff\xff\xff" + padded[2:])  # fill bytes before a marker

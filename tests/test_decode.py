@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from recognition.data import FaceDataset
-from recognition.data.decode import decode_face
 from tests.shared_files import FACES, needs_faces
+from utils.images import decode_face_into
 
 QUALITIES = (5, 30, 50, 75, 90, 95, 100)
 
@@ -27,7 +27,7 @@ def _reference(payload: bytes, flag: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray |
 
 def _decoded(payload: bytes, order: str = "RGB") -> np.ndarray:
     out = np.full((2, 112, 112, 3), 77, np.uint8)  # the second half: nothing may be written beyond the first
-    decode_face(payload, out[0], order)
+    decode_face_into(payload, out[0], order)
     assert (out[1] == 77).all()
     return out[0]
 
@@ -124,17 +124,17 @@ def _announcing(width: int, height: int) -> bytes:
 
 
 REFUSED = [
-    (b"", "the file is empty"),
-    (b"GIF89a" + bytes(40), "it is no JPEG, PNG"),
+    (b"", "it is empty"),
+    (b"GIF89a" + bytes(40), "it is not a JPEG, PNG"),
     (cv2.imencode(".bmp", np.zeros((112, 112, 3), np.uint8))[1].tobytes(), "neither JPEG nor PNG"),
     (cv2.imencode(".jpg", np.zeros((111, 112, 3), np.uint8))[1].tobytes(), "is 112x111, expected 112x112; align"),
     (cv2.imencode(".png", np.zeros((50, 50, 3), np.uint8))[1].tobytes(), "is 50x50, expected 112x112; align"),
     (_announcing(224, 56), "is 224x56, expected 112x112"),  # as many bytes of pixels
     (_announcing(60_000, 60_000), "is 60000x60000, expected 112x112"),
-    (cv2.imencode(".png", _picture(1))[1].tobytes()[:-12], "it is cut off"),
-    (_pillow(_picture(1), "RGB")[:-2], "it is cut off"),
-    (_pillow(_picture(1), "RGB")[:900], "it is cut off"),
-    (_pillow(_picture(1), "RGB", progressive=True)[:-2], "it is cut off"),
+    (cv2.imencode(".png", _picture(1))[1].tobytes()[:-12], "it is truncated"),
+    (_pillow(_picture(1), "RGB")[:-2], "it is truncated"),
+    (_pillow(_picture(1), "RGB")[:900], "it is truncated"),
+    (_pillow(_picture(1), "RGB", progressive=True)[:-2], "it is truncated"),
     (b"\xff\xd8\xff\xd9", "cannot be decoded"),
 ]
 

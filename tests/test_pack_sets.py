@@ -74,7 +74,7 @@ def test_few_images_and_other_files_are_left_out(tmp_path: Path, people: tuple[P
 def test_bad_images_stop_or_are_counted_and_leave_no_gap(tmp_path: Path, people: tuple[Path, dict[str, bytes]]) -> None:
     photos, files = people
     write_files(photos, {"bob/0.jpg": files["bob/0.jpg"][:500], "cy/9.jpg": b"", "cy/a.png": b"no image"})
-    with pytest.raises(UserError, match=r"bob/0\.jpg: the JPEG image \(500 bytes\) is cut short"):
+    with pytest.raises(UserError, match=r"bob/0\.jpg: the image \(500 bytes\) cannot be decoded: it is truncated"):
         pack("folder", photos, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
     pack("folder", photos, tmp_path / "packed", "--on-error", "skip")

@@ -17,8 +17,8 @@ from eval.__main__ import build_parser
 from eval.commands.common import Context, Encoder, TrainingViews
 from eval.report import svg
 from eval.report.read import read_run
+from recognition.data.batch import sample_views
 from recognition.encoders.card import QualityScale
-from recognition.samples import sample_views
 from tests.shared_files import FACES, needs_faces
 from utils import dist
 from utils.config import from_base

@@ -109,7 +109,7 @@ def test_what_is_missing_is_named(tmp_path):
 def test_bad_landmarks_and_images_are_named(tmp_path):
     release(tmp_path)
     data = find_scface(tmp_path)
-    with pytest.raises(UserError, match=r"001_frontal\.jpg is no image"):
+    with pytest.raises(UserError, match=r"001_frontal\.jpg: the image .* cannot be decoded"):
         data.load(0)
     cv2.imwrite(str(data.images[0]), np.zeros((90, 80, 3), np.uint8))
     with pytest.raises(UserError, match=r"001_frontal\.jpg: 80x90 pixels, and all\.txt under .* has no landmarks"):

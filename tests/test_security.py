@@ -24,7 +24,6 @@ import backbones
 from benchmarks.fuzz import damaged, verdict
 from benchmarks.fuzz_targets import TARGETS
 from eval.align import read_photo, read_photo_inside
-from eval.embedding import decode_face
 from eval.feature_cache import FeatureCache
 from eval.protocols.ijb_files import read_feature_file
 from eval.verification import load_bin
@@ -33,6 +32,7 @@ from recognition.data.pack.listing import read_classes
 from tests.shared_files import ROOT
 from utils import config
 from utils.errors import UserError
+from utils.images import decode_face
 
 SEEDS = ROOT / "tests/fuzz_seeds"
 SOURCES = [
@@ -220,7 +220,7 @@ def _peak(statement: str) -> int:
     """Kilobytes of memory that a statement takes at its peak, in a process of its own."""
     peaks = []
     for run in ("pass", statement):
-        script = f"import cv2, re\nfrom eval.embedding import decode_face\ntry:\n    {run}\nexcept ValueError:\n    pass\n"
+        script = f"import cv2, re\nfrom utils.images import decode_face\ntry:\n    {run}\nexcept ValueError:\n    pass\n"
         # Not ru_maxrss: a process inherits that from the one that started it.
         script += "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -96,7 +96,7 @@ def test_what_is_missing_is_named(tmp_path):
 
 def test_bad_images_and_features_are_named(tmp_path):
     data = find_tinyface(lay_out(tmp_path, NAMES, ALIGNED))
-    with pytest.raises(UserError, match=r"3_2\.jpg: 0 bytes that are no image"):
+    with pytest.raises(UserError, match=r"3_2\.jpg: the image \(0 bytes\) cannot be decoded"):
         data.load(0)
     with pytest.raises(UserError, match="6 features for 7 images"):
         data.evaluate(np.ones((6, 4)))

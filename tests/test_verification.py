@@ -17,13 +17,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from eval.embedding import decode_face, embed_images, embed_items, verify_bins
+from eval.embedding import embed_images, embed_items, verify_bins
 from eval.present.plots import plot_roc
 from eval.present.tables import verification_table, write_results
 from eval.roc import roc_curve
 from eval.verification import load_bin, pair_distances, ten_fold
 from tests.shared_files import FACES, GOLDEN, needs_faces, needs_golden
 from utils.errors import UserError
+from utils.images import decode_face
 
 # -------------------------------------------------------------------------------------------------- plain references
 
@@ -332,10 +333,10 @@ def test_decoding_runs_ahead_in_other_threads_but_not_far():
 def test_images_that_cannot_be_used_are_named():
     encoded = checked_images(6)
     for bad, expected in [
-        (b"garbage", "lfw, image 4: 7 bytes that are no image"),
-        (b"", "lfw, image 4: 0 bytes that are no image"),
-        (encoded[0][:60], "lfw, image 4: 60 bytes that are no image"),
-        (cv2.imencode(".png", np.zeros((100, 90, 3), np.uint8))[1].tobytes(), "lfw, image 4: 90x100 pixels"),
+        (b"garbage", r"lfw, image 4: the image \(7 bytes\) cannot be decoded"),
+        (b"", r"lfw, image 4: the image \(0 bytes\) cannot be decoded"),
+        (encoded[0][:60], r"lfw, image 4: the image \(60 bytes\) cannot be decoded"),
+        (cv2.imencode(".png", np.zeros((100, 90, 3), np.uint8))[1].tobytes(), "lfw, image 4: the image is 90x100"),
     ]:
         with pytest.raises(UserError, match=expected):
             embed_images(block_features, [*encoded[:4], bad, encoded[5]], 2, describe="lfw")

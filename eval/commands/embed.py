@@ -9,16 +9,17 @@ import numpy as np
 import torch
 
 from eval.commands.common import Context, Reporting, add_encoder_arguments, feature_cache
-from eval.embedding import decode_face, embed_items
+from eval.embedding import embed_items
 from eval.feature_cache import cached, fingerprint
 from utils import dist
 from utils.errors import UserError
 from utils.files import new_file
+from utils.images import decode_face
 
 NAME = "embed"
 HELP = "features of aligned 112x112 images: an .npz with features, norms, names (and quality)"
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pbm")  # what utils.image_header knows
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pbm")  # of the kinds that utils/images.py decodes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.embedding import decode_face
 from eval.protocols.identification import Search, search
 from utils.errors import UserError
+from utils.images import decode_face
 
 RANKS = (1, 5, 20)
 ALIGNED, PROTOCOL = "aligned_pad_0.1_pad_high", "tinyface/Testing_Set"

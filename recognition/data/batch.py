@@ -1,11 +1,11 @@
-"""What a batch of the loader holds, and how one is made: read, checked, decoded, augmented.
+"""The contents of a batch, and how it is made: records are read, checked, decoded and augmented.
 
-What a batch holds is a function of (seed, epoch, position) only; ranks and workers merely divide the positions:
+A batch is a function of (seed, epoch, position) only; ranks and workers merely divide the positions:
 
-    epoch e of n images = floor(n / G) batches; batch b = positions b*G … b*G + G-1 of the epoch's order (order.py);
-    rank r of W takes the r-th of the W equal parts of it.
+    An epoch of n images has floor(n / G) batches. Batch b covers positions b*G … b*G + G-1 of the epoch's order (order.py);
+    rank r of W takes the r-th of their W equal parts.
 
-Shapes: B images a rank, G = W*B, V views. View 0 is q (augmented), view 1 is k (flip only).
+Shapes: B images per rank, W ranks, G = W*B, V views. View 0 is q (augmented), view 1 is k (flip only). HWC = 112 x 112 x 3.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ import numpy as np
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS, Augmentation, flips
 from recognition.data.augment import none as flip_only
 from recognition.data.dataset import UNREADABLE, FaceDataset
-from recognition.data.decode import decode_face
 from recognition.data.order import FullShuffle, InOrder, Order, WindowedShuffle
 from recognition.data.records.format import RecordError
+from utils.config import Config
 from utils.errors import UserError
+from utils.images import FACE_SIZE, decode_face, decode_face_into
 from utils.randomness import uniforms
 
-IMAGE_SIZE = 112
-_ORDER_BLOCK = 8  # batches
-_MID_GREY = 128  # fills the rows of skipped records: about 0 once normalised
+_ORDER_BLOCK = 8  # batches whose order is computed at once
+_MID_GREY = 128  # fills the rows of skipped records; close to 0 after normalisation
 
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """What the loader's batches hold.
+    """What the loader's batches contain.
 
-    batch_size: B, images of one rank. augmentation: of view q, a name in `AUGMENTATIONS`. views: 2 for (q, k), 1 for q alone.
-    num_classes: labels must lie in [0, num_classes). channel_order: "RGB" or "BGR", of the images handed over.
-    shuffle: a name in `order.ORDERS`; window: images that "windowed" keeps in memory.
-    on_error: "stop" at a damaged record, or "skip" it: its row has label -1 and a grey image, and is in `Batch.skipped`.
+    batch_size: B, images per rank. num_classes: labels must lie in [0, num_classes). views: 2 for (q, k), 1 for q alone.
+    augmentation: of view q, a name in `AUGMENTATIONS`. shuffle: a name in `order.ORDERS`. window: number of images that the
+    "windowed" shuffle keeps in memory. channel_order: of the finished images, "RGB" or "BGR".
+    on_error: "stop" at a damaged record, or "skip" it: its row gets label -1 and a grey image, and it is listed in
+    `Batch.skipped`.
     """
 
     batch_size: int
@@ -57,14 +58,16 @@ class BatchSpec:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        return (self.views, self.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3)
+        return (self.views, self.batch_size, FACE_SIZE, FACE_SIZE, 3)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a batch. `images_VBHWC` (uint8) is shared memory, valid until the next batch is asked for;
-    `labels_B` is int64, `UNREADABLE` (-1) in the rows of `skipped` records; `indices_B` (int64) are the images' numbers in
-    the data set."""
+    """One rank's part of a batch.
+
+    images_VBHWC: uint8, in shared memory that is reused once the next batch is requested. labels_B: int64, `UNREADABLE` (-1)
+    in the rows of skipped records. indices_B: int64, the images' numbers in the data set.
+    """
 
     images_VBHWC: np.ndarray
     labels_B: np.ndarray
@@ -73,6 +76,7 @@ class Batch:
 
 
 def build_order(dataset: FaceDataset, spec: BatchSpec) -> Order:
+    """The order in which epochs visit the images, as `spec.shuffle` asks."""
     if spec.shuffle == "none":
         return InOrder(len(dataset), spec.global_batch)
     if spec.shuffle == "full":
@@ -83,7 +87,7 @@ def build_order(dataset: FaceDataset, spec: BatchSpec) -> Order:
 
 
 class BatchMaker:
-    """Makes any batch of any epoch: the part of the loader that a worker runs."""
+    """Makes any batch of any epoch. This is the part of the loader that runs in the workers."""
 
     def __init__(self, dataset: FaceDataset, spec: BatchSpec):
         self.dataset, self.spec = dataset, spec
@@ -91,12 +95,12 @@ class BatchMaker:
         self.steps = self.order.steps
         self._recipes = [AUGMENTATIONS[spec.augmentation], flip_only][: spec.views]
         self._block_of: tuple[int, int] | None = None  # epoch and block of the order that `_block` holds
-        self._decoded = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        self._decoded = np.empty((FACE_SIZE, FACE_SIZE, 3), np.uint8)
 
     def indices(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(positions in the epoch, numbers in the data set) of this rank's part of a batch: int64 [B] each.
+        """This rank's positions in the epoch and image numbers in the data set, for batch `number`: int64 [B] each.
 
-        The order is evaluated for several batches at once: in so short arrays a call costs as much as its numbers.
+        The order is computed for several batches at once, because one call costs as much as evaluating a short array.
         """
         block, place = divmod(number, _ORDER_BLOCK)
         if self._block_of != (epoch, block):
@@ -107,8 +111,10 @@ class BatchMaker:
         return self._block[0][place], self._block[1][place]
 
     def fill(self, epoch: int, number: int, images_VBHWC: np.ndarray) -> Batch:
-        """Writes the batch's images. RecordError on the first damaged record, unless these are skipped; UserError on a
-        label outside the classes."""
+        """Write the images of batch `number` into `images_VBHWC`.
+
+        Raises RecordError for a damaged record unless `on_error` is "skip", and UserError for a label outside the classes.
+        """
         spec = self.spec
         positions, indices = self.indices(epoch, number)
         draws_VBU = [
@@ -123,12 +129,12 @@ class BatchMaker:
             except RecordError as fault:
                 if spec.on_error == "stop":
                     raise
-                skipped.append(fault.with_traceback(None))  # which would keep the frames, and so the images, alive
+                skipped.append(fault.with_traceback(None))  # its frames would keep the images alive
                 images_VBHWC[:, row], labels[row] = _MID_GREY, UNREADABLE
         return Batch(images_VBHWC, labels, indices, tuple(skipped))
 
     def _fill_row(self, index: int, draws_VU: list[list[float]], views_VHWC: np.ndarray) -> int:
-        """Writes an image's views; gives its label. A last view that is the image itself is decoded in place."""
+        """Write one image's views and return its label. If the last view is the unchanged image, it is decoded in place."""
         last = len(self._recipes) - 1
         in_place = self._recipes[last] is flip_only and not flips(draws_VU[last]) and self.spec.channel_order == "RGB"
         image = views_VHWC[last] if in_place else self._decoded
@@ -139,22 +145,37 @@ class BatchMaker:
         return label
 
     def _write(self, recipe: Augmentation, image: np.ndarray, u: list[float], out: np.ndarray) -> None:
-        """Augmentations know RGB; the order that the encoder wants is made last."""
+        """Write one view. Augmentations work on RGB, so the channels are reordered last."""
         if self.spec.channel_order == "RGB":
             recipe(image, u, out)
         else:
             cv2.cvtColor(recipe(image, u), cv2.COLOR_RGB2BGR, dst=out)
 
-    def _decode(self, index: int, out: np.ndarray) -> int:
-        """Decodes an image into `out` (RGB uint8 [112, 112, 3]); gives its label."""
+    def _decode(self, index: int, out_HWC: np.ndarray) -> int:
+        """Decode an image into `out_HWC` (RGB) and return its label."""
         payload, label = self.dataset.read(index)
         try:
-            decode_face(payload, out)
+            decode_face_into(payload, out_HWC)
         except ValueError as fault:
             raise self.dataset.record_error(index, str(fault)) from None
         if not 0 <= label < self.spec.num_classes:
             raise UserError(
                 f"{self.dataset.where(index)}: label {label} is outside [0, {self.spec.num_classes}); "
-                "set num_classes to the data set's count or mend the record"
+                "set num_classes to the data set's count, or fix the record"
             )
         return label
+
+
+def sample_views(config: Config, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Some training images, evenly spread over a run's data set, and their augmented views.
+
+    Returns (originals, augmented), uint8 RGB [n, 112, 112, 3] each, n <= `count`. The augmentation is the run's, drawn from its
+    seed. Raises UserError if the data set is missing or an image cannot be decoded.
+    """
+    dataset = FaceDataset(config.rec, strict=config.on_error == "stop")
+    numbers = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64)).tolist()
+    recipe = AUGMENTATIONS[config.augmentation]
+    draws_NU = uniforms(config.seed, 0, np.arange(len(numbers)), UNIFORMS, stream=0)
+    originals = np.stack([decode_face(dataset.read(number)[0], dataset.where(number)) for number in numbers])
+    augmented = np.stack([recipe(image, draws_U) for image, draws_U in zip(originals, draws_NU, strict=True)])
+    return originals, augmented

@@ -21,14 +21,12 @@ from multiprocessing.util import Finalize
 import cv2
 import numpy as np
 
-from recognition.data.batch import IMAGE_SIZE, Batch, BatchMaker, BatchSpec
+from recognition.data.batch import Batch, BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
 from recognition.data.order import WindowedShuffle
 from recognition.data.readahead import Readahead
 from recognition.data.records.format import RecordError
 from utils.errors import UserError
-
-__all__ = ["IMAGE_SIZE", "Batch", "BatchMaker", "BatchSpec", "Loader"]
 
 _ASKED_AHEAD = 2  # batches that a worker knows of: the one that it fills and the next
 _NOTHING = np.empty(0, np.int64)

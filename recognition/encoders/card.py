@@ -18,9 +18,10 @@ import torch
 
 from losses.quality import QualityStatistics
 from utils.errors import UserError
+from utils.images import FACE_SIZE
 
 FORMAT = "qgface-encoder-1"
-INPUT_SIZE, MEAN, STD = 112, 127.5, 127.5
+INPUT_SIZE, MEAN, STD = FACE_SIZE, 127.5, 127.5
 ChannelOrder = Literal["RGB", "BGR"]
 _QUALITY = ("quality_mean", "quality_std", "quality_concentration")
 

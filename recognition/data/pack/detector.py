@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from recognition.data.pack.face_encoding import Image
 from utils.errors import UserError
+from utils.images import Image
 
 LONGEST_SIDE = 640  # photos are shrunk to this for the search: YuNet finds faces of about 10 to 300 pixels
 _LANDMARKS = slice(4, 14)  # of a row: x, y, width, height, five points, score; points in ArcFace's order

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from recognition.data.dataset import FaceDataset
-from recognition.data.pack.face_encoding import decode
 from recognition.data.pack.parallel import chunks, in_order, shared_object
 from utils.errors import UserError
+from utils.images import decode_image
 
 CHUNK = 256
 SOUND, UNREADABLE, UNDECODABLE = range(3)
@@ -68,7 +68,7 @@ def _examine_image(faces: FaceDataset, image: int) -> Finding:
         return UNREADABLE, -1, 0, 0, 0, str(error)
     digest = int.from_bytes(blake2b(payload, digest_size=8).digest(), "little")
     try:
-        height, width = decode(payload, faces.where(image)).shape[:2]
+        height, width = decode_image(payload, faces.where(image)).shape[:2]
     except UserError as error:
         return UNDECODABLE, label, digest, 0, 0, str(error)
     return SOUND, label, digest, height, width, ""

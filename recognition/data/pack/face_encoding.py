@@ -7,13 +7,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from utils.errors import UserError
-from utils.image_header import MAX_BYTES, MAX_PIXELS, check_size, has_end, read_header
+from utils.images import FACE_SIZE, MAX_PIXELS, Image, decode_image, read_header, read_image_file
 
 FITS = ("crop", "pad", "stretch")
-Image = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class FaceFormat:
     "crop" its centre, "pad" with black, or "stretch". max_pixels: larger images are refused before they are decoded.
     """
 
-    size: int = 112
+    size: int = FACE_SIZE
     quality: int = 95
     png: bool = False
     fit: str = "crop"
@@ -46,32 +44,6 @@ class FaceFormat:
     @property
     def suffix(self) -> str:
         return ".png" if self.png else ".jpg"
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of an image file. `UserError` where it cannot be read or has more than 256 MiB."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: has more than {MAX_BYTES:,} bytes, too many for an image; remove it from the folder")
-    return data
-
-
-def decode(data: bytes, where: object, max_pixels: int = MAX_PIXELS) -> Image:
-    """BGR uint8 [H, W, 3], orientation tag applied; grey becomes colour. `UserError` names `where` and what is wrong."""
-    try:
-        header = read_header(data)
-        check_size(header, max_pixels)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}; replace or remove the image") from error
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if has_end(data, header) else None
-    if image is None:
-        problem = f"the {header.kind.upper()} image ({len(data)} bytes) is cut short or damaged"
-        raise UserError(f"{where}: {problem}; replace or remove it")
-    return np.asarray(image, np.uint8)
 
 
 def encode(image: Image, face: FaceFormat) -> bytes:
@@ -107,8 +79,10 @@ def packed_face(path: Path, face: FaceFormat) -> bytes:
 
     `UserError` where it cannot be read, is too large, or cannot be decoded.
     """
-    data = read_bytes(path)
-    image = decode(data, path, face.max_pixels)  # also what is copied: a damaged image is found here, not in training
+    data = read_image_file(path)
+    image = decode_image(
+        data, path, "BGR", face.max_pixels
+    )  # also what is copied: a damaged image is found here, not in training
     header = read_header(data)
     if header.kind == face.kind and image.shape[:2] == (face.size, face.size) == (header.height, header.width):
         return data

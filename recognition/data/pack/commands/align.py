@@ -31,12 +31,12 @@ from eval.align import SIZE as TEMPLATE_SIZE
 from eval.align import TEMPLATE, similarity_transforms
 from recognition.data.pack.commands.folder import add_on_error_argument, identity_names, image_names, show_skipped, write_skipped
 from recognition.data.pack.detector import FaceDetector
-from recognition.data.pack.face_encoding import FaceFormat, Image, decode, encode, read_bytes
+from recognition.data.pack.face_encoding import FaceFormat, encode
 from recognition.data.pack.landmarks import LandmarkTable, read_landmarks
 from recognition.data.pack.output import CsvFile, new_folder, write_new
 from recognition.data.pack.parallel import add_workers_argument, in_order, shared_object, warn
 from utils.errors import UserError
-from utils.image_header import MAX_PIXELS, SUFFIXES
+from utils.images import FACE_SIZE, MAX_PIXELS, SUFFIXES, Image, decode_image, read_image_file
 
 HELP = "photos -> aligned faces, from landmarks or with a detector"
 CHUNK = 16
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     points.add_argument("--landmarks", type=Path, help="file with five points an image")
     points.add_argument("--detector", type=Path, help="YuNet as .onnx")
     parser.add_argument("--min-score", type=float, default=0.6, help="of a detected face (%(default)s)")
-    parser.add_argument("--size", type=int, default=112, help="side in pixels (%(default)s)")
+    parser.add_argument("--size", type=int, default=FACE_SIZE, help="side in pixels (%(default)s)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG (%(default)s)")
     parser.add_argument("--png", action="store_true", help="encode as PNG: lossless, about five times as large")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (%(default)s)")
@@ -95,7 +95,7 @@ def align_part(task: Alignment, paths: list[str]) -> Done:
     for path in paths:
         where = task.source / path
         try:
-            image = decode(read_bytes(where), where, task.face.max_pixels)
+            image = decode_image(read_image_file(where), where, "BGR", task.face.max_pixels)
             if task.detector is not None:
                 points = _detector(task.detector, task.min_score).largest_face(image, where)
             else:

@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from recognition.data.degrade import degrade
-from recognition.data.pack.face_encoding import FaceFormat, decode, encode
+from recognition.data.pack.face_encoding import FaceFormat, encode
 from recognition.data.pack.listing import write_classes
 from recognition.data.pack.output import CsvFile, new_folder
 from recognition.data.pack.parallel import add_workers_argument, chunks, in_order, shared_object
 from recognition.data.pack.rewrite import CHUNK, Int64Array, Rewritten, Source, read_part
 from recognition.data.pack.shard_writer import ShardWriter, write_property
 from utils.errors import UserError
+from utils.images import decode_image
 
 HELP = "a packed data set with some images degraded"
 LIST = "degraded.csv"
@@ -69,7 +70,7 @@ class Degradation:
     def __call__(self, payload: bytes, where: object, face: FaceFormat, *numbers: int) -> bytes:
         """An encoded face, degraded and encoded as `face` says. `UserError` names `where` if it cannot be decoded."""
         rng = np.random.default_rng([self.seed, *numbers])
-        return encode(np.ascontiguousarray(degrade(decode(payload, where), rng, self.low, self.high)), face)
+        return encode(np.ascontiguousarray(degrade(decode_image(payload, where, "BGR"), rng, self.low, self.high)), face)
 
 
 def choose(labels: Int64Array, classes: int, share: float, wrong: float, seed: int) -> tuple[BoolArray, Int64Array]:

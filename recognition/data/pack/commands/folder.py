@@ -21,7 +21,7 @@ from recognition.data.pack.output import CsvFile, new_folder
 from recognition.data.pack.parallel import add_workers_argument, in_order, warn
 from recognition.data.pack.shard_writer import ShardWriter, write_property
 from utils.errors import UserError
-from utils.image_header import KINDS, MAX_PIXELS, SUFFIXES
+from utils.images import FACE_SIZE, KINDS, MAX_PIXELS, SUFFIXES
 
 HELP = "image folder -> packed data set"
 SKIPPED_SHOWN = 20
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_format_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=int, default=112, help="side in pixels (%(default)s)")
+    parser.add_argument("--size", type=int, default=FACE_SIZE, help="side in pixels (%(default)s)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG (%(default)s)")
     parser.add_argument("--png", action="store_true", help="encode as PNG: lossless, about five times as large")
     parser.add_argument("--fit", choices=FITS, default=FITS[0], help="how an image becomes square (%(default)s)")

@@ -16,9 +16,10 @@ import numpy as np
 
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS
 from recognition.data.dataset import FaceDataset
-from recognition.data.pack.face_encoding import Image, decode, fit_square
+from recognition.data.pack.face_encoding import fit_square
 from utils.errors import UserError
 from utils.files import write_file
+from utils.images import FACE_SIZE, Image, decode_image
 from utils.randomness import Permutation, uniforms
 
 HELP = "contact sheet, also of augmented images"
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="show what this makes of an image")
     parser.add_argument("--first", type=int, help="identities from this label on, instead of random ones")
     parser.add_argument("--seed", type=int, default=0, help="of the identities and of the augmentation (%(default)s)")
-    parser.add_argument("--size", type=int, default=112, help="side of an image in pixels (%(default)s)")
+    parser.add_argument("--size", type=int, default=FACE_SIZE, help="side of an image in pixels (%(default)s)")
 
 
 def choose_labels(faces: FaceDataset, count: int, first: int | None, seed: int) -> list[int]:
@@ -52,8 +53,7 @@ def choose_labels(faces: FaceDataset, count: int, first: int | None, seed: int) 
 def read_image(faces: FaceDataset, image: int, size: int) -> Image:
     """RGB uint8 [size, size, 3]."""
     payload, _ = faces.read(image)
-    square = fit_square(decode(payload, faces.where(image)), size, "pad")
-    return np.ascontiguousarray(square[..., ::-1])
+    return fit_square(decode_image(payload, faces.where(image)), size, "pad")
 
 
 def make_row(faces: FaceDataset, label: int, arguments: argparse.Namespace) -> list[Image]:

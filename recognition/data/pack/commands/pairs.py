@@ -27,7 +27,7 @@ from recognition.data.pack.face_encoding import FaceFormat, packed_face
 from recognition.data.pack.listing import inner_name, inner_path, numbered_lines
 from recognition.data.pack.parallel import add_workers_argument, in_order
 from utils.errors import UserError
-from utils.image_header import SUFFIXES
+from utils.images import SUFFIXES
 
 HELP = "list of pairs and image folder -> verification .bin"
 _DEGRADED = {"none": (), "second": (1,), "both": (0, 1)}

@@ -19,7 +19,7 @@ from recognition.data.pack.listing import ImageList, class_names, image_list
 from recognition.data.pack.output import new_folder, write_new
 from recognition.data.pack.parallel import add_workers_argument, chunks, in_order, shared_object
 from utils.errors import UserError
-from utils.image_header import read_header
+from utils.images import read_header
 
 HELP = "packed data set -> image folder"
 CHUNK = 64
