@@ -397,7 +397,7 @@ def test_all_ranks_embed_and_agree(tmp_path):
     first, *others = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(3)]
 
     assert alone["good"]["pairs"] == 23 and alone["good"]["accuracy"] > 0.8
-    assert alone["broken"].startswith("broken, image 45: 7 bytes")
+    assert alone["broken"].startswith("broken, image 45: the image (7 bytes)")
     assert alone["blank"].startswith("blank: embedding 0 (pair 0) is not finite")
     assert alone["few"].startswith("few: 1 pairs")
     assert alone["drawn"] == ["good", "small"]
