@@ -37,8 +37,8 @@ sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own 
 
 from recognition import build  # noqa: E402
 from recognition.data.prefetch import DeviceBatch  # noqa: E402
-from recognition.encoders.encoder import build_encoder  # noqa: E402
-from recognition.encoders.precision import autocast_type  # noqa: E402
+from recognition.encoders.build import build_encoder  # noqa: E402
+from recognition.encoders.embedder import autocast_type  # noqa: E402
 from recognition.monitor.diagnostics import LOOKS_A_PICTURE, Diagnostics, _Kept  # noqa: E402
 from recognition.monitor.progress import Progress  # noqa: E402
 from recognition.monitor.queue_drift import Drift  # noqa: E402

@@ -18,7 +18,7 @@ import backbones
 from eval.feature_cache import FeatureCache
 from eval.protocols.ijb_files import read_feature_file
 from eval.verification import load_bin
-from recognition.checkpoints import checkpoint, manifest
+from recognition.checkpoints import manifest, store
 from recognition.data import RecordReader, RecordWriter
 from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
@@ -212,7 +212,7 @@ class Checkpoints(Target):
         self.step = folder / "run/checkpoints/step-00000001"
         self.step.mkdir(parents=True)
         save_file({"encoder.a": torch.ones(2, 3), "b": torch.zeros(4)}, self.step / "shard-00001.safetensors")
-        document = {"format": checkpoint.FORMAT, "step": 1, "sharded": [], "skipped_in_a_row": 0, "global_batch": 2}
+        document = {"format": store.FORMAT, "step": 1, "sharded": [], "skipped_in_a_row": 0, "global_batch": 2}
         (self.step / "state.json").write_text(json.dumps(document))
         config.from_base(rec="x").save(self.step / "config.json")
         manifest.write(self.step, manifest.entries_of(sorted(self.step.iterdir())))
@@ -224,9 +224,9 @@ class Checkpoints(Target):
         for name in self.names:
             (self.step / name).write_bytes(content)
             readers: tuple[Callable[[], object], ...] = (
-                lambda: checkpoint.newest(self.folder / "run", lambda text: None),
-                lambda: checkpoint.read_state(self.step),
-                lambda: checkpoint.read_tensors(self.step, "encoder."),
+                lambda: store.newest(self.folder / "run", lambda text: None),
+                lambda: store.read_state(self.step),
+                lambda: store.read_tensors(self.step, "encoder."),
             )
             for reader in readers:
                 try:

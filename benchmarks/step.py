@@ -33,8 +33,8 @@ import backbones
 from recognition import build
 from recognition.data.demo_faces import make_demo_set
 from recognition.data.prefetch import DeviceBatch, Prefetcher
-from recognition.encoders.encoder import build_encoder, to_input
-from recognition.encoders.precision import autocast_type
+from recognition.encoders.build import build_encoder
+from recognition.encoders.embedder import autocast_type, to_input
 from recognition.optimiser import LossScale, build_optimiser
 from recognition.step import TrainStep
 from utils import dist

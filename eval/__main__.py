@@ -14,10 +14,10 @@ import torch
 
 from eval.commands.common import Context, Encoder, TrainingViews, prepare_outputs
 from eval.feature_cache import fingerprint
-from recognition.checkpoints import checkpoint
+from recognition.checkpoints import store
 from recognition.data.batch import sample_views
-from recognition.encoders.encoder import load_encoder
 from recognition.encoders.export import export_encoder
+from recognition.encoders.load import load_encoder
 from utils import dist
 from utils.errors import UserError, exit_on_user_error
 
@@ -83,7 +83,7 @@ def export(arguments: argparse.Namespace, path: str, out: str) -> str:
 
 def training_views(run: str, count: int) -> TrainingViews:
     """Images from all over a run's training set, and their augmented views."""
-    return TrainingViews(*sample_views(checkpoint.read_config(checkpoint.find(run)), count))
+    return TrainingViews(*sample_views(store.read_config(store.find(run)), count))
 
 
 def main() -> None:

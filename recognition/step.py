@@ -19,7 +19,7 @@ from torch import nn
 from losses.joint import JointLoss, JointTerms
 from losses.quality import QualityStatistics
 from recognition.data.prefetch import DeviceBatch
-from recognition.encoders.encoder import to_input
+from recognition.encoders.embedder import to_input
 from recognition.finite import DeviceState, Refusal, Verdict
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, RowOptimiser, coalesce_gradients, global_gradient_norm, scale_gradients

@@ -15,12 +15,12 @@ from eval.roc import Roc
 from eval.verification import TenFold
 from recognition import build
 from recognition import signals as interruption
-from recognition.checkpoints import checkpoint, state
-from recognition.checkpoints.compatibility import refuse_differences, refuse_used_output
+from recognition.checkpoints import state, store
+from recognition.checkpoints.resume import refuse_changed_settings, refuse_used_output
 from recognition.checkpoints.saver import Saver, check_metric
 from recognition.data.prefetch import DeviceBatch, Prefetcher
-from recognition.encoders.encoder import Embedder, build_encoder, initialise
-from recognition.encoders.precision import autocast_type
+from recognition.encoders.build import build_encoder, initialise
+from recognition.encoders.embedder import Embedder, autocast_type
 from recognition.monitor.diagnostics import Diagnostics
 from recognition.monitor.not_finite import FILE as NOT_FINITE
 from recognition.monitor.not_finite import SkippedSteps
@@ -153,7 +153,7 @@ class Trainer:
     def _leave(self, progress: Progress) -> dict[str, dict[str, float]]:
         """Saves and says so, because a signal asks the run to stop."""
         self.saver.save(self.step_number, wait=True)
-        folder = checkpoint.folder_of(self.output, self.step_number)
+        folder = store.folder_of(self.output, self.step_number)
         why = interruption.names_of(self.requests)
         progress.event(self.step_number, stopped_by=why)
         progress.say(f"{why}: step {self.step_number} of {self.total_steps} is saved in {folder}; the same command goes on there")
@@ -198,7 +198,7 @@ class Trainer:
             raise UserError(
                 f"step {step}: {why}, {self.skipped_in_a_row} steps in a row (max_skipped); their batches "
                 f"are listed in {self.not_finite.path}; the last checkpoint is "
-                f"{next(iter(checkpoint.complete_ones(self.output)), None)}; {advice}"
+                f"{next(iter(store.complete_checkpoints(self.output)), None)}; {advice}"
             )
 
     def _report(self, result: StepResult, progress: Progress) -> None:
@@ -223,29 +223,29 @@ class Trainer:
             progress.say(f"step {self.step_number:>6}: verification  {accuracies}")
         return results
 
-    def _capture(self) -> checkpoint.Checkpoint:
+    def _capture(self) -> store.Checkpoint:
         self.train_step.settle()
         captured = state.capture(self.encoder, self.joint, self.optimiser, self.loss_scale, self.momentum_encoder)
         counters = {
             "skipped_in_a_row": self.skipped_in_a_row,
             "global_batch": self.config.batch_size * self.world.size,
         }
-        return checkpoint.Checkpoint(captured.tensors, {**captured.values, **counters, **self.saver.values})
+        return store.Checkpoint(captured.tensors, {**captured.values, **counters, **self.saver.values})
 
     def _resume(self) -> list[str]:
         """Goes on from the newest sound checkpoint of the output folder, if there is one; then returns what to say of it."""
         notes: list[str] = []
         if not self.config.resume:
             return notes
-        folder = checkpoint.newest_for_all(self.output, notes.append)
+        folder = store.newest_on_all_ranks(self.output, notes.append)
         if folder is None:
             return notes
-        refuse_differences(folder, self.config, self.world.size)
-        loaded = checkpoint.load(folder)
+        refuse_changed_settings(folder, self.config, self.world.size)
+        loaded = store.load(folder)
         state.restore(loaded, self.encoder, self.joint, self.optimiser, self.loss_scale, self.momentum_encoder)
         self.step_number, self.skipped_in_a_row = loaded.values["step"], loaded.values["skipped_in_a_row"]
         self.saver.restore(self.step_number, loaded.values)
-        dist.on_first_rank(lambda: checkpoint.set_aside_after(self.output, folder))
+        dist.on_first_rank(lambda: store.set_aside_after(self.output, folder))
         return [*notes, f"resumed from {folder}"]
 
     def _begin(self) -> list[str]:

@@ -17,32 +17,30 @@ import torch
 from prettytable import PrettyTable
 
 from eval.roc import roc_curve
-from recognition.checkpoints import checkpoint
+from recognition.checkpoints import store
 from recognition.data.batch import sample_views
-from recognition.encoders.encoder import load_run
+from recognition.encoders.load import load_encoder
 from utils.errors import UserError, exit_on_user_error
 
 IMAGES, BATCH = 1200, 100
 
 
 def found(run: str) -> list[str]:
-    embed, config = load_run(run, torch.device("cpu"))
+    encoder, config = load_encoder(run, torch.device("cpu")), store.read_config(store.find(run))
+    quality = encoder.card.quality
     table = Path(config.rec) / "degraded.csv"
     if not table.is_file():
         raise UserError(f"{run}: its set {config.rec} has no degraded.csv; `pack degrade` writes it")
-    if config.quality_threshold is None:
+    if quality is None or quality.threshold is None:
         raise UserError(f"{run}: has no partition (quality_threshold=None)")
     with open(table, encoding="utf-8") as lines:
         degraded = {int(row["image"]) for row in csv.DictReader(lines)}
     originals, _ = sample_views(config, IMAGES)
     numbers = np.unique(np.linspace(0, config.num_image - 1, IMAGES).astype(np.int64))
     is_degraded = np.isin(numbers, list(degraded))
-    parts = [embed(torch.from_numpy(originals[start : start + BATCH])) for start in range(0, len(originals), BATCH)]
+    parts = [encoder.embed(torch.from_numpy(originals[start : start + BATCH])) for start in range(0, len(originals), BATCH)]
     norm = torch.cat(parts).norm(dim=1).numpy()
-    state = checkpoint.read_tensors(checkpoint.find(run), prefix="quality.")
-    mean, std = (float(state[f"quality.{name}"]) for name in ("mean", "std"))
-    u = (np.clip((norm - mean) * config.quality_concentration / (std + 1e-3), -1, 1) + 1) / 2
-    low = u <= config.quality_threshold
+    low = quality.u(norm) <= quality.threshold
     smaller = roc_curve(np.concatenate([norm[~is_degraded], norm[is_degraded]]), ~np.sort(is_degraded))
     shares = [f"{100 * value:.1f}" for value in (smaller.auc, low[is_degraded].mean(), low[~is_degraded].mean())]
     return [Path(run).name, *shares]

@@ -19,7 +19,7 @@ from prettytable import PrettyTable
 
 from eval.roc import roc_curve
 from eval.verification import load_bin
-from recognition.encoders.encoder import Embedder, load_run
+from recognition.encoders.load import LoadedEncoder, load_encoder
 from utils.errors import UserError, exit_on_user_error
 
 LAYERS = {"map": "bn", "fc": "fc", "feature": "features"}
@@ -34,10 +34,10 @@ def main() -> None:
         raise UserError(f"{sys.argv[1]} and {sys.argv[2]}: {len(sharp)} and {len(degraded)} pairs; give sets of the same images")
     table = PrettyTable(["run", *LAYERS], align="r")
     for run in sys.argv[3:]:
-        embedder, config = load_run(run, torch.device("cpu"))
-        if config.network not in ("tiny", "small"):
-            raise UserError(f"{run}: network={config.network!r}; the layers are known by name in 'tiny' and 'small' alone")
-        pairs = zip(_norms(embedder, sharp), _norms(embedder, degraded), strict=True)
+        encoder = load_encoder(run, torch.device("cpu"))
+        if encoder.card.network not in ("tiny", "small"):
+            raise UserError(f"{run}: network={encoder.card.network!r}; this script supports only 'tiny' and 'small'")
+        pairs = zip(_norms(encoder, sharp), _norms(encoder, degraded), strict=True)
         table.add_row([Path(run).name, *(_compare(*pair) for pair in pairs)])
     print(table)
 
@@ -49,17 +49,18 @@ def _first_images(path: str) -> torch.Tensor:
     return torch.from_numpy(np.stack(decoded))
 
 
-def _norms(embedder: Embedder, images: torch.Tensor) -> list[np.ndarray]:
+def _norms(encoder: LoadedEncoder, images: torch.Tensor) -> list[np.ndarray]:
     """float [n] for each of `LAYERS`."""
+    assert encoder.module is not None
     found: dict[str, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
     hooks = [
-        embedder.encoder.get_submodule(name).register_forward_hook(
+        encoder.module.get_submodule(name).register_forward_hook(
             lambda module, inputs, output, layer=layer: found[layer].append(output.float().flatten(1).norm(dim=1))
         )
         for layer, name in LAYERS.items()
     ]  # fmt: skip
     for batch in images.split(BATCH):
-        embedder(batch)
+        encoder.embed(batch)
     for hook in hooks:
         hook.remove()
     return [torch.cat(norms).numpy() for norms in found.values()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recognition.checkpoints import checkpoint
+from recognition.checkpoints import store
 from tests.commands import metrics
 from tests.plug import Run
 
@@ -28,12 +28,12 @@ def stayed_and_moved(demo_set, tmp_path_factory) -> tuple[Path, Path]:
     stayed, moved = (tmp_path_factory.mktemp("ranks") / name for name in ("stayed", "moved"))
     Run(demo_set, stayed, *SETTINGS, f"max_steps={LAST}", ranks=4).succeed()
     shutil.copytree(stayed, moved)
-    for folder in checkpoint.complete_ones(moved):
-        if folder != checkpoint.folder_of(moved, LEGS[0][1]):
+    for folder in store.complete_checkpoints(moved):
+        if folder != store.folder_of(moved, LEGS[0][1]):
             shutil.rmtree(folder)
     for (_, begin), (ranks, end) in itertools.pairwise(LEGS):
         text = Run(demo_set, moved, *SETTINGS, f"max_steps={end}", ranks=ranks).succeed()
-        assert f"resumed from {checkpoint.folder_of(moved, begin)}" in text and f" x {ranks} x 2 view(s)" in text
+        assert f"resumed from {store.folder_of(moved, begin)}" in text and f" x {ranks} x 2 view(s)" in text
     return stayed, moved
 
 
@@ -57,7 +57,7 @@ def test_the_state_is_the_same(stayed_and_moved):
 
     One activation that rounding moves over PReLU's kink changes a gradient by some thousandths, hence the tolerance.
     """
-    one, other = (checkpoint.read_tensors(checkpoint.folder_of(output, 6)) for output in stayed_and_moved)
+    one, other = (store.read_tensors(store.folder_of(output, 6)) for output in stayed_and_moved)
     assert one.keys() == other.keys() and one["queue.label"].equal(other["queue.label"])
     assert one["classifier.weight"].shape[0] == 13 and len(one["queue.label"]) == 40
     for name, value in one.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recognition.checkpoints import checkpoint, manifest
+from recognition.checkpoints import manifest, store
 from tests.plug import Run, assert_same_run
 from utils.errors import UserError
 
@@ -69,10 +69,10 @@ def test_damage_is_found_and_the_one_before_is_used(copy, kind):
     assert manifest.damage(_newest(copy)) == ""
     DAMAGE[kind](_newest(copy))
     said: list[str] = []
-    assert checkpoint.newest(copy, said.append) == copy / "checkpoints" / "step-00000006"
+    assert store.newest(copy, said.append) == copy / "checkpoints" / "step-00000006"
     assert len(said) == 1 and "step-00000009 is damaged" in said[0]
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.find(_newest(copy))
+        store.find(_newest(copy))
 
 
 def test_every_bit_of_the_manifest_counts(copy):
@@ -91,7 +91,7 @@ def test_every_bit_of_the_manifest_counts(copy):
 def test_without_a_manifest_it_is_none(copy):
     (_newest(copy) / "manifest.json").unlink()
     said: list[str] = []
-    assert checkpoint.newest(copy, said.append) == copy / "checkpoints" / "step-00000006"
+    assert store.newest(copy, said.append) == copy / "checkpoints" / "step-00000006"
     assert said == []
 
 
@@ -106,7 +106,7 @@ def test_nothing_sound_is_no_new_start(copy, demo_set):
     for folder in (copy / "checkpoints").glob("step-*"):
         _flip(_shard(folder), 0.5)
     with pytest.raises(UserError, match="all 3 checkpoints are damaged"):
-        checkpoint.newest(copy, lambda text: None)
+        store.newest(copy, lambda text: None)
     run = Run(demo_set, copy, *SETTINGS)
     assert run.wait() == [2] and "all 3 checkpoints are damaged" in run.text
 
@@ -117,7 +117,7 @@ def test_a_run_goes_on_from_the_one_before(copy, sound, demo_set):
     assert "step-00000009 is damaged" in text and "the checksum of shard-00002" in text
     assert f"resumed from {copy}/checkpoints/step-00000006" in text
     assert (copy / "checkpoints" / "damaged-step-00000009").is_dir()
-    assert checkpoint.complete_ones(copy) == [_newest(copy)]
+    assert store.complete_checkpoints(copy) == [_newest(copy)]
     assert_same_run(copy, sound, STEPS)
 
 
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_one_before(copy, demo_set, mode):
     complaints = {line for line in run.text.splitlines() if line.startswith("error: ")}
     assert len(complaints) == 1 and "step-00000009: cannot be written" in complaints.pop()
     assert "the checkpoint before it is intact" in run.text
-    assert checkpoint.newest(copy) == copy / "checkpoints" / "step-00000006"
+    assert store.newest(copy) == copy / "checkpoints" / "step-00000006"
     assert not list((copy / "checkpoints").glob(".partial*"))
 
 
@@ -159,7 +159,7 @@ def test_what_is_kept(demo_set, tmp_path):
     accuracies = {line["step"]: line[name] for line in lines if name in line}
     best = min(accuracies, key=lambda step: (-accuracies[step], step))
     assert (output / "checkpoints" / "best").resolve().name == f"step-{best:08d}"
-    kept = {folder.name for folder in checkpoint.complete_ones(output)}
+    kept = {folder.name for folder in store.complete_checkpoints(output)}
     assert kept == {f"step-{best:08d}", "step-00000008"}
     assert manifest.damage(output / "checkpoints" / "best") == ""
 
@@ -198,11 +198,11 @@ def test_fine_tuning_from_a_run(sound, demo_set, tmp_path):
     output = tmp_path / "run"
     settings = ("max_steps=1", "lr=1e-30", "weight_decay=0", "num_classes=20", "num_workers=0")
     text = Run(demo_set, output, *settings, f"init_from={sound}").succeed()
-    assert "learned on 13 classes" in text and "the classifier of 20 classes" in text and "new" in text
-    old = checkpoint.read_tensors(_newest(sound), "encoder.")
-    new = checkpoint.read_tensors(output / "checkpoints" / "step-00000001", "encoder.")
+    assert "trained on 13 classes" in text and "the classifier of 20 classes" in text and "new" in text
+    old = store.read_tensors(_newest(sound), "encoder.")
+    new = store.read_tensors(output / "checkpoints" / "step-00000001", "encoder.")
     weights = [name for name in old if name.endswith("weight")]
     assert weights and all(old[name].equal(new[name]) for name in weights)
-    assert checkpoint.read_tensors(output / "checkpoints" / "step-00000001", "classifier.")["classifier.weight"].shape[0] == 20
+    assert store.read_tensors(output / "checkpoints" / "step-00000001", "classifier.")["classifier.weight"].shape[0] == 20
     run = Run(demo_set, tmp_path / "other", "max_steps=1", "embedding_size=64", f"init_from={sound}")
     assert run.wait() == [2] and "embedding_size=32" in run.text and "embedding_size=64" in run.text

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from recognition.checkpoints import checkpoint
+from recognition.checkpoints import store
 from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
 from tests.plug import Run, assert_same_run, tensors
@@ -144,7 +144,7 @@ def test_a_disk_that_is_full(demo_set, small_disk):
     run = Run(demo_set, small_disk / "run", *SETTINGS)
     assert run.wait() == [2], run.text[-2000:]
     assert "step-00000006: cannot be written" in run.text and "No space left" in run.text
-    assert checkpoint.newest(small_disk / "run") == small_disk / "run" / "checkpoints" / "step-00000003"
+    assert store.newest(small_disk / "run") == small_disk / "run" / "checkpoints" / "step-00000003"
 
 
 def test_a_disk_that_takes_no_writes(demo_set, small_disk):
@@ -176,7 +176,7 @@ def test_a_folder_without_permission(demo_set, tmp_path):
     assert run.wait() == [2], run.text[-2000:]
     (output / "checkpoints").chmod(0o755)
     assert "cannot be written (Permission denied); the checkpoint before it is intact" in run.text, run.text[-500:]
-    assert checkpoint.newest(output) is not None
+    assert store.newest(output) is not None
 
 
 # -------------------------------------------------------------------------------------------------- numbers
@@ -256,6 +256,6 @@ def test_a_clock_that_jumps_changes_nothing(demo_set, undisturbed, tmp_path):
     """Years forth and back: no checkpoint too many, no time-out, the same weights."""
     settings = (*SETTINGS, "save_minutes=30", "timeout_minutes=1", "keep_last=9")
     Run(demo_set, tmp_path / "run", *settings, ranks=2, before=JUMPING_CLOCK).succeed()
-    steps = [folder.name for folder in checkpoint.complete_ones(tmp_path / "run")]
+    steps = [folder.name for folder in store.complete_checkpoints(tmp_path / "run")]
     assert steps == ["step-00000007", "step-00000006", "step-00000003"]
     assert_same_run(tmp_path / "run", undisturbed, STEPS)

@@ -15,7 +15,7 @@ from losses.products import Products
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
-from recognition.checkpoints import checkpoint, state
+from recognition.checkpoints import state, store
 from recognition.checkpoints.writer import CheckpointWriter
 from recognition.optimiser import LossScale, RowAdamW, RowSGD, coalesce_gradients
 from tests.world import run_world
@@ -158,7 +158,7 @@ def _save(folder, name: str, rate: float) -> list[torch.Tensor]:
 
 def _load(folder, name: str, rate: float) -> list[torch.Tensor]:
     encoder, joint, optimiser, scale = _parts(name, rate)
-    state.restore(checkpoint.load(checkpoint.newest(folder)), encoder, joint, optimiser, scale)
+    state.restore(store.load(store.newest(folder)), encoder, joint, optimiser, scale)
     return _steps(joint, optimiser, 4, 8)
 
 

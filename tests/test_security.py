@@ -27,7 +27,7 @@ from eval.align import read_photo, read_photo_inside
 from eval.feature_cache import FeatureCache
 from eval.protocols.ijb_files import read_feature_file
 from eval.verification import load_bin
-from recognition.checkpoints import checkpoint, manifest
+from recognition.checkpoints import manifest, store
 from recognition.data.pack.listing import read_classes
 from tests.shared_files import ROOT
 from utils import config
@@ -150,15 +150,15 @@ def test_hostile_checkpoint(tmp_path, marker, name):
     folder = tmp_path / "run/checkpoints/step-00000001"
     folder.mkdir(parents=True)
     config.from_base(rec="x").save(folder / "config.json")
-    (folder / "state.json").write_text(json.dumps({"format": checkpoint.FORMAT, "step": 1, "sharded": []}))
+    (folder / "state.json").write_text(json.dumps({"format": store.FORMAT, "step": 1, "sharded": []}))
     (folder / name).write_bytes(pickle.dumps(Payload(marker)))
     manifest.write(folder, manifest.entries_of(folder.iterdir()))
-    assert checkpoint.find(tmp_path / "run") == folder
+    assert store.find(tmp_path / "run") == folder
 
     def open_everything() -> None:
-        checkpoint.read_config(folder)
-        checkpoint.read_state(folder)
-        if not checkpoint.read_tensors(folder):
+        store.read_config(folder)
+        store.read_state(folder)
+        if not store.read_tensors(folder):
             raise UserError("there are no tensors")
 
     _harmless(marker, lambda: pickle.loads((folder / name).read_bytes()), open_everything)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recognition import signals as interruption
-from recognition.checkpoints.checkpoint import Checkpoint
+from recognition.checkpoints.store import Checkpoint
 from recognition.checkpoints.writer import CheckpointWriter
 from utils import dist
 from utils.config import Config

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from losses.joint import JointLoss
-from recognition.checkpoints.checkpoint import Checkpoint, ShardedRows
+from recognition.checkpoints.store import Checkpoint, ShardedRows
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale
 from utils import dist

@@ -1,4 +1,4 @@
-"""Writes checkpoints (checkpoint.py says what they are), all ranks together, at once or while training goes on.
+"""Writes checkpoints (store.py describes them), all ranks together, at once or while training goes on.
 
 In the background, the state is first copied on the host; a thread of each rank then writes its part and sums it through a
 process group of its own, so that it never comes between the collectives of training. All ranks publish the checkpoint
@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from recognition.checkpoints import manifest
-from recognition.checkpoints.checkpoint import (
+from recognition.checkpoints.store import (
     BEST,
     CONFIG,
     FORMAT,
@@ -31,7 +31,7 @@ from recognition.checkpoints.checkpoint import (
     ShardedRows,
     as_dtensor,
     cause,
-    complete_ones,
+    complete_checkpoints,
     folder_of,
     is_complete,
 )
@@ -185,7 +185,7 @@ def _publish(pending: _Pending, entries: dict[str, manifest.Entry], config: Conf
 def _forget(output: Path, keep_last: int, keep: frozenset[int]) -> None:
     """Removes old checkpoints. Each is renamed first, so that a removal cut short leaves nothing that looks like one."""
     kept = {folder_of(output, step) for step in keep}
-    for old in complete_ones(output)[keep_last:]:
+    for old in complete_checkpoints(output)[keep_last:]:
         if old not in kept:
             waste = old.with_name(f"{_PARTIAL}removed-{old.name}")
             old.rename(waste)

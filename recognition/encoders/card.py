@@ -1,10 +1,10 @@
-"""What has to be known of an encoder besides its weights, so that nobody who uses it has to guess.
+"""The model card: everything about an encoder that its weights do not tell, so that its users need not guess.
 
-Exported files carry it as text under the names below (safetensors' metadata, ONNX's metadata_props):
+Exported files carry it as text under these names (safetensors' metadata, ONNX's metadata_props):
 
     format network embedding_size channel_order input_size mean std
-    quality_mean quality_std quality_concentration quality_threshold    (of runs that have them)
-    map_norm    ("1" where features have the norm of the last map)
+    quality_mean quality_std quality_concentration quality_threshold    (if the run has them)
+    map_norm    ("1" if features have the norm of the last feature map)
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _QUALITY = ("quality_mean", "quality_std", "quality_concentration")
 
 @dataclass(frozen=True)
 class QualityScale:
-    """From the norm of a feature to its quality u in [0, 1] (QGFace, eq. 1), by the statistics that a run ended with.
+    """Maps feature norms to qualities u in [0, 1] (QGFace, eq. 1), with the statistics at the end of a run.
 
-    threshold: b, at or below which a face counts as of low quality; None where the run made no such difference.
+    threshold: b; a face with u <= b is of low quality. None: the run did not partition by quality.
     """
 
     mean: float
@@ -39,14 +39,17 @@ class QualityScale:
     threshold: float | None
 
     def u(self, norms_N: np.ndarray) -> np.ndarray:
-        """float [N] norms of raw features (of one image, no mirror image added) -> float32 [N]."""
+        """Norms of raw features, float [N], each of one image (no mirror image added) -> qualities, float32 [N]."""
         statistics = QualityStatistics(self.concentration, initial_mean=self.mean, initial_std=self.std)
         return (statistics.normalise(torch.as_tensor(norms_N, dtype=torch.float32)).numpy() + 1) / 2
 
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """network: a name of backbones/, or "" where it is unknown. An input is (pixel - mean) / std in `channel_order`."""
+    """What an encoder is and what it expects of its input, (pixel - mean) / std in `channel_order`.
+
+    network: a name in backbones/, or "" if it is unknown.
+    """
 
     network: str
     embedding_size: int
@@ -58,12 +61,16 @@ class EncoderCard:
     map_norm: bool = False
 
     def to_metadata(self) -> dict[str, str]:
-        """As text; floats are written so that they are read back to the bit."""
+        """The card as text; floats keep every bit."""
         plain = {
-            "format": FORMAT, "network": self.network, "embedding_size": str(self.embedding_size),
-            "channel_order": self.channel_order, "input_size": str(self.input_size),
-            "mean": repr(self.mean), "std": repr(self.std),
-        }  # fmt: skip
+            "format": FORMAT,
+            "network": self.network,
+            "embedding_size": str(self.embedding_size),
+            "channel_order": self.channel_order,
+            "input_size": str(self.input_size),
+            "mean": repr(self.mean),
+            "std": repr(self.std),
+        }
         if self.map_norm:
             plain["map_norm"] = "1"
         if self.quality is not None:
@@ -74,21 +81,31 @@ class EncoderCard:
         return plain
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str], where: str) -> EncoderCard:
-        """The card in a file's metadata; UserError, beginning with `where`, for an entry that is missing or makes no sense."""
+    def from_metadata(cls, metadata: Mapping[str, str], where: str) -> EncoderCard | None:
+        """The card in a file's metadata; None if the file was not exported by this project.
+
+        UserError, beginning with `where`: another version of the format, an entry that is missing or makes no sense.
+        """
+        if not metadata.get("format", "").startswith(FORMAT.rstrip("0123456789")):
+            return None
+        if metadata["format"] != FORMAT:
+            raise UserError(f"{where}: format {metadata['format']!r}, this version reads {FORMAT!r}")
         try:
-            if metadata["format"] != FORMAT:
-                raise UserError(f"{where}: format {metadata['format']!r}, this version reads {FORMAT!r}")
             quality = None
             if _QUALITY[0] in metadata:
                 threshold = metadata.get("quality_threshold")
                 mean, std, concentration = (float(metadata[name]) for name in _QUALITY)
                 quality = QualityScale(mean, std, concentration, None if threshold is None else float(threshold))
             card = cls(
-                metadata["network"], int(metadata["embedding_size"]), channel_order(metadata["channel_order"], where),
-                int(metadata["input_size"]), float(metadata["mean"]), float(metadata["std"]), quality,
+                metadata["network"],
+                int(metadata["embedding_size"]),
+                _channel_order(metadata["channel_order"]),
+                int(metadata["input_size"]),
+                float(metadata["mean"]),
+                float(metadata["std"]),
+                quality,
                 _switch(metadata, "map_norm"),
-            )  # fmt: skip
+            )
         except KeyError as fault:
             raise UserError(f"{where}: its metadata has no {fault}; export the encoder again") from fault
         except ValueError as fault:
@@ -103,13 +120,13 @@ class EncoderCard:
 
 
 def _switch(metadata: Mapping[str, str], name: str) -> bool:
-    """Whether it is on ("1") or absent; ValueError for anything else."""
+    """Whether an entry is "1" (not absent); ValueError for anything else."""
     if (text := metadata.get(name)) not in (None, "1"):
         raise ValueError(f"{name} is {text!r}, not '1'")
     return text is not None
 
 
-def channel_order(text: str, where: str) -> ChannelOrder:
+def _channel_order(text: str) -> ChannelOrder:
     if text not in get_args(ChannelOrder):
-        raise UserError(f"{where}: channel_order {text!r}; RGB and BGR are known")
+        raise ValueError(f"channel_order is {text!r}, not RGB or BGR")
     return cast(ChannelOrder, text)

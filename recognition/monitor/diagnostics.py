@@ -28,7 +28,7 @@ from torch import nn
 from losses.joint import JointLoss
 from losses.quality import AnyPartition, QualityStatistics
 from recognition.data.prefetch import DeviceBatch
-from recognition.encoders.encoder import to_input
+from recognition.encoders.embedder import to_input
 from recognition.monitor.pictures import gradient_scale, sheet_of_pairs
 from recognition.monitor.progress import Progress
 from recognition.monitor.queue_drift import STORED, Drift, measure_drift

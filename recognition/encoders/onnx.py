@@ -1,4 +1,4 @@
-"""Encoders in .onnx files, our own and others', run by onnxruntime (which is imported only here, when one is opened)."""
+"""Encoders in .onnx files, exported here or elsewhere, run by onnxruntime (imported only when a file is opened)."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from recognition.encoders.card import FORMAT, INPUT_SIZE, ChannelOrder, EncoderCard
+from recognition.encoders.card import INPUT_SIZE, MEAN, STD, ChannelOrder, EncoderCard
 from utils.errors import UserError
 
-_LEADING_NODES = 8  # where insightface looks for a normalisation inside the graph
+_LEADING_NODES = 8  # insightface looks among these for a normalisation inside the graph
 
 
 class OnnxEmbedder:
     """uint8 RGB [n, 112, 112, 3] on the CPU -> float32 raw features [n, D] on the CPU, as `Embedder` does.
 
-    Without our metadata insightface's conventions hold: RGB; (pixel - 127.5) / 127.5, unless the graph itself begins by
-    subtracting and multiplying.
-    Raises UserError: damaged; not one image in and one feature out; images of another size.
+    A file without this project's metadata follows insightface's conventions: images in `channel_order`, normalised as
+    (pixel - 127.5) / 127.5 unless the graph itself begins by subtracting and multiplying.
+    UserError: a damaged file; not one image in and one feature out; another image size.
     """
 
-    def __init__(self, path: str | Path, device: torch.device, channel_order: ChannelOrder | None = None):
+    precision = "own"  # the graph decides
+
+    def __init__(self, path: str | Path, device: torch.device, channel_order: ChannelOrder = "RGB"):
         self.path = Path(path)
         self.session = _open(self.path, device)
         self.input, self.batch = self._check_input()
-        metadata = dict(self.session.get_modelmeta().custom_metadata_map)
-        if metadata.get("format") == FORMAT:
-            self.card = EncoderCard.from_metadata(metadata, str(self.path))
-            if channel_order not in (None, self.card.channel_order):
-                raise UserError(f"{path}: its metadata says {self.card.channel_order}; leave out --channel-order {channel_order}")
-        else:
-            mean, std = (0.0, 1.0) if _normalises_itself(self.path) else (127.5, 127.5)
-            self.card = EncoderCard("", self._embedding_size(), channel_order or "RGB", INPUT_SIZE, mean, std)
+        card = EncoderCard.from_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
+        if card is None:
+            size = self.run(np.zeros((1, 3, INPUT_SIZE, INPUT_SIZE), np.float32)).shape[1]
+            mean, std = (0.0, 1.0) if _normalises_itself(self.path) else (MEAN, STD)
+            card = EncoderCard("", size, channel_order, INPUT_SIZE, mean, std)
+        self.card = card
 
     def __call__(self, images_nHWC: torch.Tensor) -> torch.Tensor:
         images = images_nHWC.numpy()
@@ -48,30 +48,32 @@ class OnnxEmbedder:
         """Normalised float32 [n, 3, 112, 112] -> float32 [n, D]."""
         if self.batch is None:
             return self._run(inputs_nCHW)
-        rows = []  # a graph for batches of one size: the last one is filled up
+        rows = []  # the graph takes batches of one size only: pad the last one
         for first in range(0, len(inputs_nCHW), self.batch):
             part = inputs_nCHW[first : first + self.batch]
-            filled = np.concatenate([part, np.repeat(part[:1], self.batch - len(part), axis=0)])
-            rows.append(self._run(filled)[: len(part)])
+            padded = np.concatenate([part, np.repeat(part[:1], self.batch - len(part), axis=0)])
+            rows.append(self._run(padded)[: len(part)])
         return np.concatenate(rows)
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
         try:
             (features,) = self.session.run(None, {self.input: inputs})
         except Exception as fault:
-            raise UserError(f"{self.path}: fails on {list(inputs.shape)} images ({str(fault).splitlines()[0][:160]})") from fault
+            raise UserError(f"{self.path}: fails on {list(inputs.shape)} images ({_first_line(fault)})") from fault
         if features.ndim != 2 or len(features) != len(inputs):
-            raise UserError(f"{self.path}: gives {list(features.shape)} for {len(inputs)} images; one feature an image is needed")
+            found = f"{list(features.shape)} for {len(inputs)} images"
+            raise UserError(f"{self.path}: returns {found}; an encoder returns one feature per image")
         return features.astype(np.float32, copy=False)
 
     def _check_input(self) -> tuple[str, int | None]:
+        """Name of the input, and the only batch size that the graph takes (None: any)."""
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise UserError(f"{self.path}: {len(inputs)} inputs, {len(outputs)} outputs; an encoder has one of each")
         shape = inputs[0].shape
         if len(shape) != 4 or inputs[0].type != "tensor(float)" or shape[1] != 3:
-            wanted = f"float [batch, 3, {INPUT_SIZE}, {INPUT_SIZE}] is needed"
-            raise UserError(f"{self.path}: its input is {inputs[0].type} {shape}; {wanted}")
+            expected = f"float [batch, 3, {INPUT_SIZE}, {INPUT_SIZE}]"
+            raise UserError(f"{self.path}: its input is {inputs[0].type} {shape}; {expected} is needed")
         for side in shape[2:]:
             if isinstance(side, int) and side != INPUT_SIZE:
                 raise UserError(
@@ -79,9 +81,6 @@ class OnnxEmbedder:
                     "use an encoder for that size"
                 )
         return inputs[0].name, shape[0] if isinstance(shape[0], int) else None
-
-    def _embedding_size(self) -> int:
-        return self.run(np.zeros((1, 3, INPUT_SIZE, INPUT_SIZE), np.float32)).shape[1]
 
 
 def _open(path: Path, device: torch.device) -> Any:
@@ -100,7 +99,7 @@ def _open(path: Path, device: torch.device) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as fault:
-        raise UserError(f"{path}: damaged or not an ONNX file ({str(fault).splitlines()[0][:160]}); copy it again") from fault
+        raise UserError(f"{path}: damaged or not an ONNX file ({_first_line(fault)}); copy it again") from fault
 
 
 def _normalises_itself(path: Path) -> bool:
@@ -110,3 +109,7 @@ def _normalises_itself(path: Path) -> bool:
     names = [node.name for node in onnx.load(str(path), load_external_data=False).graph.node[:_LEADING_NODES]]
     subtracts = any(name.startswith(("Sub", "_minus")) for name in names)
     return subtracts and any(name.startswith(("Mul", "_mul")) for name in names)
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).splitlines()[0][:160]

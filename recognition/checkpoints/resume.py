@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recognition.checkpoints import checkpoint
+from recognition.checkpoints import store
 from utils.config import Config
 from utils.errors import UserError
 
@@ -12,16 +12,16 @@ _MUST_MATCH = ("network", "embedding_size", "map_norm", "num_classes", "num_imag
                "seed", "optimizer", "queue", "queue_size", "sample_rate")  # fmt: skip
 
 
-def refuse_differences(folder: Path, config: Config, world_size: int) -> None:
+def refuse_changed_settings(folder: Path, config: Config, world_size: int) -> None:
     """UserError where a checkpoint's settings differ from this run's in what its state depends on, naming both values.
 
     The batch size is that of the world: the number of ranks may change.
     """
-    saved = checkpoint.read_config(folder)
+    saved = store.read_config(folder)
     for key in _MUST_MATCH:
         before, now = getattr(saved, key), getattr(config, key)
         if key == "batch_size":
-            before, now = checkpoint.read_state(folder)["global_batch"], now * world_size
+            before, now = store.read_state(folder)["global_batch"], now * world_size
         if before != now:
             raise UserError(
                 f"{folder}: was written with {key}={before!r}, this run has {key}={now!r}; use the same, or another "
@@ -31,7 +31,7 @@ def refuse_differences(folder: Path, config: Config, world_size: int) -> None:
 
 def refuse_used_output(output: Path) -> None:
     """UserError where a run that begins anew would mix its checkpoints with those of an earlier one."""
-    if old := checkpoint.complete_ones(output):
+    if old := store.complete_checkpoints(output):
         raise UserError(
             f"{output}: holds {old[0].name} of an earlier run, and resume=False would mix the two; set another output=, "
             "or remove the checkpoints"

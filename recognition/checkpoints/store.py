@@ -71,7 +71,7 @@ def is_complete(folder: Path) -> bool:
     return manifest.exists(folder)
 
 
-def complete_ones(output: Path) -> list[Path]:
+def complete_checkpoints(output: Path) -> list[Path]:
     """The complete checkpoints of a run folder, the newest first."""
     folders = [folder for folder in (output / "checkpoints").glob("step-*") if is_complete(folder)]
     return sorted(folders, key=lambda folder: folder.name, reverse=True)
@@ -86,20 +86,20 @@ def newest(output: Path, say: Callable[[str], None] | None = None) -> Path | Non
     return _newest(output, say or _warn, manifest.damage)
 
 
-def newest_for_all(output: Path, say: Callable[[str], None]) -> Path | None:
+def newest_on_all_ranks(output: Path, say: Callable[[str], None]) -> Path | None:
     """`newest` for all ranks together, which divide the checking. Collective."""
 
     def damage(folder: Path) -> str:
         rank, world = dist.rank_and_world()
         return next((found for found in dist.gather_objects(manifest.damage(folder, rank, world)) if found), "")
 
-    return _newest(output, say, damage, dist.broadcast_object(complete_ones(output)))
+    return _newest(output, say, damage, dist.broadcast_object(complete_checkpoints(output)))
 
 
 def _newest(
     output: Path, say: Callable[[str], None], damage: Callable[[Path], str], folders: list[Path] | None = None
 ) -> Path | None:
-    folders = complete_ones(output) if folders is None else folders
+    folders = complete_checkpoints(output) if folders is None else folders
     for folder in folders:
         found = damage(folder)
         if not found:
@@ -116,7 +116,7 @@ def _newest(
 def set_aside_after(output: Path, sound: Path) -> None:
     """Renames the checkpoints after `sound`, which are damaged, so that they neither count among those that are kept nor
     are taken for the newest again."""
-    for folder in complete_ones(output):
+    for folder in complete_checkpoints(output):
         if folder.name <= sound.name:
             return
         aside = folder.with_name(f"damaged-{folder.name}")

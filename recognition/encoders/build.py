@@ -1,0 +1,78 @@
+"""Build the encoder that a configuration or an exported file describes, and give it learned weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import backbones
+from recognition.checkpoints import store
+from utils.config import Config
+from utils.errors import UserError
+
+
+def build_encoder(config: Config) -> nn.Module:
+    """The configuration's backbone with random weights, which depend on its seed alone (the same on all ranks)."""
+    encoder = build_backbone(config.network, config.embedding_size, config.seed, dropout=config.dropout, map_norm=config.map_norm)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return encoder.to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str = "", **options: float) -> nn.Module:
+    """A backbone with random weights; the global random state stays as it is.
+
+    source: what names the network, for errors. options: passed on unless they are 0 or False.
+    UserError: an unknown network, or one without these options.
+    """
+    where = f"{source}: network={network!r}" if source else f"network={network!r}"
+    chosen = {name: value for name, value in options.items() if value}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return backbones.build(network, embedding_size=embedding_size, **chosen)
+        except TypeError as fault:
+            raise UserError(f"{where} does not support all of these: {', '.join(chosen)}") from fault
+        except (ValueError, OSError) as fault:
+            raise UserError(f"{where}: {fault}") from fault
+
+
+def initialise(encoder: nn.Module, config: Config) -> str:
+    """Load the weights that `init_from` names: a file of released weights, or a run or checkpoint folder.
+
+    Returns a line for the user. UserError: they do not fit.
+    """
+    path = Path(config.init_from)
+    if path.is_dir():
+        return _initialise_from_run(encoder, config, path)
+    try:
+        backbones.load_weights(encoder, path)
+    except (ValueError, TypeError, OSError) as fault:
+        raise UserError(f"init_from={config.init_from!r}, network={config.network!r}: {fault}") from fault
+    return f"encoder: released weights from {path}; classifier, quality statistics and queue are new"
+
+
+def _initialise_from_run(encoder: nn.Module, config: Config, path: Path) -> str:
+    folder = store.find(path)
+    before = store.read_config(folder)
+    for key in ("network", "embedding_size", "channel_order"):
+        if getattr(before, key) != getattr(config, key):
+            raise UserError(
+                f"init_from={config.init_from!r}: that encoder has {key}={getattr(before, key)!r}, this run has "
+                f"{key}={getattr(config, key)!r}; use the same"
+            )
+    load_from_checkpoint(encoder, folder)
+    return (
+        f"encoder: from {folder} ({before.network}, trained on {before.num_classes} classes); the classifier of "
+        f"{config.num_classes} classes, quality statistics and queue are new"
+    )
+
+
+def load_from_checkpoint(encoder: nn.Module, folder: Path) -> None:
+    """Load a checkpoint's encoder, strictly. UserError: it does not fit."""
+    tensors = store.read_tensors(folder, prefix="encoder.")
+    try:
+        encoder.load_state_dict({name.removeprefix("encoder."): value for name, value in tensors.items()})
+    except RuntimeError as fault:
+        raise UserError(f"{folder}: its encoder does not fit this version's backbone: {fault}") from fault

@@ -1,0 +1,127 @@
+"""Load an encoder from a run, an exported file, someone else's ONNX or released weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+import backbones
+from recognition.checkpoints import store
+from recognition.encoders.build import build_backbone, build_encoder, load_from_checkpoint
+from recognition.encoders.card import ChannelOrder, EncoderCard, QualityScale
+from recognition.encoders.embedder import Embedder, autocast_type
+from recognition.encoders.onnx import OnnxEmbedder
+from utils.config import Config
+from utils.errors import UserError
+
+_RELEASED_AS_BGR = "ir_"  # AdaFace's networks; arcface_torch's expect RGB
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """embed: uint8 RGB [n, 112, 112, 3] on the CPU -> float32 raw features [n, D] on the CPU, whatever channel order the
+    encoder itself expects."""
+
+    embed: Embedder | OnnxEmbedder
+    card: EncoderCard
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The encoder as a PyTorch module; None for .onnx."""
+        return self.embed.encoder if isinstance(self.embed, Embedder) else None
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16; "own" for .onnx."""
+        return self.embed.precision
+
+
+def load_encoder(
+    path: str | Path,
+    device: torch.device,
+    channel_order: ChannelOrder | None = None,
+    network: str | None = None,
+    precision: str | None = None,
+) -> LoadedEncoder:
+    """The encoder of a run or checkpoint folder, of an exported .safetensors or .onnx, or of released weights.
+
+    Released weights are arcface_torch's .pt and .pth, which expect RGB, and AdaFace's .ckpt, which expect BGR.
+
+    channel_order, network: for files that do not contain them. Without `network`, the names and shapes of the entries
+    identify it; the embedding size always comes from the weights. precision: as in the configuration; default: a run's
+    own, "auto" for files.
+    UserError: a file that cannot be read or fits no backbone; `channel_order` or `network` contradicts the file.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        loaded = _load_run(path, device, precision)
+    elif path.suffix == ".onnx":
+        if precision:
+            raise UserError(f"{path}: an .onnx computes as its graph says; leave out --precision {precision}")
+        embed = OnnxEmbedder(path, device, channel_order or "RGB")
+        loaded = LoadedEncoder(embed, embed.card)
+    else:
+        loaded = _load_file(path, device, channel_order, network, precision or "auto")
+    _refuse_contradiction(path, loaded.card, channel_order, network)
+    return loaded
+
+
+def _load_run(path: Path, device: torch.device, precision: str | None) -> LoadedEncoder:
+    folder = store.find(path)
+    config = store.read_config(folder)
+    encoder = build_encoder(config)
+    load_from_checkpoint(encoder, folder)
+    encoder.to(device).eval()
+    quality = _quality_of(folder, config)
+    card = EncoderCard(config.network, config.embedding_size, config.channel_order, quality=quality, map_norm=config.map_norm)
+    autocast = autocast_type(precision or config.precision, device)
+    return LoadedEncoder(Embedder(encoder, device, card.channel_order, autocast), card)
+
+
+def _quality_of(folder: Path, config: Config) -> QualityScale | None:
+    tensors = store.read_tensors(folder, prefix="quality.")
+    if not {"quality.mean", "quality.std"} <= tensors.keys():
+        return None
+    mean, std = float(tensors["quality.mean"]), float(tensors["quality.std"])
+    return QualityScale(mean, std, config.quality_concentration, config.quality_threshold)
+
+
+def _load_file(
+    path: Path, device: torch.device, channel_order: ChannelOrder | None, network: str | None, precision: str
+) -> LoadedEncoder:
+    if network and network not in backbones.names():
+        raise UserError(f"--network {network}: no such backbone; known are {', '.join(backbones.names())}")
+    try:
+        card = EncoderCard.from_metadata(_metadata_of(path), str(path))
+        if card is None:
+            name, size = backbones.identify_weights(path, network or "")
+            card = EncoderCard(name, size, channel_order or ("BGR" if name.startswith(_RELEASED_AS_BGR) else "RGB"))
+        encoder = build_backbone(card.network, card.embedding_size, source=str(path), map_norm=card.map_norm)
+        backbones.load_weights(encoder, path)
+    except (ValueError, OSError) as fault:
+        raise UserError(str(fault)) from fault
+    encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return LoadedEncoder(Embedder(encoder, device, card.channel_order, autocast_type(precision, device)), card)
+
+
+def _metadata_of(path: Path) -> dict[str, str]:
+    """The text entries of a .safetensors file; other files have none."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as fault:
+        raise UserError(f"{path}: damaged or not a safetensors file ({fault}); copy it again") from fault
+
+
+def _refuse_contradiction(path: Path, card: EncoderCard, channel_order: str | None, network: str | None) -> None:
+    if channel_order not in (None, card.channel_order):
+        raise UserError(f"{path}: was made for {card.channel_order}; leave out --channel-order {channel_order}")
+    if network not in (None, card.network):
+        found = f"holds {card.network!r}" if card.network else "does not name its network"
+        raise UserError(f"{path}: {found}; leave out --network {network}")
