@@ -1,18 +1,24 @@
 #!/usr/bin/env bash
-# Sets up on a fresh machine and runs:
+# Sets up a Python environment on a fresh machine (once), then runs:
 #
-#   ./run.sh                          the demo: makes faces, trains plainly and by QGFace, prints a table of both
-#   ./run.sh test [pytest options]    the tests
-#   ./run.sh train CONFIG [key=value] torchrun over all GPUs of this machine, or over its cores
-#   ./run.sh setup                    set-up alone
+#   ./run.sh                            the demo: draw faces, train plainly and with QGFace, compare both in a table
+#   ./run.sh test [pytest options]      the tests
+#   ./run.sh train CONFIG [key=value]   training on all GPUs of this machine, or on up to two CPU cores
+#   ./run.sh python [arguments]         the environment's Python, such as ./run.sh python -m eval verify ...
+#   ./run.sh docs                       the documentation as a site, in site/
+#   ./run.sh setup                      set-up only
+#   ./run.sh help                       this text
 #
-# Needs Python 3.11 or later. PYTHON=... names the interpreter, VENV=... the environment's folder, NPROC=... the processes.
+# Needs Linux and Python 3.11 or later. PYTHON=... selects the interpreter for the set-up, VENV=... the environment's folder
+# (default .venv), NPROC=... the number of training processes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 VENV=${VENV:-.venv}
 
 fail() { echo "error: $*" >&2; exit 2; }
+
+print_help() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' run.sh; }
 
 find_python() {
     local candidate
@@ -25,21 +31,28 @@ find_python() {
     fail "Python 3.11 or later was not found; install it, or name it: PYTHON=/path/to/python3.11 $0"
 }
 
-setup() {
-    local stamp="$VENV/.requirements" wanted
-    wanted=$(cksum <requirements.txt)
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+# install REQUIREMENTS STAMP: installs a requirements file, unless STAMP shows that this version of it is installed.
+install() {
+    local wanted
+    wanted=$(cksum <"$1")
+    if [ -f "$2" ] && [ "$(cat "$2")" = "$wanted" ]; then
         return
     fi
-    echo "setting up $VENV (once)"
-    if [ ! -x "$VENV/bin/python" ]; then
-        "$(find_python)" -m venv "$VENV"
-    fi
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
-    echo "$wanted" >"$stamp"
+    echo "installing $1 in $VENV (once)" >&2
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$1"
+    echo "$wanted" >"$2"
 }
 
-# Processes to start: one for each GPU, else one for each core (two at most: small encoders gain little beyond).
+setup() {
+    local python
+    if [ ! -x "$VENV/bin/python" ]; then
+        python=$(find_python)
+        "$python" -m venv "$VENV"
+    fi
+    install requirements.txt "$VENV/.requirements"
+}
+
+# The number of training processes: one per GPU, else one per core, at most two (small encoders gain little from more).
 processes() {
     "$VENV/bin/python" -c 'import os, torch
 gpus = torch.cuda.device_count()
@@ -59,16 +72,21 @@ demo() {
     train configs/demo_baseline "$@"
     train configs/demo_qg "$@"
     echo
-    echo "Trained on sharp portraits alone, for as many epochs, plainly and by QGFace (which sees two views of each image, and so"
-    echo "computes twice as much). Unseen people: pairs of sharp images (hq), of a sharp and a blurred one (mixed), of blurred ones (lq)."
+    echo "Both were trained on sharp portraits for the same number of epochs: plain AdaFace, and QGFace, which sees two views of each"
+    echo "image and so computes twice as much. Verification of unseen people: both images sharp (hq), one blurred (mixed), both (lq)."
     "$VENV/bin/python" -m eval runs runs/demo_baseline runs/demo_qg
 }
 
-# The whole suite on two workers, one thread each; with arguments of your own, as pytest would.
+# All tests, on two workers with one thread each; with arguments, what pytest makes of them.
 run_tests() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     [ $# -gt 0 ] || set -- --numprocesses 2 --dist worksteal
     exec "$VENV/bin/python" -m pytest "$@"
+}
+
+docs() {
+    install docs/requirements.txt "$VENV/.requirements-docs"
+    exec "$VENV/bin/python" -m mkdocs build --strict "$@"
 }
 
 command=${1:-demo}
@@ -77,6 +95,9 @@ case $command in
     demo) setup; demo "$@" ;;
     test) setup; run_tests "$@" ;;
     train) [ $# -gt 0 ] || fail "usage: $0 train CONFIG [key=value ...]"; setup; train "$@" ;;
+    python) setup; exec "$VENV/bin/python" "$@" ;;
+    docs) setup; docs "$@" ;;
     setup) setup ;;
-    *) fail "unknown command '$command'; known: demo (default), test, train, setup" ;;
+    help | -h | --help) print_help ;;
+    *) fail "unknown command '$command'; known: demo (default), test, train, python, docs, setup, help" ;;
 esac

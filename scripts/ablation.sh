@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Trains and evaluates every row of a table (I, II, III of the paper; controls) and prints it beside the paper's.
+# Trains and evaluates every row of a table (I, II, III of the paper; controls) and prints it next to the paper's figures.
 #
-#     scripts/ablation.sh I                              # on ../shared/faces (README: other data), one process, seeds 1 2 3
-#     scripts/ablation.sh I --form vgg2_r34 --nproc 4 --seeds 2048 --data-root /data/val rec=/data/faces_vgg_112x112
+#   scripts/ablation.sh I                              # the real faces in ../shared/faces, one process, seeds 1 2 3
+#   scripts/ablation.sh I --form vgg2_r34 --nproc 4 --seeds 2048 --data-root /data/val rec=/data/faces_vgg_112x112
 #
-# Further arguments go to `python -m scripts.ablation`. What is finished is not repeated.
+# The arguments are those of `python -m scripts.ablation`. Finished runs are not repeated.
 set -euo pipefail
-. "$(dirname "$0")/eval_common.sh"
-need $# 1 "scripts/ablation.sh TABLE [arguments]"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh" 1 "$@"
 cd "$root"
 exec "$python" -m scripts.ablation "$@"

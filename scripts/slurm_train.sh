@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One training run as a Slurm job: one launcher a machine, one process a GPU.
+# Trains one run as a Slurm job: one launcher per machine, one process per GPU.
 #
 #   sbatch --nodes=8 scripts/slurm_train.sh configs/vgg2_r34_qg rec=/data/vgg2 output=/shared/runs/a
 #
-# All machines see this folder and output=. The job asks to be told five minutes before its time is up: the run saves a
-# checkpoint and ends; submitted again with the same arguments, it goes on from there. --requeue does that by itself.
+# All machines must share this folder and output=. Five minutes before the job's time limit, Slurm sends SIGTERM: the run saves a
+# checkpoint and ends. Submitted again with the same arguments, it continues from there; --requeue submits it again by itself.
 #
 #SBATCH --job-name=qgface
 #SBATCH --nodes=2
@@ -21,7 +21,7 @@
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"

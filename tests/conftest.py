@@ -10,7 +10,7 @@ import pytest
 
 from recognition.data.demo_faces import make_demo_set
 
-os.environ["PYTHON"] = sys.executable  # what scripts/*.sh run, wherever the tests run from
+os.environ["VENV"] = sys.prefix  # the environment that scripts/*.sh use
 
 
 @pytest.fixture(scope="session")

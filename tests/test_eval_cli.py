@@ -272,15 +272,6 @@ def test_every_command_says_what_it_is():
         assert re.search(rf"^ +{name} +\w", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "script", ["eval_verify.sh", "eval_ijbb.sh", "eval_ijbc.sh", "eval_tinyface.sh", "eval_scface.sh", "eval_all.sh"]
-)
-def test_scripts_say_how_they_are_called(script):
-    answer = subprocess.run([ROOT / "scripts" / script], capture_output=True, text=True, check=False)
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr.startswith(f"usage: scripts/{script} RUN ") and answer.stderr.count("\n") == 1
-
-
 # -------------------------------------------------------------------------------------------------- a real run
 
 
@@ -290,7 +281,7 @@ def test_a_shell_script_evaluates_a_real_run_from_any_folder(tmp_path):
     training = [sys.executable, "train.py", "configs/lfw_qg", f"output={tmp_path}/run", f"rec={FACES}/lfw_train"]
     training += ["max_steps=1", "global_batch_size=4", "num_workers=0", "val_targets=()"]
     subprocess.run(training, cwd=ROOT, env=environment, check=True, timeout=120, stdout=subprocess.DEVNULL)
-    command = [ROOT / "scripts/eval_scface.sh", "run", VAL / "scface", "--json", "out.json", "--batch-size", "64"]
+    command = [ROOT / "scripts/eval.sh", "scface", "run", VAL / "scface", "--json", "out.json", "--batch-size", "64"]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False, timeout=120)
     assert answer.returncode == 0, answer.stderr
     assert "run (tiny)" in answer.stdout and "QGFace (paper, table IV)" in answer.stdout
@@ -299,7 +290,7 @@ def test_a_shell_script_evaluates_a_real_run_from_any_folder(tmp_path):
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
-    command = [ROOT / "scripts/eval_all.sh", tmp_path / "nothing", tmp_path]
+    command = [ROOT / "scripts/eval.sh", "all", tmp_path / "nothing", tmp_path]
     (tmp_path / "lfw.bin").write_bytes(b"")
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert answer.returncode == 2 and answer.stdout == ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.commands import metrics, run, train
@@ -21,9 +20,13 @@ def _arguments(demo_set: Path, output: Path) -> list[str]:
 
 def _two_nodes(demo_set: Path, output: Path) -> None:
     environment = {
-        **os.environ, "RDZV": f"127.0.0.1:{free_port()}", "NPROC": "2", "MAX_RESTARTS": "0", "PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+        **os.environ,
+        "RDZV": f"127.0.0.1:{free_port()}",
+        "NPROC": "2",
+        "MAX_RESTARTS": "0",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
 
     def launch(node: int) -> subprocess.Popen[str]:
         command = ["bash", SCRIPT, str(node), *_arguments(demo_set, output)]
@@ -48,7 +51,7 @@ def test_two_nodes_of_two_ranks_equal_one_of_four(demo_set, tmp_path):
     assert len(one) == 3 and one == two
 
 
-def test_scripts_say_how_they_are_used():
+def test_launch_scripts_print_their_usage():
     for script, word in ((SCRIPT, "RDZV=HOST:PORT"), ("scripts/slurm_train.sh", "sbatch")):
         done = run("bash", script)
         assert done.returncode == 2 and word in done.stderr, done.stderr
