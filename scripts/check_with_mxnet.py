@@ -1,12 +1,12 @@
-"""Does MXNet read what RecordWriter writes, and how fast are both readers? Two interpreters, so two or three calls:
+"""Check that MXNet reads what RecordWriter writes, and compare the speed of both readers. Each needs its own interpreter:
 
     .venv/bin/python        -m scripts.check_with_mxnet write FOLDER
     MXNET_VENV/bin/python   -m scripts.check_with_mxnet read FOLDER
     .venv/bin/python        -m scripts.check_with_mxnet speed DATA.rec
     MXNET_VENV/bin/python   -m scripts.check_with_mxnet speed DATA.rec
 
-`write` needs the project, `read` needs mxnet 1.9.1 (Python 3.8, numpy < 1.24), `speed` measures whichever is there.
-docs/DATA.md says how to make MXNET_VENV.
+`write` needs the project, `read` needs mxnet 1.9.1 (Python 3.8, numpy < 1.24), `speed` measures the one that is installed.
+docs/DATA.md shows how to create MXNET_VENV.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SIDE = 16
 
 
 def payloads(count, seed):
-    """Bytes with the magic at aligned and unaligned places, at both ends and in a row; some empty."""
+    """Bytes with the magic at aligned and unaligned places, at both ends, and several times in a row; some are empty."""
     draw = random.Random(seed)
     for _ in range(count):
         pieces = [bytes(draw.getrandbits(8) for _ in range(draw.choice([0, 1, 2, 3, 4, 8, 57]))) for _ in range(4)]
@@ -30,6 +30,7 @@ def payloads(count, seed):
 
 
 def insightface():
+    """(key, label, payload) of images, identity records, and record 0 with their keys."""
     images, identities = 40, 5
     for key, content in enumerate(payloads(images, seed=1), 1):
         yield key, [key % identities, 0.5] if key % 4 == 0 else key % identities, content or b"an image"
@@ -39,6 +40,7 @@ def insightface():
 
 
 def im2rec():
+    """Images with shuffled keys from 0."""
     keys = list(range(300))
     random.Random(2).shuffle(keys)
     for key, content in zip(keys, payloads(300, seed=3)):  # noqa: B905  (runs under Python 3.8 too)
@@ -46,11 +48,13 @@ def im2rec():
 
 
 def labels():
+    """One to seven labels per record."""
     for key, content in enumerate(payloads(60, seed=4)):
         yield 3 * key, [place / 4 for place in range(1 + key % 7)], content
 
 
 def flat():
+    """PNGs without metadata records, for ImageRecordIter."""
     import cv2
     import numpy as np
 
@@ -63,7 +67,7 @@ def flat():
 def write(folder):
     from recognition.data import RecordWriter
 
-    expected = {}
+    expected: dict = {}
     for kind in (insightface, im2rec, labels, flat):
         name = f"{kind.__name__}.rec"
         expected[name] = []
@@ -76,15 +80,14 @@ def write(folder):
     for record, (_, _, png) in zip(expected["flat.rec"], flat()):  # noqa: B905
         record["pixels"] = hashlib.sha256(planes(png)).hexdigest()
     (folder / "expected.json").write_text(json.dumps(expected))
-    print(f"wrote {len(expected)} files with {sum(map(len, expected.values()))} records to {folder}")
+    print(f"wrote {len(expected)} files with {sum(len(records) for records in expected.values())} records to {folder}")
 
 
 def planes(png):
-    """RGB, a plane a colour, as ImageRecordIter hands it over."""
-    import cv2
-    import numpy as np
+    """The pixels as ImageRecordIter returns them: RGB, one plane per colour."""
+    from utils.images import decode_image
 
-    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].transpose(2, 0, 1).tobytes()
+    return decode_image(png, "flat.rec").transpose(2, 0, 1).tobytes()
 
 
 def read(folder):
@@ -96,14 +99,14 @@ def read(folder):
         found = dict(label=label, flag=header.flag, id=header.id, id2=header.id2, payload=payload.hex())
         for name, value in found.items():
             if value != record[name]:
-                sys.exit(f"{where}: {name}: mxnet read {value!r}, written was {record[name]!r}")
+                sys.exit(f"{where}: {name}: mxnet read {value!r}, expected {record[name]!r}")
 
     expected = json.loads((folder / "expected.json").read_text())
     for name, records in expected.items():
         rec = str(folder / name)
         indexed = mxnet.recordio.MXIndexedRecordIO(rec[:-3] + "idx", rec, "r")
         if sorted(indexed.keys) != sorted(record["key"] for record in records):
-            sys.exit(f"{name}: mxnet found other keys")
+            sys.exit(f"{name}: mxnet found different keys")
         for record in random.Random(0).sample(records, len(records)):
             check(record, indexed.read_idx(record["key"]), f"{name}: key {record['key']}")
         sequence = mxnet.recordio.MXRecordIO(rec, "r")
@@ -124,18 +127,18 @@ def read(folder):
             sys.exit(f"flat.rec: ImageRecordIter decoded key {record['key']} differently")
         images += 1
     if images != len(expected["flat.rec"]):
-        sys.exit(f"flat.rec: ImageRecordIter gave {images} images of {len(expected['flat.rec'])}")
+        sys.exit(f"flat.rec: ImageRecordIter returned {images} images of {len(expected['flat.rec'])}")
     print(f"flat.rec: {images} images through ImageRecordIter")
     print(f"mxnet {mxnet.__version__}: all read back to the byte")
 
 
 def speed(rec, reads=100_000, repeats=5):
-    """Random reads with the header unpacked, one thread, warm cache; the best and the median of `repeats`."""
+    """Measure random reads with the header unpacked: one thread, warm cache; best and median of `repeats` runs."""
     try:
         import mxnet
 
         opened = mxnet.recordio.MXIndexedRecordIO(str(rec.with_suffix(".idx")), str(rec), "r")
-        keys, who = list(opened.keys), f"mxnet {mxnet.__version__}"
+        keys, name = list(opened.keys), f"mxnet {mxnet.__version__}"
 
         def read_one(key):
             return mxnet.recordio.unpack(opened.read_idx(key))
@@ -143,7 +146,7 @@ def speed(rec, reads=100_000, repeats=5):
         from recognition.data import RecordReader
 
         reader = RecordReader(rec)
-        keys, who, read_one = reader.keys.tolist(), "RecordReader", reader.read
+        keys, name, read_one = reader.keys.tolist(), "RecordReader", reader.read
     keys = random.Random(0).choices(keys, k=reads)
     rates = []
     for _ in range(repeats):
@@ -152,7 +155,7 @@ def speed(rec, reads=100_000, repeats=5):
             read_one(key)
         rates.append(reads / (time.perf_counter() - start))
     rates.sort()
-    print(f"{who}: {rates[-1]:,.0f} records/s at best, {rates[len(rates) // 2]:,.0f} in the median of {repeats} runs")
+    print(f"{name}: best {rates[-1]:,.0f} records/s, median {rates[len(rates) // 2]:,.0f} records/s of {repeats} runs")
 
 
 def main():

@@ -1,9 +1,9 @@
-"""Does a run's partition find the images that `pack degrade` has degraded in its training set?
+"""Measure how well a run's partition finds the images that `pack degrade` degraded in its training set.
 
     python -m scripts.degraded_found RUN …
 
-Of 1,200 images of the set, without augmentation: the chance that a degraded one has a smaller norm than a sound one (AUC),
-and the shares of both with u at or below the run's b, by the quality statistics that the run ended with.
+On 1,200 images of the set, without augmentation: the probability that a degraded image has a smaller norm than an intact one
+(AUC), and the shares of both with a quality u <= b, computed with the run's final quality statistics.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def found(run: str) -> list[str]:
 def main() -> None:
     if len(sys.argv) < 2:
         raise UserError("usage: python -m scripts.degraded_found RUN …")
-    shown = PrettyTable(["run", "AUC of the norm", "degraded set aside, %", "sound set aside, %"], align="r")
+    shown = PrettyTable(["run", "AUC of the norm", "degraded with u <= b, %", "intact with u <= b, %"], align="r")
     for run in sys.argv[1:]:
         shown.add_row(found(run))
     print(shown)

@@ -1,10 +1,10 @@
-"""Which layer's norm tells sharp from degraded faces? The table "norm of the map, of fc's output, of the feature" of
-docs/EXPERIMENTS.md, for runs with the encoders `tiny` and `small`:
+"""Compare the norms of sharp and degraded faces layer by layer ("Does the norm measure quality?" in docs/EXPERIMENTS.md).
 
     python -m scripts.norms_by_layer SHARP.bin DEGRADED.bin RUN [RUN …]
 
-The sets hold the same images. Of each pair the first image is taken. For each layer: the probability in % that a degraded face
-has the smaller norm (AUC; 50: it knows nothing), and the share in % of faces whose norm is below that of their sharp twin.
+For runs with the encoders `tiny` and `small`. Both sets must consist of the same images; the first image of each pair is used.
+For each layer: the probability in % that a degraded face has a smaller norm than a sharp one (AUC; 50 means no information),
+and the share in % of faces whose norm is below that of their own sharp twin.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from prettytable import PrettyTable
@@ -21,6 +20,7 @@ from eval.roc import roc_curve
 from eval.verification import load_bin
 from recognition.encoders.load import LoadedEncoder, load_encoder
 from utils.errors import UserError, exit_on_user_error
+from utils.images import decode_face
 
 LAYERS = {"map": "bn", "fc": "fc", "feature": "features"}
 BATCH = 100
@@ -45,8 +45,7 @@ def main() -> None:
 def _first_images(path: str) -> torch.Tensor:
     """uint8 RGB [pairs, 112, 112, 3]."""
     encoded, _ = load_bin(path)
-    decoded = [cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR_RGB) for each in encoded[::2]]
-    return torch.from_numpy(np.stack(decoded))
+    return torch.from_numpy(np.stack([decode_face(each, path) for each in encoded[::2]]))
 
 
 def _norms(encoder: LoadedEncoder, images: torch.Tensor) -> list[np.ndarray]:

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from eval.present import paper
-from scripts.ablation.__main__ import FORMS, TABLES, _write
-from scripts.ablation.request import record, recorded, refuse_other_request, request_of
+from scripts.ablation.record import DATA_ROOT, SETTINGS, add_to_record, read_record, refuse_other_settings, settings_of
+from scripts.ablation.rows import FORMS, TABLES
+from scripts.ablation.tables import write_table
 from tests.commands import run
 from tests.shared_files import ROOT
 from utils import config
@@ -44,7 +45,7 @@ def test_every_row_of_the_paper_has_its_configuration(table):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", sorted(ROWS))
-def test_a_row_changes_what_it_is_about_and_nothing_else(name, form):
+def test_a_row_changes_its_subject_and_nothing_else(name, form):
     row, method = (dataclasses.asdict(config.load(str(ROOT / "configs" / f"{form}_{n}"))) for n in (name, "qg"))
     assert tuple(row[key] for key in ("views", "augmentation", "quality_threshold", "queue")) == ROWS[name]
     allowed = {"views", "augmentation", "quality_threshold", "queue", "output"}
@@ -55,8 +56,8 @@ def test_a_row_changes_what_it_is_about_and_nothing_else(name, form):
     assert {key for key in row if row[key] != method[key]} <= allowed
 
 
-def test_a_table_stands_beside_the_papers_and_is_sound_markdown(tmp_path, capsys):
-    _write(tmp_path, "III", {"b: no": {"SC d1": [30.0, 31.0]}, "b = 0.1": {"SC d1": [20.0, 20.0]}})
+def test_a_table_shows_the_papers_figures_and_is_valid_markdown(tmp_path, capsys):
+    write_table(tmp_path, "III", {"b: no": {"SC d1": [30.0, 31.0]}, "b = 0.1": {"SC d1": [20.0, 20.0]}})
     assert "30.50 ± 0.71" in capsys.readouterr().out
     lines = (tmp_path / "III.md").read_text().splitlines()
     assert [":--" in line for line in lines] == [False, True, False, False, False, False]
@@ -68,10 +69,8 @@ def _ablation(*arguments: str):
 
 
 def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
-    arguments = (
-        "own", "--row", "tiny: tests/tiny_config queue=none", "--seeds", "1", "2", "--data-root", str(demo_set), "--output",
-        str(tmp_path), f"rec={demo_set}", "max_steps=2",
-    )  # fmt: skip
+    arguments = ("own", "--row", "tiny: tests/tiny_config queue=none", "--seeds", "1", "2", "--data-root", str(demo_set))
+    arguments += ("--output", str(tmp_path), f"rec={demo_set}", "max_steps=2")
     first = _ablation(*arguments)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("training") == 2 and "over 2 seed(s)" in first.stdout
@@ -88,7 +87,7 @@ def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
     assert again.stdout.strip() == first.stdout[first.stdout.index("Table") :].strip()
     refused = _ablation(*arguments, "max_steps=3")
     assert refused.returncode == 2 and "Table" not in refused.stdout
-    assert "was made with max_steps=2, and is now asked for with max_steps=3" in refused.stderr
+    assert "this run has max_steps=2, the table asks for max_steps=3" in refused.stderr
     fewer = tmp_path / "val"
     fewer.mkdir()
     (fewer / "demo_hq.bin").symlink_to(demo_set / "demo_hq.bin")
@@ -97,31 +96,33 @@ def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
     assert set(json.loads((tmp_path / "own.json").read_text())["tiny"]) == {"demo_hq", "AUC demo_hq"}
 
 
-def test_a_run_made_with_other_settings_is_not_taken_for_this_one(tmp_path):
-    def request(processes: int = 1, **changes: object) -> dict:
-        return request_of(config.from_base(rec="/data/x", **changes), processes)
+def test_a_run_with_other_settings_is_not_mistaken_for_this_one(tmp_path):
+    def settings(processes: int = 1, **changes: object) -> dict:
+        return settings_of(config.from_base(rec="/data/x", **changes), processes)
 
-    refuse_other_request(tmp_path, request())  # nothing is recorded
-    record(tmp_path, request=request())
-    record(tmp_path, data_root="/data/val")
-    assert recorded(tmp_path)["data_root"] == "/data/val"
-    refuse_other_request(tmp_path, request(num_workers=7, verbose=3, output="elsewhere"))
+    refuse_other_settings(tmp_path, settings())  # nothing is recorded
+    add_to_record(tmp_path, SETTINGS, settings())
+    add_to_record(tmp_path, DATA_ROOT, "/data/val")
+    assert read_record(tmp_path) == {SETTINGS: settings(), DATA_ROOT: "/data/val"}
+    refuse_other_settings(tmp_path, settings(num_workers=7, verbose=3, output="elsewhere"))
     for other, named in (
-        (request(2), "--nproc=2"), (request(lr=0.5), "lr=0.5"), (request(queue_size=7), "queue_size=7"),
-        (request(milestones=(1.0,)), r"is now asked for with milestones=\[1.0\]"),
-    ):  # fmt: skip
+        (settings(2), "--nproc=2"),
+        (settings(lr=0.5), "lr=0.5"),
+        (settings(queue_size=7), "queue_size=7"),
+        (settings(milestones=(1.0,)), r"the table asks for milestones=\[1.0\]"),
+    ):
         with pytest.raises(UserError, match=named):
-            refuse_other_request(tmp_path, other)
+            refuse_other_settings(tmp_path, other)
     (tmp_path / "ablation.json").write_text("{")
     with pytest.raises(UserError, match=r"ablation\.json: cannot be read"):
-        refuse_other_request(tmp_path, request())
+        refuse_other_settings(tmp_path, settings())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["IX"], "there are I, II, III"),
-        (["own"], "has no rows of its own"),
+        (["IX"], "table 'IX': unknown; known are I, II, III"),
+        (["own"], "table 'own' has no rows"),
         (["own", "--row", "nonsense"], "expected 'NAME: CONFIG"),
         (["own", "--row", "absent: configs/absent"], "no such configuration file"),
         (["own", "--row", "wrong: tests/tiny_config lrr=1"], "did you mean 'lr'"),

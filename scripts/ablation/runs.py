@@ -1,0 +1,90 @@
+"""Trains and evaluates the runs of a table, several at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.ablation.record import DATA_ROOT, SETTINGS, add_to_record, read_record, settings_of
+from scripts.ablation.rows import Row
+from utils.errors import UserError
+
+EVALUATION = "eval.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row with a seed, to be trained in `folder` with some processes and evaluated on the benchmarks in `data_root`."""
+
+    row: Row
+    form: str
+    seed: int
+    settings: tuple[str, ...]
+    folder: Path
+    data_root: Path
+    processes: int
+    threads: int | None  # CPU threads per process; None: PyTorch's default
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of train.py, without the output folder."""
+        return [*self.row.arguments(self.form), *self.settings, f"seed={self.seed}"]
+
+    def recorded_settings(self) -> dict[str, object]:
+        """What RUN/ablation.json holds of the settings. UserError if the configuration is wrong."""
+        return settings_of(self.row.load(self.form, [*self.settings, f"seed={self.seed}"]), self.processes)
+
+    def execute(self) -> None:
+        """Train and evaluate, unless this is done already. What the programs print goes to FOLDER.log."""
+        evaluation, data_root = self.folder / EVALUATION, str(self.data_root.resolve())
+        if evaluation.is_file() and read_record(self.folder).get(DATA_ROOT, data_root) == data_root:
+            return
+        log = self.folder.with_name(f"{self.folder.name}.log")
+        print(f"{self.folder.name}: training, {log}", flush=True)
+        add_to_record(self.folder, SETTINGS, self.recorded_settings())
+        unfinished = self.folder / "eval.unfinished.json"
+        self._call(log, "train.py", *self.arguments, f"output={self.folder}")
+        benchmarks = ("--data-root", str(self.data_root), "--json", str(unfinished))
+        self._call(log, "-m", "eval", "all", "--checkpoint", str(self.folder), *benchmarks)
+        add_to_record(self.folder, DATA_ROOT, data_root)
+        unfinished.rename(evaluation)
+
+    def _call(self, log: Path, *program: str) -> None:
+        """Run a Python program, under torchrun if there are several processes. UserError if it fails."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
+        command = [sys.executable, *(launcher if self.processes > 1 else []), *program]
+        environment = dict(os.environ)
+        if self.threads:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        with open(log, "a", encoding="utf-8") as sink:
+            code = subprocess.run(command, stdout=sink, stderr=subprocess.STDOUT, env=environment).returncode
+        if code:
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            raise UserError(f"{' '.join(command[1:])}: ended with code {code}: {' '.join(last)} (full output: {log})")
+
+
+def execute_all(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
+    """Call all tasks, `jobs` at a time. After a failure or an interruption no further task begins; those that run finish."""
+    failed = threading.Event()
+
+    def call(task: Callable[[], None]) -> None:
+        try:
+            if not failed.is_set():
+                task()
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for finished in [pool.submit(call, task) for task in tasks]:
+                finished.result()
+        except BaseException:
+            failed.set()
+            raise
