@@ -86,7 +86,7 @@ run_tests() {
 
 docs() {
     install docs/requirements.txt "$VENV/.requirements-docs"
-    exec "$VENV/bin/python" -m mkdocs build --strict "$@"
+    NO_MKDOCS_2_WARNING=1 exec "$VENV/bin/python" -m mkdocs build --strict "$@"
 }
 
 command=${1:-demo}

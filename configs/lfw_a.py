@@ -1,22 +1,14 @@
-"""Table I, row A: plain AdaFace with AdaFace's augmentation (crop, rescaling, colour, each with probability 0.2); one view.
+"""The row of configs/vgg2_r34_a (table I, row A) on the real faces of configs/lfw_qg.
 
     python train.py configs/lfw_a
 
-On the data of configs/lfw_qg; what came out is in docs/EXPERIMENTS.md.
-One view, and so twice the images a step and the epochs: as many encoder passes and as many steps as with two views.
+Accuracy (AUC) in %, mean of seeds 1 to 3: HQ 85.1 (92.7), mixed 77.4 (85.4), LQ 75.7 (82.9).
 """
 
 from easydict import EasyDict as edict
 
 from configs.lfw_qg import config as lfw_qg
+from configs.small_qg import one_view
+from configs.vgg2_r34_a import row
 
-config = edict(
-    lfw_qg,
-    views=1,
-    augmentation="adaface",
-    quality_threshold=None,
-    queue="none",
-    global_batch_size=96,
-    num_epoch=20,
-    warmup_epoch=2.0,
-)
+config = edict(lfw_qg, **row, **one_view)

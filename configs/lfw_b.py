@@ -1,21 +1,14 @@
-"""Table I, row B: row A and the quality partition. Low-quality features are dropped.
+"""The row of configs/vgg2_r34_b (table I, row B) on the real faces of configs/lfw_qg.
 
     python train.py configs/lfw_b
 
-On the data of configs/lfw_qg; what came out is in docs/EXPERIMENTS.md.
-One view, and so twice the images a step and the epochs: as many encoder passes and as many steps as with two views.
+Accuracy (AUC) in %, mean of seeds 1 to 3: HQ 86.2 (92.9), mixed 77.3 (85.2), LQ 75.2 (82.9).
 """
 
 from easydict import EasyDict as edict
 
 from configs.lfw_qg import config as lfw_qg
+from configs.small_qg import one_view
+from configs.vgg2_r34_b import row
 
-config = edict(
-    lfw_qg,
-    views=1,
-    augmentation="adaface",
-    queue="none",
-    global_batch_size=96,
-    num_epoch=20,
-    warmup_epoch=2.0,
-)
+config = edict(lfw_qg, **row, **one_view)

@@ -1,16 +1,13 @@
-"""Table I, row C: the method (partition, contrastive loss, proxy-updated queue) with AdaFace's augmentation.
+"""The row of configs/vgg2_r34_c (table I, row C) on the real faces of configs/lfw_qg.
 
     python train.py configs/lfw_c
 
-On the data of configs/lfw_qg; what came out is in docs/EXPERIMENTS.md.
-A contrast needs two views: the augmented one and the original, which rows A and B do not have.
+Accuracy (AUC) in %, mean of seeds 1 to 3: HQ 83.9 (91.8), mixed 77.4 (86.7), LQ 76.4 (84.3).
 """
 
 from easydict import EasyDict as edict
 
 from configs.lfw_qg import config as lfw_qg
+from configs.vgg2_r34_c import row
 
-config = edict(
-    lfw_qg,
-    augmentation="adaface",
-)
+config = edict(lfw_qg, **row)

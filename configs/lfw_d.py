@@ -1,22 +1,14 @@
-"""Table I, row D: plain AdaFace with the paper's augmentation.
+"""The row of configs/vgg2_r34_d (table I, row D) on the real faces of configs/lfw_qg.
 
     python train.py configs/lfw_d
 
-On the data of configs/lfw_qg; what came out is in docs/EXPERIMENTS.md.
-One view is learned, the augmented; `lfw_d_both` learns both, as E does.
-One view, and so twice the images a step and the epochs: as many encoder passes and as many steps as with two views.
+Accuracy (AUC) in %, mean of seeds 1 to 3: HQ 83.6 (93.2), mixed 81.5 (91.2), LQ 80.9 (89.8).
 """
 
 from easydict import EasyDict as edict
 
 from configs.lfw_qg import config as lfw_qg
+from configs.small_qg import one_view
+from configs.vgg2_r34_d import row
 
-config = edict(
-    lfw_qg,
-    views=1,
-    quality_threshold=None,
-    queue="none",
-    global_batch_size=96,
-    num_epoch=20,
-    warmup_epoch=2.0,
-)
+config = edict(lfw_qg, **row, **one_view)

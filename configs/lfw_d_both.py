@@ -1,17 +1,13 @@
-"""A control beside table I, row D: the paper's augmentation with plain AdaFace, on both views of each image.
+"""The row of configs/vgg2_r34_d_both (a control for table I, row D) on the real faces of configs/lfw_qg.
 
     python train.py configs/lfw_d_both
 
-On the data of configs/lfw_qg; what came out is in docs/EXPERIMENTS.md.
-It learns from what the method learns from, for as many encoder passes a step; what is missing is partition and contrast.
+Accuracy (AUC) in %, seed 1: HQ 86.5 (93.6), mixed 83.7 (91.2), LQ 80.2 (89.2).
 """
 
 from easydict import EasyDict as edict
 
 from configs.lfw_qg import config as lfw_qg
+from configs.vgg2_r34_d_both import row
 
-config = edict(
-    lfw_qg,
-    quality_threshold=None,
-    queue="none",
-)
+config = edict(lfw_qg, **row)

@@ -1,16 +1,13 @@
-"""Table II, queue "Momentum": MoCo's. A momentum encoder (m = 0.999) gives the positive keys and fills the queue.
+"""The row of configs/vgg2_r34_queue_momentum (table II, momentum) on the real faces of configs/lfw_qg.
 
     python train.py configs/lfw_queue_momentum
 
-On the data of configs/lfw_qg; what came out is in docs/EXPERIMENTS.md.
-As with the other queues both views are enqueued, so that the rows differ in the queue alone.
+Accuracy (AUC) in %, mean of seeds 1 to 3: HQ 84.6 (92.9), mixed 82.2 (90.6), LQ 79.5 (89.0).
 """
 
 from easydict import EasyDict as edict
 
 from configs.lfw_qg import config as lfw_qg
+from configs.vgg2_r34_queue_momentum import row
 
-config = edict(
-    lfw_qg,
-    queue="momentum",
-)
+config = edict(lfw_qg, **row)

@@ -1,12 +1,12 @@
-"""Small data (hundreds of people, thousands of images): the method, with what suits short runs.
+"""QGFace for small data sets: hundreds of people, thousands of images.
 
     python train.py configs/small_qg rec=/data/mine
     torchrun --nproc_per_node=2 train.py configs/small_qg rec=/data/mine val_targets="('mine',)"      # /data/mine/mine.bin
 
-What differs from the paper, by docs/EXPERIMENTS.md: small batches, for more steps; gentler margin and scales; quality statistics
-that start where short runs have them; the positive in the contrastive loss's denominator, without which that loss has no bound
-and outweighs the labels as soon as many pairs are contrasted; and a tenth of its weight. `configs/vgg2_r34_qg` keeps the paper's
-values.
+Hardware: CPU cores; about 8 minutes for 4,000 images on one. Figures to expect: docs/EXPERIMENTS.md, which also justifies what
+differs from the paper (configs/vgg2_r34_qg): small batches and so more steps; a gentler margin and scales; quality statistics
+that start near the norms of short runs; the positive in the denominator of the contrastive loss, without which that loss is
+unbounded and outweighs the labels when many pairs are contrasted; and a tenth of its weight.
 """
 
 from easydict import EasyDict as edict
@@ -29,3 +29,6 @@ config = edict(
     quality_mean=22.0,
     quality_std=5.0,
 )
+
+# For views=1: twice the images per step and twice the epochs make as many steps and encoder passes as above.
+one_view = dict(global_batch_size=96, num_epoch=20, warmup_epoch=2.0)

@@ -1,11 +1,11 @@
-"""QGFace as in the paper: row E of table I, the last rows of tables II ("proxy-updated") and III (b = 0.2).
+"""QGFace as in the paper: row E of table I, "proxy-updated" in table II, b = 0.2 in table III.
 
     torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112
 
-Data: insightface's pack of VGGFace2 (8,631 identities, 3.1 M images). The paper's hardware: 4 A100; 4 x 128 images a step.
-All else of the paper's setting is in configs/base.py: ResNet34, SGD with lr 0.2, divided by ten after epochs 6 and 9 of 12.
+Data: insightface's pack of VGGFace2 (8,631 people, 3.1 million images). Hardware: four GPUs with 128 images each per step; the
+paper used four A100. Schedule: the defaults of configs/base.py. Not trained yet, for want of GPUs; the time is not known.
 The paper's figures (%): SCface d1 92.31, d2 99.54, d3 100.0; TinyFace rank 1 69.85; IJB-B TAR@FAR=1e-4 91.05;
-LFW 99.50, CFP-FP 96.03, AgeDB 94.00, CPLFW 94.48, CALFW 93.12; HQ average 95.43. Ours at this size have not been measured.
+HQ average 95.43: LFW 99.50, CFP-FP 96.03, AgeDB 94.00, CPLFW 94.48, CALFW 93.12.
 """
 
 from easydict import EasyDict as edict
