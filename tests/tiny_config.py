@@ -1,4 +1,4 @@
-"""A run of seconds: the smallest encoder on the tests' demo set. Used by the end-to-end tests."""
+"""A training of a few seconds for the end-to-end tests: the smallest encoder on the demo set of tests/conftest.py."""
 
 from easydict import EasyDict as edict
 
