@@ -8,8 +8,8 @@ On 1,200 images of the set, without augmentation: the probability that a degrade
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,13 @@ from utils.errors import UserError, exit_on_user_error
 IMAGES, BATCH = 1200, 100
 
 
-def found(run: str) -> list[str]:
+def _measure(run: str) -> tuple[float, float, float]:
+    """The probability that a degraded image has the smaller norm; the shares of degraded and of intact images with u <= b."""
     encoder, config = load_encoder(run, torch.device("cpu")), store.read_config(store.find(run))
     quality = encoder.card.quality
     table = Path(config.rec) / "degraded.csv"
     if not table.is_file():
-        raise UserError(f"{run}: its set {config.rec} has no degraded.csv; `pack degrade` writes it")
+        raise UserError(f"{run}: its set {config.rec} has no degraded.csv, which `pack degrade` writes")
     if quality is None or quality.threshold is None:
         raise UserError(f"{run}: has no partition (quality_threshold=None)")
     with open(table, encoding="utf-8") as lines:
@@ -41,18 +42,17 @@ def found(run: str) -> list[str]:
     parts = [encoder.embed(torch.from_numpy(originals[start : start + BATCH])) for start in range(0, len(originals), BATCH)]
     norm = torch.cat(parts).norm(dim=1).numpy()
     low = quality.u(norm) <= quality.threshold
-    smaller = roc_curve(np.concatenate([norm[~is_degraded], norm[is_degraded]]), ~np.sort(is_degraded))
-    shares = [f"{100 * value:.1f}" for value in (smaller.auc, low[is_degraded].mean(), low[~is_degraded].mean())]
-    return [Path(run).name, *shares]
+    roc = roc_curve(np.concatenate([norm[~is_degraded], norm[is_degraded]]), ~np.sort(is_degraded))
+    return roc.auc, float(low[is_degraded].mean()), float(low[~is_degraded].mean())
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        raise UserError("usage: python -m scripts.degraded_found RUN …")
-    shown = PrettyTable(["run", "AUC of the norm", "degraded with u <= b, %", "intact with u <= b, %"], align="r")
-    for run in sys.argv[1:]:
-        shown.add_row(found(run))
-    print(shown)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    table = PrettyTable(["run", "AUC of the norm, %", "degraded with u <= b, %", "intact with u <= b, %"], align="r")
+    for run in parser.parse_args().runs:
+        table.add_row([Path(run).name, *(f"{100 * value:.1f}" for value in _measure(run))])
+    print(table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compare the norms of sharp and degraded faces layer by layer ("Does the norm measure quality?" in docs/EXPERIMENTS.md).
 
-    python -m scripts.norms_by_layer SHARP.bin DEGRADED.bin RUN [RUN …]
+    python -m scripts.norms_by_layer SHARP.bin DEGRADED.bin RUN …
 
 For runs with the encoders `tiny` and `small`. Both sets must consist of the same images; the first image of each pair is used.
 For each layer: the probability in % that a degraded face has a smaller norm than a sharp one (AUC; 50 means no information),
@@ -9,7 +9,7 @@ and the share in % of faces whose norm is below that of their own sharp twin.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +27,17 @@ BATCH = 100
 
 
 def main() -> None:
-    if len(sys.argv) < 4:
-        raise UserError("usage: python -m scripts.norms_by_layer SHARP.bin DEGRADED.bin RUN [RUN …]")
-    sharp, degraded = (_first_images(path) for path in sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sharp", metavar="SHARP.bin")
+    parser.add_argument("degraded", metavar="DEGRADED.bin")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    options = parser.parse_args()
+    sharp, degraded = _first_images(options.sharp), _first_images(options.degraded)
     if len(sharp) != len(degraded):
-        raise UserError(f"{sys.argv[1]} and {sys.argv[2]}: {len(sharp)} and {len(degraded)} pairs; give sets of the same images")
+        found = f"{options.sharp} has {len(sharp)} pairs, {options.degraded} has {len(degraded)}"
+        raise UserError(f"{found}; both sets must consist of the same images")
     table = PrettyTable(["run", *LAYERS], align="r")
-    for run in sys.argv[3:]:
+    for run in options.runs:
         encoder = load_encoder(run, torch.device("cpu"))
         if encoder.card.network not in ("tiny", "small"):
             raise UserError(f"{run}: network={encoder.card.network!r}; this script supports only 'tiny' and 'small'")
@@ -43,26 +47,29 @@ def main() -> None:
 
 
 def _first_images(path: str) -> torch.Tensor:
-    """uint8 RGB [pairs, 112, 112, 3]."""
+    """The first image of each pair, uint8 RGB [pairs, 112, 112, 3]."""
     encoded, _ = load_bin(path)
     return torch.from_numpy(np.stack([decode_face(each, path) for each in encoded[::2]]))
 
 
 def _norms(encoder: LoadedEncoder, images: torch.Tensor) -> list[np.ndarray]:
-    """float [n] for each of `LAYERS`."""
+    """The norms of n images, float [n] for each of `LAYERS`."""
     assert encoder.module is not None
-    found: dict[str, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
+    norms: dict[str, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
+
+    def record(layer: str, output: torch.Tensor) -> None:
+        norms[layer].append(output.float().flatten(1).norm(dim=1))
+
+    modules = {layer: encoder.module.get_submodule(name) for layer, name in LAYERS.items()}
     hooks = [
-        encoder.module.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, layer=layer: found[layer].append(output.float().flatten(1).norm(dim=1))
-        )
-        for layer, name in LAYERS.items()
-    ]  # fmt: skip
+        module.register_forward_hook(lambda module, inputs, output, layer=layer: record(layer, output))
+        for layer, module in modules.items()
+    ]
     for batch in images.split(BATCH):
         encoder.embed(batch)
     for hook in hooks:
         hook.remove()
-    return [torch.cat(norms).numpy() for norms in found.values()]
+    return [torch.cat(parts).numpy() for parts in norms.values()]
 
 
 def _compare(sharp_n: np.ndarray, degraded_n: np.ndarray) -> str:
