@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from eval.feature_cache import UNREADABLE_NPZ
-from eval.integer_text import parse_integers, read_integers
 from utils.errors import UserError
+from utils.number_table import read_numbers
 
 TARGETS = ("IJBB", "IJBC")
 
@@ -85,49 +85,41 @@ class Meta:
         return all(file.is_file() for file in [*self.gallery_files, self.probe_file])
 
     def images(self) -> Images:
-        """Reads which images make up which templates."""
+        """Reads which template and media each image belongs to."""
         self.need(self.images_file)
-        words = self.images_file.read_bytes().split()
-        lines = _count_lines(self.images_file)
-        if len(words) != 3 * lines:
-            raise UserError(self._bad_line(self.images_file, 3, "image, template, media"))
-        if lines == 0:
-            raise UserError(f"{self.images_file}: holds no images")
-        templates, medias = (parse_integers(b"\n".join(words[column::3]), 1) for column in (1, 2))
-        if templates is None or medias is None:
-            raise UserError(self._bad_line(self.images_file, 3, "image, template, media; template and media whole numbers"))
-        return Images(self.images_file, words[0::3], templates[:, 0], medias[:, 0])
+        expected = "image, template, media (the last two whole numbers)"
+        names = _names(self.images_file, 3, expected)
+        if not names:
+            raise UserError(f"{self.images_file}: contains no images")
+        numbers = read_numbers(self.images_file, 2, expected, usecols=(1, 2))
+        return Images(self.images_file, names, numbers[:, 0], numbers[:, 1])
 
     def pairs(self) -> Pairs:
         """Reads the pairs of templates to compare."""
         self.need(self.pairs_file)
-        columns = read_integers(self.pairs_file, 3)
-        if len(columns) == 0:
-            raise UserError(f"{self.pairs_file}: holds no pairs")
-        label = columns[:, 2]
+        table = read_numbers(self.pairs_file, 3, "template, template, 1 (same person) or 0")
+        if len(table) == 0:
+            raise UserError(f"{self.pairs_file}: contains no pairs")
+        label = table[:, 2]
         if label.max() > 1:
             row = int(np.argmax(label > 1))
             raise UserError(f"{self.pairs_file}: pair {row + 1} is marked {label[row]}, neither 1 (same) nor 0 (different)")
-        return Pairs(self.pairs_file, columns[:, 0].copy(), columns[:, 1].copy(), label == 1)
+        return Pairs(self.pairs_file, table[:, 0].copy(), table[:, 1].copy(), label == 1)
 
     def landmarks(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
-        """Landmarks float64 [N, 5, 2] and detector's scores float32 [N] of the images, in their order."""
+        """Reads the landmarks, float64 [N, 5, 2], and the detector's scores, float32 [N], of the images, in their order."""
         self.need(self.landmarks_file)
-        rows = [line.split() for line in self.landmarks_file.read_bytes().splitlines() if line.strip()]
-        if len(rows) != len(images):
-            raise UserError(f"{self.landmarks_file}: {len(rows)} images, but {len(images)} in {images.path.name}")
-        for index, (row, name) in enumerate(zip(rows, images.names, strict=True)):
-            if len(row) != 12:
-                raise UserError(f"{self.landmarks_file}: image {index + 1} has {len(row)} columns instead of 12")
-            if row[0] != name:
+        expected = "image, ten coordinates, score"
+        names = _names(self.landmarks_file, 12, expected)
+        if len(names) != len(images):
+            raise UserError(f"{self.landmarks_file}: {len(names)} images, but {len(images)} in {images.path.name}")
+        for index, (name, wanted) in enumerate(zip(names, images.names, strict=True), 1):
+            if name != wanted:
                 raise UserError(
-                    f"{self.landmarks_file}: image {index + 1} is {_text(row[0])}, but {_text(name)} in {images.path.name}: "
-                    "the two files must be in the same order"
+                    f"{self.landmarks_file}: image {index} is {_text(name)}, but {_text(wanted)} in {images.path.name}: "
+                    "the two files must list the images in the same order"
                 )
-        try:
-            numbers = np.array([row[1:] for row in rows]).astype(np.float64)
-        except ValueError as fault:
-            raise UserError(f"{self.landmarks_file}: {fault}; ten coordinates and a score are needed") from fault
+        numbers = read_numbers(self.landmarks_file, 11, expected, np.float64, usecols=range(1, 12))
         if not np.isfinite(numbers).all():
             bad = int(np.argmin(np.isfinite(numbers).all(axis=1)))
             raise UserError(f"{self.landmarks_file}: image {bad + 1} has a coordinate or score that is not finite")
@@ -140,33 +132,28 @@ class Meta:
     def probes(self) -> TemplateSubjects:
         return _template_subjects(self.probe_file)
 
-    @staticmethod
-    def _bad_line(path: Path, columns: int, wanted: str) -> str:
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            words = line.split()
-            if words and (len(words) != columns or parse_integers(b" ".join(words[1:]), columns - 1) is None):
-                return f"{path}, line {number}: {_text(line[:60])!r} is not {wanted}"
-        return f"{path}: lines of {wanted} are needed"
-
 
 def _text(data: bytes) -> str:
     return data.decode(errors="replace")
 
 
-def _count_lines(path: Path) -> int:
-    return sum(1 for line in path.read_bytes().splitlines() if line.strip())
+def _names(path: Path, columns: int, expected: str) -> list[bytes]:
+    """The first column of a file whose lines have `columns` columns. Blank lines are skipped."""
+    names = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            words = line.split()
+            if words and len(words) != columns:
+                raise UserError(f"{path}, line {number}: {_text(line[:60].strip())!r} is not {expected}")
+            names += words[:1]
+    return names
 
 
 def _template_subjects(path: Path) -> TemplateSubjects:
-    """The first two columns of a CSV with a heading; a template that is listed with each of its images counts once."""
-    lines = [line for line in path.read_bytes().splitlines()[1:] if line.strip()]
-    table = parse_integers(b"\n".join(b" ".join(line.split(b",")[:2]) for line in lines), 2)
-    if table is None or len(table) == 0:
-        for row, line in enumerate(path.read_bytes().splitlines()[1:], 2):
-            if line.strip() and parse_integers(b" ".join(line.split(b",")[:2]), 2) is None:
-                shown = _text(line[:60])
-                raise UserError(f"{path}, line {row}: {shown!r} does not begin with a template and a subject number")
-        raise UserError(f"{path}: holds no templates below its heading")
+    """The first two columns of a CSV with a heading; a template that is listed once for each of its images counts once."""
+    table = read_numbers(path, 2, "a template and a subject number", delimiter=",", usecols=(0, 1), skip_lines=1)
+    if len(table) == 0:
+        raise UserError(f"{path}: contains no templates below its heading")
     templates, first = np.unique(table[:, 0], return_index=True)
     subjects = table[first, 1]
     disagree = subjects[np.searchsorted(templates, table[:, 0])] != table[:, 1]

@@ -6,11 +6,8 @@ Ten million records take seconds and 160 MB; there is never a Python object for 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -28,20 +25,17 @@ from recognition.data.records.format import (
     RecordError,
 )
 from utils.errors import UserError
+from utils.number_table import read_numbers
 
 Int64Array = npt.NDArray[np.int64]
 
-_TEXT_BLOCK = 1 << 24  # bytes of .idx parsed at a time
 _SCAN_BLOCK = 1 << 24  # bytes of .rec searched at a time
-_DIGITS = 18  # any number of so many digits fits an int64
 # One row a record, from `RecordReader.headers`. `sound` is false where these few bytes do not tell: the record is
 # damaged, or its header is split; reading it shows which. `bytes` is the payload's length (a lower bound if split).
 HEADER_ROW = np.dtype([("sound", "?"), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8"), ("bytes", "<i8")])
 _RAW_HEADER = np.dtype("<u4, <u4, <u4, <f4, <u8, <u8, <f4")
 _RAW_HEADER.names = ("magic", "part", "flag", "label", "id", "id2", "first")
 HEADER_BYTES = _RAW_HEADER.itemsize
-
-_LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,63 +72,12 @@ def make_index(keys: Int64Array, offsets: Int64Array, source: Path) -> RecordInd
 
 
 def load_index(path: Path) -> RecordIndex:
-    """Parses `key\\toffset` lines, in any order. `UserError` names the first line that is something else."""
-    blocks = []
-    first_line = 1
-    try:
-        with path.open("rb") as file:
-            for text in _whole_lines(file):
-                blocks.append(_parse_lines(text, path, first_line))
-                first_line += len(blocks[-1])
-    except OSError as error:
-        raise UserError(f"{path}: the index cannot be read ({error.strerror})") from error
-    if not blocks:
-        raise UserError(f"{path}: the index is empty; move it away to have it rebuilt from the .rec file")
-    keys = np.concatenate([block[:, 0] for block in blocks])
-    offsets = np.concatenate([block[:, 1] for block in blocks])
-    blocks.clear()  # they are as large as the two
-    return make_index(keys, offsets, path)
-
-
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Blocks of text that end at a line's end."""
-    rest = b""
-    while block := file.read(_TEXT_BLOCK):
-        lines, newline, tail = block.rpartition(b"\n")
-        if newline:
-            yield (rest + lines + newline).replace(b"\r\n", b"\n")
-            rest = tail
-        else:
-            rest += tail
-            if len(rest) > _TEXT_BLOCK:
-                break  # not an index: a line of megabytes; the parser will say so
-    if rest:
-        yield rest + b"\n"
-
-
-def _parse_lines(text: bytes, path: Path, first_line: int) -> Int64Array:
-    """int64 [lines, 2]: key and offset of each line."""
-    characters = np.frombuffer(text, np.uint8)
-    separators = np.flatnonzero(characters < ord("0"))
-    width = np.diff(separators, prepend=-1) - 1
-    sound = (
-        len(separators) % 2 == 0
-        and characters.max() <= ord("9")
-        and (characters[separators[0::2]] == ord("\t")).all()
-        and (characters[separators[1::2]] == ord("\n")).all()
-        and width.min() >= 1
-        and width.max() <= _DIGITS
-    )
-    if not sound:
-        for number, line in enumerate(text.split(b"\n")[:-1], first_line):
-            if not _LINE.fullmatch(line):
-                shown = line[:60].decode("ascii", "backslashreplace")
-                raise UserError(
-                    f"{path}: line {number} is {shown!r}, not 'key<TAB>offset'; "
-                    "move the index away to have it rebuilt from the .rec file"
-                )
-        raise AssertionError("a malformed block without a malformed line")
-    return np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
+    """Reads `key\\toffset` lines, in any order. Raises UserError, naming the first malformed line."""
+    rebuild = "move the index away to have it rebuilt from the .rec file"
+    table = read_numbers(path, 2, f"key<TAB>offset; {rebuild}", delimiter="\t")
+    if len(table) == 0:
+        raise UserError(f"{path}: the index is empty; {rebuild}")
+    return make_index(table[:, 0].copy(), table[:, 1].copy(), path)
 
 
 @dataclass(frozen=True, slots=True)
