@@ -6,20 +6,20 @@ import json
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from skimage.transform import SimilarityTransform
 
-from eval.align import TEMPLATE, similarity_transforms
 from eval.protocols import ijb
 from eval.protocols.bootstrap import accuracy_interval, tar_interval
 from eval.protocols.identification import search
 from eval.protocols.ijb import SETTINGS, ImageFeatures, Setting, Templates, evaluate, pair_scores, pool_templates
-from eval.protocols.ijb_files import ArrayRows, Meta, read_feature_file
+from eval.protocols.ijb_files import ArrayRows, LooseCrops, Meta, read_feature_file
 from eval.protocols.ijb_identification import identify
 from eval.roc import roc_curve
 from eval.verification import ten_fold
 from tests.shared_files import GOLDEN, needs_golden
+from utils.alignment import ARCFACE_TEMPLATE, align_face
 from utils.errors import UserError
 from utils.number_table import read_numbers
 
@@ -197,18 +197,41 @@ def test_accuracy_interval_agrees_with_resampling_pair_by_pair():
 # -------------------------------------------------------------------------------------------------- alignment
 
 
-def test_alignment_is_scikit_images_similarity():
+def test_alignment_is_the_least_squares_similarity():
     generator = np.random.default_rng(5)
-    landmarks = (
-        TEMPLATE * generator.uniform(0.2, 6, (50, 1, 1))
-        + generator.normal(0, 8, (50, 5, 2))
-        + generator.uniform(0, 300, (50, 1, 2))
-    )
-    landmarks[0] = landmarks[0, :, ::-1]  # mirrored: the best similarity is still no reflection
-    for points, matrix in zip(landmarks, similarity_transforms(landmarks), strict=True):
-        expected = SimilarityTransform.from_estimate(points, TEMPLATE)
-        np.testing.assert_allclose(matrix, expected.params[:2], rtol=0, atol=1e-9)
-    assert np.isnan(similarity_transforms(np.ones((1, 5, 2)))).all()
+    rows, columns = np.mgrid[:300, :320]
+    photo = np.stack([rows % 256, columns % 256, (rows + columns) % 256], -1).astype(np.uint8)
+    photo = cv2.GaussianBlur(photo, (0, 0), 5)
+    for number in range(20):
+        landmarks = ARCFACE_TEMPLATE * generator.uniform(0.5, 2) + generator.normal(0, 8, (5, 2)) + generator.uniform(0, 100, 2)
+        if number == 0:
+            landmarks = landmarks[:, ::-1]  # mirrored: the best similarity is still no reflection
+        # (x, y) -> (a x - b y + c, b x + a y + d), solved for a, b, c, d.
+        x, y, one, zero = landmarks[:, 0], landmarks[:, 1], np.ones(5), np.zeros(5)
+        system = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
+        a, b, c, d = np.linalg.lstsq(system, ARCFACE_TEMPLATE.T.ravel(), rcond=None)[0]
+        expected = cv2.warpAffine(photo, np.array([[a, -b, c], [b, a, d]]), (112, 112), borderValue=0.0)
+        assert np.abs(align_face(photo, landmarks, "photo").astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("landmarks", [np.ones((5, 2)), np.ones((4, 2)), np.full((5, 2), np.nan), np.full((5, 2), np.inf)])
+def test_landmarks_that_determine_no_transform_are_refused(landmarks):
+    with pytest.raises(UserError, match=r"^photo: the landmarks coincide or are not finite"):
+        align_face(np.zeros((112, 112, 3), np.uint8), landmarks, "photo")
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../secret.jpg"])
+def test_image_lists_stay_in_their_folder(release, name):
+    photo = cv2.imencode(".jpg", np.full((112, 112, 3), 90, np.uint8))[1].tobytes()
+    (release.folder / "loose_crop" / "a").mkdir(parents=True)
+    (release.folder / "secret.jpg").write_bytes(photo)
+    (release.folder / "loose_crop/1.jpg").write_bytes(photo)
+    lines = release.meta.images_file.read_text().splitlines()
+    release.write("face_tid_mid.txt", [f"{name} 1 1", *lines[1:]])
+    crops = LooseCrops(release.folder / "loose_crop", release.meta.images(), np.tile(ARCFACE_TEMPLATE, (300, 1, 1)))
+    with pytest.raises(UserError, match=r"face_tid_mid\.txt: image 1: .* is not a path inside the folder"):
+        crops.load(0)
+    assert crops.load(1).shape == (112, 112, 3)
 
 
 # -------------------------------------------------------------------------------------------------- files

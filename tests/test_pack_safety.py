@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from recognition.data import FaceDataset
-from recognition.data.pack.listing import inner_name, inner_path
+from recognition.data.pack.listing import inner_name
 from recognition.data.pack.output import new_folder
 from recognition.data.pack.parallel import in_order, shared_object
 from tests.pack_tools import encoded, make_people, pack, picture, read_files, start_pack, write_files
 from utils.errors import UserError
-from utils.files import write_file
+from utils.files import path_inside, write_file
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_two_images_cannot_share_a_path(tmp_path: Path) -> None:
 
 
 def test_inner_paths_and_names() -> None:
-    assert str(inner_path("a/./b c.jpg", "")) == "a/b c.jpg" and inner_name("..a", "") == "..a"
+    assert str(path_inside("a/./b c.jpg", "")) == "a/b c.jpg" and inner_name("..a", "") == "..a"
     for text in ("", ".", "/", "..", "a/..", "a\nb", "a\\b"):
         with pytest.raises(UserError, match="list: line 3"):
             inner_name(text, "list: line 3")

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.align import TEMPLATE
 from eval.protocols.scface import distance_metrics, find_scface
 from tests.shared_files import FACES, needs_faces
+from utils.alignment import ARCFACE_TEMPLATE
 from utils.errors import UserError
 
 
@@ -66,7 +66,7 @@ def test_figures_equal_a_plain_loop(tmp_path):
         assert metrics["probes"] == 60
 
 
-@pytest.mark.parametrize("points", [TEMPLATE, np.vstack([TEMPLATE[:3], TEMPLATE[3:].mean(axis=0)])])
+@pytest.mark.parametrize("points", [ARCFACE_TEMPLATE, np.vstack([ARCFACE_TEMPLATE[:3], ARCFACE_TEMPLATE[3:].mean(axis=0)])])
 def test_photographs_are_cut_out_by_their_landmarks(points, tmp_path):
     # A smooth picture, turned, shrunk and shifted into a photograph; its landmarks bring it back.
     y, x = np.mgrid[:112, :112]

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from utils.errors import UserError
 
@@ -99,3 +99,13 @@ def sync(path: Path) -> None:
 def cannot_write(path: object, error: OSError, advice: str = "nothing was kept") -> UserError:
     """The error of a file or folder that cannot be written."""
     return UserError(f"{path}: cannot be written ({error.strerror or error}); {advice}")
+
+
+def path_inside(text: str, where: object) -> PurePosixPath:
+    """`text`, which a list contains, as a relative path that stays in its folder. Raises UserError, beginning with `where`."""
+    path = PurePosixPath(text)
+    outside = path.is_absolute() or ".." in path.parts or not path.parts
+    if outside or "\\" in text or not all(character >= " " and character != "\x7f" for character in text):
+        problem = f"{text!r} is not a path inside the folder"
+        raise UserError(f"{where}: {problem}; write it without '..', leading '/', backslash and control characters")
+    return path

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.align import read_photo_inside, similarity_transforms, warp
 from eval.commands.common import (
     Context,
     Encoder,
@@ -39,7 +38,7 @@ from eval.protocols.ijb import (
     verification_metrics,
     verify_templates,
 )
-from eval.protocols.ijb_files import TARGETS, ArrayRows, Images, Meta, read_feature_file
+from eval.protocols.ijb_files import TARGETS, ArrayRows, Images, LooseCrops, Meta, read_feature_file
 from eval.protocols.ijb_identification import FPIRS, RANKS, identify
 from eval.roc import Roc
 from utils import dist
@@ -108,18 +107,12 @@ def evaluate(arguments: argparse.Namespace, encoder: Encoder, release: Path, tar
     meta.need(*needed, *pairs, *galleries)
     images = meta.images()
     landmarks, scores = meta.landmarks(images)
-    transforms = similarity_transforms(landmarks)
-
-    def load(index: int) -> np.ndarray:
-        name = images.names[index].decode()
-        if not np.isfinite(transforms[index]).all():
-            raise UserError(f"{meta.landmarks_file}: the landmarks of {name} coincide")
-        return warp(read_photo_inside(release / "loose_crop", name, target), transforms[index])
+    crops = LooseCrops(release / "loose_crop", images, landmarks)
 
     def embed() -> np.ndarray:
         reporting = Reporting(encoder.embed, target, 2 * len(images))
         beside = partial(torch.cat, dim=1)
-        return embed_items(reporting, load, len(images), arguments.batch_size, lambda a, b: beside((a, b)), target)
+        return embed_items(reporting, crops.load, len(images), arguments.batch_size, lambda a, b: beside((a, b)), target)
 
     rows = cached(feature_cache(arguments, encoder), target, lambda: fingerprint(needed), embed)
 

@@ -21,7 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from eval.feature_cache import UNREADABLE_NPZ
+from utils.alignment import align_face
 from utils.errors import UserError
+from utils.files import path_inside
+from utils.images import decode_image, read_image_file
 from utils.number_table import read_numbers
 
 TARGETS = ("IJBB", "IJBC")
@@ -131,6 +134,21 @@ class Meta:
 
     def probes(self) -> TemplateSubjects:
         return _template_subjects(self.probe_file)
+
+
+@dataclass(frozen=True)
+class LooseCrops:
+    """The photographs of a release, and the landmarks, float64 [N, 5, 2], to cut the faces out by."""
+
+    folder: Path
+    images: Images
+    landmarks: np.ndarray
+
+    def load(self, index: int) -> np.ndarray:
+        """The aligned face of an image, uint8 RGB [112, 112, 3]."""
+        where = f"{self.images.path}: image {index + 1}"
+        path = self.folder / path_inside(_text(self.images.names[index]), where)
+        return align_face(decode_image(read_image_file(path), path), self.landmarks[index], path)
 
 
 def _text(data: bytes) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.align import SIZE, TEMPLATE, read_photo, similarity_transforms, warp
 from eval.protocols.identification import Search, search
+from utils.alignment import align_face
 from utils.errors import UserError
+from utils.images import FACE_SIZE, decode_image, read_image_file
 
 DISTANCES = {1: "d1", 2: "d2", 3: "d3"}
 METRES = {1: 4.2, 2: 2.6, 3: 1.0}
@@ -23,7 +24,6 @@ CAMERAS = (1, 2, 3, 4, 5)
 LANDMARKS = "all.txt"
 _NAME = re.compile(r"(\d+)_(?:frontal|cam(\d)_(\d))", re.IGNORECASE)
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
-_FOUR_POINTS = np.vstack([TEMPLATE[:3], TEMPLATE[3:].mean(axis=0)])
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,14 @@ class ScFace:
     def load(self, index: int) -> np.ndarray:
         """An aligned face, uint8 RGB [112, 112, 3]."""
         path = self.images[index]
-        image = read_photo(str(path), "SCface")
-        if image.shape[:2] == (SIZE, SIZE):
+        image = decode_image(read_image_file(path), path)
+        if image.shape[:2] == (FACE_SIZE, FACE_SIZE):
             return image
         points = self.landmarks.get(path.stem.lower())
         if points is None:
             size = f"{image.shape[1]}x{image.shape[0]} pixels"
             raise UserError(f"{path}: {size}, and {LANDMARKS} under {self.root} has no landmarks of it to align it by")
-        transform = similarity_transforms(points[None], TEMPLATE if len(points) == 5 else _FOUR_POINTS)[0]
-        if not np.isfinite(transform).all():
-            raise UserError(f"{path}: the landmarks in {LANDMARKS} coincide or are not finite")
-        return warp(image, transform)
+        return align_face(image, points, f"{path}, by {LANDMARKS}")
 
     def evaluate(self, features_ND: np.ndarray) -> dict[str, Search]:
         """The search at each distance that there is, d1 … d3; `features_ND` in the order of `images`."""

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from recognition.data.pack.listing import inner_path, numbered_lines
+from recognition.data.pack.listing import numbered_lines
 from utils.errors import UserError
+from utils.files import path_inside
 
 NUMBERS = 10
 LandmarkTable = dict[str, npt.NDArray[np.float64]]
@@ -35,7 +36,7 @@ def read_landmarks(path: Path) -> LandmarkTable:
         points = np.array(numbers[:NUMBERS], np.float64).reshape(-1, 2)
         if not np.isfinite(points).all():
             raise UserError(f"{where}: holds a number that is not finite; mend it")
-        key = str(inner_path(name, where))
+        key = str(path_inside(name, where))
         if key in table:
             raise UserError(f"{where}: {key!r} is listed a second time; keep one face an image")
         table[key] = points

@@ -17,24 +17,15 @@ import numpy as np
 
 from recognition.data.pack.output import CsvFile
 from utils.errors import UserError
+from utils.files import path_inside
 
 CLASSES, IMAGES = "classes.csv", "images.csv"
 CLASS_COLUMNS, IMAGE_COLUMNS = ("label", "name", "images"), ("image", "label", "path")
 
 
-def inner_path(text: str, where: str) -> PurePosixPath:
-    """`text` as a relative path that stays in its folder. `UserError` names `where` it stands."""
-    path = PurePosixPath(text)
-    outside = path.is_absolute() or ".." in path.parts or not path.parts
-    if outside or "\\" in text or not all(character >= " " and character != "\x7f" for character in text):
-        problem = f"{text!r} is no path inside the folder"
-        raise UserError(f"{where}: {problem}; write it without '..', leading '/', backslash and control characters")
-    return path
-
-
 def inner_name(text: str, where: str) -> str:
     """`text` as the name of a folder. `UserError` names `where` it stands."""
-    if text in (".", "..") or len(inner_path(text, where).parts) != 1:
+    if text in (".", "..") or len(path_inside(text, where).parts) != 1:
         raise UserError(f"{where}: {text!r} is no name of a folder")
     return text
 
@@ -99,7 +90,7 @@ class ImageList:
         where = f"{self.path}: line {image + 2}"
         if len(row) < len(IMAGE_COLUMNS) or row[:2] != [str(image), str(label)]:
             raise UserError(f"{where}: expected image {image}, its label {label} and its path; mend or remove the file")
-        return inner_path(row[2], where)
+        return path_inside(row[2], where)
 
 
 def image_list(data: Path, num_images: int) -> ImageList | None:

@@ -11,8 +11,8 @@ that is not listed is an error, or with --on-error skip is left out.
 --detector: your copy of OpenCV's YuNet; of several faces the largest is taken. What it found is written to landmarks.csv,
 which --landmarks reads.
 
-A similarity transform takes the points to ArcFace's template (eval/align.py). Subfolders are kept, so that the result is what
-`folder` packs, byte for byte.
+A similarity transform takes the points to ArcFace's template (utils/alignment.py). Subfolders are kept, so that the result is
+what `folder` packs, byte for byte.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from eval.align import SIZE as TEMPLATE_SIZE
-from eval.align import TEMPLATE, similarity_transforms
 from recognition.data.pack.commands.folder import add_on_error_argument, identity_names, image_names, show_skipped, write_skipped
 from recognition.data.pack.detector import FaceDetector
 from recognition.data.pack.face_encoding import FaceFormat, encode
 from recognition.data.pack.landmarks import LandmarkTable, read_landmarks
 from recognition.data.pack.output import CsvFile, new_folder, write_new
 from recognition.data.pack.parallel import add_workers_argument, in_order, shared_object, warn
+from utils.alignment import align_face
 from utils.errors import UserError
 from utils.images import FACE_SIZE, MAX_PIXELS, SUFFIXES, Image, decode_image, read_image_file
 
@@ -120,10 +118,7 @@ def align_image(image: Image, points: npt.NDArray[np.float64], size: int, where:
     height, width = image.shape[:2]
     if (points < [-width, -height]).any() or (points > [2 * width, 2 * height]).any():
         raise UserError(f"{where}: landmarks {points.round(1).tolist()} are far outside the {width}x{height} image; mend them")
-    transform = similarity_transforms(points[None], TEMPLATE * (size / TEMPLATE_SIZE))[0]
-    if not np.isfinite(transform).all():
-        raise UserError(f"{where}: its five landmarks coincide at {points[0].round(1).tolist()}; mend them")
-    return np.asarray(cv2.warpAffine(image, transform, (size, size), borderValue=0.0), np.uint8)
+    return align_face(image, points, where, size)
 
 
 def aligned_path(path: str, face: FaceFormat) -> PurePosixPath:

@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from recognition.data.pack.face_encoding import FITS, FaceFormat, packed_face
-from recognition.data.pack.listing import IMAGE_COLUMNS, IMAGES, inner_path, write_classes
+from recognition.data.pack.listing import IMAGE_COLUMNS, IMAGES, write_classes
 from recognition.data.pack.output import CsvFile, new_folder
 from recognition.data.pack.parallel import add_workers_argument, in_order, warn
 from recognition.data.pack.shard_writer import ShardWriter, write_property
 from utils.errors import UserError
+from utils.files import path_inside
 from utils.images import FACE_SIZE, KINDS, MAX_PIXELS, SUFFIXES
 
 HELP = "image folder -> packed data set"
@@ -109,7 +110,7 @@ def encode_identity(source: Path, face: FaceFormat, skip: bool, name: str) -> Id
     identity = Identity(name)
     for file in image_names(source / name):
         try:
-            path = inner_path(f"{name}/{file}", str(source))
+            path = path_inside(f"{name}/{file}", str(source))
             payload = packed_face(source / path, face)
         except UserError as error:
             if not skip:

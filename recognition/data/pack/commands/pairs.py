@@ -24,9 +24,10 @@ from recognition.data.bins import write_bin
 from recognition.data.pack.commands.degrade import PAIRS, PIXELS, Degradation, add_degradation_arguments
 from recognition.data.pack.commands.folder import add_format_arguments, face_format
 from recognition.data.pack.face_encoding import FaceFormat, packed_face
-from recognition.data.pack.listing import inner_name, inner_path, numbered_lines
+from recognition.data.pack.listing import inner_name, numbered_lines
 from recognition.data.pack.parallel import add_workers_argument, in_order
 from utils.errors import UserError
+from utils.files import path_inside
 from utils.images import SUFFIXES
 
 HELP = "list of pairs and image folder -> verification .bin"
@@ -100,7 +101,7 @@ def _pair_of_paths(where: str, line: str) -> Pair:
     fields = line.split("\t") if "\t" in line else line.split()
     if len(fields) != 3 or fields[2] not in ("0", "1"):
         raise UserError(f"{where}: {line[:80]!r} is not `PATH1 PATH2 0|1`, and line 1 is not LFW's; mend it")
-    return Pair(where, str(inner_path(fields[0], where)), str(inner_path(fields[1], where)), fields[2] == "1")
+    return Pair(where, str(path_inside(fields[0], where)), str(path_inside(fields[1], where)), fields[2] == "1")
 
 
 def find_image(source: Path, path: str, where: str) -> Path:
