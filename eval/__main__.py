@@ -59,10 +59,9 @@ def open_encoder(arguments: argparse.Namespace, device: torch.device, path: str)
     loaded = load_encoder(path, device, order, network, arguments.precision)
     of_run = Path(path) / "checkpoints"
     key = fingerprint([of_run if of_run.is_dir() else path]) + loaded.card.channel_order + loaded.precision
-    name = Path(path).resolve().name
     scale = loaded.card.quality
     return Encoder(
-        loaded.embed, f"{name} ({loaded.card.network})" if loaded.card.network else name, key,
+        loaded.embed, loaded.label, key,
         scale.u if scale else None, scale.threshold if scale else None,
     )  # fmt: skip
 

@@ -203,6 +203,6 @@ def test_fine_tuning_from_a_run(sound, demo_set, tmp_path):
     new = store.read_tensors(output / "checkpoints" / "step-00000001", "encoder.")
     weights = [name for name in old if name.endswith("weight")]
     assert weights and all(old[name].equal(new[name]) for name in weights)
-    assert store.read_tensors(output / "checkpoints" / "step-00000001", "classifier.")["classifier.weight"].shape[0] == 20
+    assert store.read_tensors(output / "checkpoints" / "step-00000001", "classifier.")["weight"].shape[0] == 20
     run = Run(demo_set, tmp_path / "other", "max_steps=1", "embedding_size=64", f"init_from={sound}")
     assert run.wait() == [2] and "embedding_size=32" in run.text and "embedding_size=64" in run.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from recognition.encoders.embedder import autocast_type
 from recognition.encoders.export import export_encoder
 from recognition.encoders.load import load_encoder
 from tests.shared_files import FACES, needs_faces
+from tests.world import run_world
 from utils import dist
 from utils.config import from_base
 from utils.errors import UserError
@@ -148,16 +150,21 @@ def test_a_bad_export_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_is_exported_with_its_quality_statistics(tmp_path):
-    net = encoder("tiny")
-    config = from_base(network="tiny", embedding_size=32, channel_order="BGR", quality_threshold=0.3)
+def save_run(folder: Path, net: torch.nn.Module, **settings: object) -> None:
+    """A run of one checkpoint, of step 3."""
+    config = from_base(network="tiny", embedding_size=32, async_save=False, **settings)
     dist.start()
     try:
         tensors = {f"encoder.{name}": value for name, value in net.state_dict().items()}
         tensors |= {"quality.mean": torch.tensor(21.5), "quality.std": torch.tensor(4.25)}
-        CheckpointWriter(tmp_path / "run", config, background=False).save(3, Checkpoint(tensors, {}))
+        CheckpointWriter(folder, config).save(3, Checkpoint(tensors, {}))
     finally:
         dist.stop()
+
+
+def test_a_run_is_exported_with_its_quality_statistics(tmp_path):
+    net = encoder("tiny")
+    save_run(tmp_path / "run", net, channel_order="BGR", quality_threshold=0.3)
     for path in (tmp_path / "run", tmp_path / "run/checkpoints/step-00000003"):
         loaded = load_encoder(path, CPU)
         assert loaded.card == EncoderCard("tiny", 32, "BGR", quality=QualityScale(21.5, 4.25, 0.333, 0.3))
@@ -170,6 +177,15 @@ def test_a_run_is_exported_with_its_quality_statistics(tmp_path):
         load_encoder(tmp_path / "run", CPU, channel_order="RGB")
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         load_encoder(tmp_path, CPU)
+
+
+def _card_on_first_rank(path: Path) -> EncoderCard:
+    return dist.on_first_rank(lambda: load_encoder(path, CPU).card)
+
+
+def test_one_of_several_ranks_can_load_a_run_alone(tmp_path):
+    save_run(tmp_path / "run", encoder("tiny"))
+    assert [card.network for card in run_world(2, _card_on_first_rank, tmp_path / "run")] == ["tiny", "tiny"]
 
 
 @needs_faces

@@ -152,7 +152,7 @@ def _save(folder, name: str, rate: float) -> list[torch.Tensor]:
     encoder, joint, optimiser, scale = _parts(name, rate)
     _steps(joint, optimiser, 0, 4)
     captured = state.capture(encoder, joint, optimiser, scale)
-    CheckpointWriter(folder, from_base(), False).save(4, captured)
+    CheckpointWriter(folder, from_base(async_save=False)).save(4, captured)
     return _steps(joint, optimiser, 4, 8)
 
 

@@ -96,9 +96,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def cannot_write(path: object, error: OSError, advice: str = "nothing was kept") -> UserError:
-    """The error of a file or folder that cannot be written."""
-    return UserError(f"{path}: cannot be written ({error.strerror or error}); {advice}")
+def cannot_write(path: object, cause: object, advice: str = "nothing was kept") -> UserError:
+    """The error of a file or folder that cannot be written. cause: an OSError, or a text."""
+    return UserError(f"{path}: cannot be written ({getattr(cause, 'strerror', None) or cause}); {advice}")
 
 
 def path_inside(text: str, where: object) -> PurePosixPath:

@@ -1,4 +1,4 @@
-"""Whether a run may go on in an output folder: what must not have changed since its checkpoints were written."""
+"""Whether a run may resume from, or write to, an output folder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,26 @@ from recognition.checkpoints import store
 from utils.config import Config
 from utils.errors import UserError
 
-_MUST_MATCH = ("network", "embedding_size", "map_norm", "num_classes", "num_image", "batch_size", "views", "gradient_acc",
-               "seed", "optimizer", "queue", "queue_size", "sample_rate")  # fmt: skip
+# Keys that the state depends on. Everything else, and the number of ranks, may change when a run resumes.
+_MUST_MATCH = (
+    "network",
+    "embedding_size",
+    "map_norm",
+    "num_classes",
+    "num_image",
+    "batch_size",  # of all ranks together
+    "views",
+    "gradient_acc",
+    "seed",
+    "optimizer",
+    "queue",
+    "queue_size",
+    "sample_rate",
+)
 
 
 def refuse_changed_settings(folder: Path, config: Config, world_size: int) -> None:
-    """UserError where a checkpoint's settings differ from this run's in what its state depends on, naming both values.
-
-    The batch size is that of the world: the number of ranks may change.
-    """
+    """UserError, with both values, if a checkpoint was written with other settings that its state depends on."""
     saved = store.read_config(folder)
     for key in _MUST_MATCH:
         before, now = getattr(saved, key), getattr(config, key)
@@ -30,7 +41,7 @@ def refuse_changed_settings(folder: Path, config: Config, world_size: int) -> No
 
 
 def refuse_used_output(output: Path) -> None:
-    """UserError where a run that begins anew would mix its checkpoints with those of an earlier one."""
+    """UserError if a new run would mix its checkpoints with those of an earlier one."""
     if old := store.complete_checkpoints(output):
         raise UserError(
             f"{output}: holds {old[0].name} of an earlier run, and resume=False would mix the two; set another output=, "

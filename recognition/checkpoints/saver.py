@@ -1,4 +1,4 @@
-"""When a run saves: every so many steps or minutes, at a new best verification, when it is asked to stop, and at its end."""
+"""When a run saves: every N steps or minutes, at a new best verification, when it is asked to stop, and at its end."""
 
 from __future__ import annotations
 
@@ -16,52 +16,55 @@ from utils.errors import UserError
 
 
 class Saver:
-    """capture: the complete state now, collective. sets: names of the verification sets. first_step: where the run stands.
+    """Decides when to save, and keeps track of the best verification.
 
-    Times are monotonic and only rank 0's count, through its request: a clock that is set changes nothing.
+    capture: returns the complete state; collective. sets: names of the verification sets.
+
+    Only rank 0 measures time, by a monotonic clock, and requests a save from all ranks.
     """
 
-    def __init__(
-        self, output: Path, config: Config, sets: list[str], steps_per_epoch: int, capture: Callable[[], Checkpoint]
-    ):  # fmt: skip
+    def __init__(self, output: Path, config: Config, sets: list[str], steps_per_epoch: int, capture: Callable[[], Checkpoint]):
         self.config, self._capture = config, capture
-        self._writer = CheckpointWriter(output, config, config.async_save)
+        self._writer = CheckpointWriter(output, config)
         by_time_alone = config.save_minutes > 0 and not config.save_every
         self._every = 0 if by_time_alone else config.save_every or steps_per_epoch
         self._is_first = dist.rank_and_world()[0] == 0
         self._last_time = time.monotonic()
         self._last_step = -1
-        self.stall = 0.0
+        self.stall = 0.0  # seconds that the last save held up training
         self.best_step, self.best_value = -1, 0.0
         check_metric(config.keep_best, sets)
 
-    # ---- what is saved with the state
+    # ---- state
 
     @property
     def values(self) -> dict[str, Any]:
+        """What a checkpoint stores of this object."""
         return {"best_step": self.best_step, "best_value": self.best_value, "keep_best": self.config.keep_best}
 
     def restore(self, step: int, values: Mapping[str, Any]) -> None:
-        """Where a checkpoint of `step` left off. A best value of another metric is forgotten."""
+        """Continue from the checkpoint of `step`. The best value is dropped if it belongs to another metric."""
         self._last_step = step
         if values.get("keep_best") == self.config.keep_best:
             self.best_step, self.best_value = values["best_step"], values["best_value"]
             if self.best_step >= 0:
                 self._writer.mark_best(self.best_step)
 
-    # ---- when
+    # ---- when to save
 
     @property
     def request(self) -> int:
-        """What this rank asks all ranks for after the coming step."""
+        """This rank's request to all ranks for the next step: bits of `recognition.signals`."""
         bits = interruption.WRITING if self._writer.is_writing else 0
         if self.config.save_minutes > 0 and self._is_first:
             bits |= interruption.SAVE * (time.monotonic() - self._last_time >= 60 * self.config.save_minutes)
         return bits
 
     def after_step(self, step: int, requests: int, results: dict[str, dict[str, float]] | None) -> bool:
-        """Saves if it is time to, and returns whether it did. requests: of all ranks. results: of the verification after
-        this step, if there was one. Collective, with the same arguments on all ranks."""
+        """Save if it is time to; returns whether it was. Collective, with the same arguments on all ranks.
+
+        requests: of all ranks together. results: of the verification after this step, if there was one.
+        """
         better = results is not None and self._is_better(step, results)
         due = better or bool(requests & interruption.SAVE) or bool(self._every and step % self._every == 0)
         if due:
@@ -74,24 +77,22 @@ class Saver:
         return due
 
     def at_end(self, step: int, results: dict[str, dict[str, float]]) -> None:
-        """The final verification may be the best one."""
+        """Mark the last checkpoint as the best one if its verification is the best. Collective."""
         if self._is_better(step, results):
             self._writer.mark_best(step)
 
     # ---- saving
 
-    def save(self, step: int, wait: bool = False) -> Path | None:
-        """Saves unless this step is saved already; `wait` until it is on disk. Returns the folder. Collective."""
-        folder = None
+    def save(self, step: int, wait: bool = False) -> None:
+        """Save unless this step is already saved. wait: until the checkpoint is on the disk. Collective."""
         if step != self._last_step:
             began = time.monotonic()
             keep = [self.best_step] if self.best_step >= 0 else []
-            folder = self._writer.save(step, self._capture(), keep)
+            self._writer.save(step, self._capture(), keep)
             self._last_step, self._last_time = step, time.monotonic()
             self.stall = self._last_time - began
         if wait:
             self._writer.finish()
-        return folder
 
     def _is_better(self, step: int, results: dict[str, dict[str, float]]) -> bool:
         if not self.config.keep_best:
@@ -99,7 +100,7 @@ class Saver:
         name, metric = self.config.keep_best.split("/")
         if metric not in results[name]:
             known = ", ".join(results[name])
-            raise UserError(f"keep_best={self.config.keep_best!r}: {name} has no such metric; there are {known}")
+            raise UserError(f"keep_best={self.config.keep_best!r}: {name} has no such metric; it has {known}")
         value = results[name][metric]
         if self.best_step >= 0 and not value > self.best_value:
             return False
@@ -108,11 +109,11 @@ class Saver:
 
 
 def check_metric(keep_best: str, sets: list[str]) -> None:
-    """UserError unless `keep_best` is empty, or a metric of one of the verification sets."""
+    """UserError unless `keep_best` is empty or names a metric of one of the verification sets."""
     if not keep_best:
         return
     name, _, metric = keep_best.partition("/")
     if not metric or "/" in metric:
         raise UserError(f"keep_best={keep_best!r}: must be a set and its metric, such as lfw/accuracy")
     if name not in sets:
-        raise UserError(f"keep_best={keep_best!r}: {name} is not among val_targets ({', '.join(sets) or 'which is empty'})")
+        raise UserError(f"keep_best={keep_best!r}: {name} is not in val_targets ({', '.join(sets) or 'which is empty'})")

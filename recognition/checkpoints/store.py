@@ -1,15 +1,15 @@
-"""Checkpoints: the complete state of a run in a folder, through torch.distributed.checkpoint with safetensors as storage.
+"""Checkpoints on disk: their layout, how they are found and how they are read. writer.py writes them.
 
     OUTPUT/checkpoints/step-00000120/
         shard-*.safetensors   tensors; sharded ones in parts, readable by any number of ranks
         config.json           the run's resolved configuration
-        state.json            counters, names of the sharded tensors
+        state.json            counters, and the names of the sharded tensors
         manifest.json         size and checksum of each file above; written last
-    OUTPUT/checkpoints/best   link to the best one, where `keep_best` names a metric
+    OUTPUT/checkpoints/best   link to the best one, if `keep_best` names a metric
 
-A checkpoint is written under a temporary name and renamed when it is whole, so a crash or a full disk leaves the one
-before it in place; one that was damaged later is found by its checksums and passed over. Nothing in it is ever unpickled:
-tensors are safetensors, the rest is JSON. Writing is in writer.py.
+A checkpoint is written under a temporary name and renamed when it is complete, so a crash or a full disk leaves the one
+before it in place. One that was damaged later is found by its checksums and skipped. Nothing is ever unpickled: tensors
+are safetensors, written and read through torch.distributed.checkpoint (DCP); the rest is JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -39,16 +38,9 @@ FORMAT = 2
 STATE, CONFIG, BEST = "state.json", "config.json", "best"
 
 
-# What DCP and safetensors raise on a file that is none; which one depends on where the damage lies.
-_UNREADABLE = (
-    dcp.CheckpointException, SafetensorError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-    AssertionError, OverflowError, EOFError, MemoryError,
-)  # fmt: skip
-
-
 @dataclass(frozen=True)
 class ShardedRows:
-    """This rank's contiguous rows of a tensor with `total` rows (cut as `utils.dist.shard_range` does)."""
+    """This rank's contiguous rows of a tensor with `total` rows (divided as in `utils.dist.shard_range`)."""
 
     rows: torch.Tensor
     total: int
@@ -56,66 +48,70 @@ class ShardedRows:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: replicated tensors whole, sharded ones as this rank's part, and plain JSON values."""
+    """Replicated tensors in full, sharded ones as this rank's part, and plain JSON values."""
 
     tensors: Mapping[str, torch.Tensor | ShardedRows]
     values: Mapping[str, Any]
 
 
+# ------------------------------------------------------------------------------------------------ finding
+
+
 def folder_of(output: Path, step: int) -> Path:
+    """The folder of a step's checkpoint."""
     return output / "checkpoints" / f"step-{step:08d}"
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder was written to its end. Whether it still is what was written, `manifest.damage` says."""
-    return manifest.exists(folder)
+    """Whether a checkpoint was written to its end; `manifest.damage` tells whether it is still intact."""
+    return (folder / manifest.FILE).is_file()
 
 
 def complete_checkpoints(output: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, the newest first."""
+    """The complete checkpoints of a run, newest first."""
     folders = [folder for folder in (output / "checkpoints").glob("step-*") if is_complete(folder)]
     return sorted(folders, key=lambda folder: folder.name, reverse=True)
 
 
 def newest(output: Path, say: Callable[[str], None] | None = None) -> Path | None:
-    """The newest undamaged checkpoint of a run folder, or None where there is none at all. Each damaged one that was passed
-    over is told to `say` (default: standard error).
+    """The newest undamaged checkpoint of a run; None if the run has no checkpoint.
 
-    Raises UserError where there are checkpoints, but none is sound.
+    say: receives a line per damaged checkpoint that is skipped (default: standard error).
+    UserError: the run has checkpoints, but all are damaged.
     """
-    return _newest(output, say or _warn, manifest.damage)
+    return _newest(complete_checkpoints(output), manifest.damage, say or _print_on_stderr)
 
 
 def newest_on_all_ranks(output: Path, say: Callable[[str], None]) -> Path | None:
-    """`newest` for all ranks together, which divide the checking. Collective."""
+    """`newest`; the ranks share the work of checking. Collective."""
 
     def damage(folder: Path) -> str:
         rank, world = dist.rank_and_world()
         return next((found for found in dist.gather_objects(manifest.damage(folder, rank, world)) if found), "")
 
-    return _newest(output, say, damage, dist.broadcast_object(complete_checkpoints(output)))
+    return _newest(dist.broadcast_object(complete_checkpoints(output)), damage, say)
 
 
-def _newest(
-    output: Path, say: Callable[[str], None], damage: Callable[[Path], str], folders: list[Path] | None = None
-) -> Path | None:
-    folders = complete_checkpoints(output) if folders is None else folders
+def _newest(folders: list[Path], damage: Callable[[Path], str], say: Callable[[str], None]) -> Path | None:
     for folder in folders:
         found = damage(folder)
         if not found:
             return folder
-        say(f"warning: {folder} is damaged ({found}) and is not used; the checkpoint before it is")
+        say(f"warning: {folder} is damaged ({found}) and is skipped")
     if folders:
         raise UserError(
-            f"{output}: all {len(folders)} checkpoints are damaged, the newest because {damage(folders[0])}; restore one from a "
-            "copy, or choose another output= to begin anew"
+            f"{folders[0].parent.parent}: all {len(folders)} checkpoints are damaged, the newest because "
+            f"{damage(folders[0])}; restore one from a copy, or set another output= to start again"
         )
     return None
 
 
+def _print_on_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def set_aside_after(output: Path, sound: Path) -> None:
-    """Renames the checkpoints after `sound`, which are damaged, so that they neither count among those that are kept nor
-    are taken for the newest again."""
+    """Rename the damaged checkpoints after `sound`, so that they neither count towards `keep_last` nor are checked again."""
     for folder in complete_checkpoints(output):
         if folder.name <= sound.name:
             return
@@ -125,7 +121,10 @@ def set_aside_after(output: Path, sound: Path) -> None:
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint that a user means by a run folder (its newest sound one) or a checkpoint folder. UserError: none."""
+    """The checkpoint that a path given by the user names: a checkpoint folder, or a run folder (its newest undamaged one).
+
+    UserError: there is none.
+    """
     folder = Path(path)
     if not folder.exists():
         raise UserError(f"{folder}: no such run or checkpoint folder")
@@ -139,18 +138,19 @@ def find(path: str | Path) -> Path:
     return inside
 
 
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 # ------------------------------------------------------------------------------------------------ reading
 
 
 def load(folder: Path) -> Checkpoint:
-    """Reads a checkpoint written by any number of ranks, all ranks together; sharded tensors as this rank's part."""
+    """Read a checkpoint that any number of ranks wrote; sharded tensors as this rank's part. Collective."""
     values = read_state(folder)
-    tensors = read_tensors(folder, sharded=values["sharded"])
+    tensors = _read_tensors(folder, "", values["sharded"])
     return Checkpoint(tensors, values)
+
+
+def read_config(folder: Path) -> Config:
+    """The resolved configuration of the run that wrote a checkpoint."""
+    return load_json(folder / CONFIG)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -165,43 +165,41 @@ def read_state(folder: Path) -> dict[str, Any]:
     return values
 
 
-def read_tensors(folder: Path, prefix: str = "", sharded: list[str] | None = None) -> dict[str, Any]:
-    """The tensors whose names begin with `prefix`: whole, or `ShardedRows` for those named in `sharded`."""
+def read_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, in full and without the prefix. Any rank may call it alone."""
+    tensors = _read_tensors(folder, prefix, None)
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+def _read_tensors(folder: Path, prefix: str, sharded: list[str] | None) -> dict[str, Any]:
+    """Collective, unless `sharded` is None."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reader = HuggingFaceStorageReader(str(folder))
             described = reader.read_metadata().state_dict_metadata
-            names = [name for name in described if name.startswith(prefix)]
-            state = {name: _room_for(described[name], name in (sharded or ())) for name in names}
-            dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
-    except _UNREADABLE as fault:
-        raise UserError(
-            f"{folder}: the checkpoint cannot be read ({cause(fault)}); remove it to go on from the one before"
-        ) from fault
+            state = {name: _allocate(described[name], name in (sharded or ())) for name in described if name.startswith(prefix)}
+            dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=sharded is None)
+    except (dcp.CheckpointException, Exception) as fault:
+        raise UserError(f"{folder}: the checkpoint cannot be read ({cause(fault)}); remove it to use the one before") from fault
     return {
         name: ShardedRows(value.to_local(), value.shape[0]) if isinstance(value, DTensor) else value
         for name, value in state.items()
     }
 
 
-def _room_for(described: Any, sharded: bool) -> torch.Tensor:
+def _allocate(described: Any, sharded: bool) -> torch.Tensor:
     shape, dtype = described.size, described.properties.dtype
     if not sharded:
         return torch.empty(shape, dtype=dtype)
     return as_dtensor(torch.empty((dist.shard_range(shape[0]).size, *shape[1:]), dtype=dtype), shape[0])
 
 
-def read_config(folder: Path) -> Config:
-    """The resolved configuration of the run that wrote a checkpoint."""
-    return load_json(folder / CONFIG)
-
-
-# ------------------------------------------------------------------------------------------------ both
+# ------------------------------------------------------------------------------------------------ reading and writing
 
 
 def as_dtensor(rows: torch.Tensor, total: int) -> DTensor:
-    """This rank's rows as part of a tensor of `total` rows that DCP knows how to divide."""
+    """This rank's rows as part of a tensor of `total` rows, which DCP can redistribute."""
     _, world = dist.rank_and_world()
     shape = torch.Size([total, *rows.shape[1:]])
     stride = torch.empty(shape, device="meta").stride()

@@ -73,6 +73,6 @@ def load_from_checkpoint(encoder: nn.Module, folder: Path) -> None:
     """Load a checkpoint's encoder, strictly. UserError: it does not fit."""
     tensors = store.read_tensors(folder, prefix="encoder.")
     try:
-        encoder.load_state_dict({name.removeprefix("encoder."): value for name, value in tensors.items()})
+        encoder.load_state_dict(tensors)
     except RuntimeError as fault:
         raise UserError(f"{folder}: its encoder does not fit this version's backbone: {fault}") from fault

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
 
 from losses.quality import QualityStatistics
 from utils.errors import UserError
-from utils.images import FACE_SIZE
+from utils.images import FACE_SIZE, ChannelOrder
 
 FORMAT = "qgface-encoder-1"
-INPUT_SIZE, MEAN, STD = FACE_SIZE, 127.5, 127.5
-ChannelOrder = Literal["RGB", "BGR"]
+MEAN = STD = 127.5
 _QUALITY = ("quality_mean", "quality_std", "quality_concentration")
 
 
@@ -54,7 +53,7 @@ class EncoderCard:
     network: str
     embedding_size: int
     channel_order: ChannelOrder
-    input_size: int = INPUT_SIZE
+    input_size: int = FACE_SIZE
     mean: float = MEAN
     std: float = STD
     quality: QualityScale | None = None
@@ -112,9 +111,9 @@ class EncoderCard:
             raise UserError(f"{where}: its metadata cannot be read ({fault}); export the encoder again") from fault
         if not (np.isfinite([card.mean, card.std]).all() and card.std > 0 and card.embedding_size > 0):
             raise UserError(f"{where}: its metadata makes no sense (mean {card.mean}, std {card.std}); export the encoder again")
-        if card.input_size != INPUT_SIZE:
+        if card.input_size != FACE_SIZE:
             raise UserError(
-                f"{where}: takes images of {card.input_size}x{card.input_size}; faces here are {INPUT_SIZE}x{INPUT_SIZE}"
+                f"{where}: takes images of {card.input_size}x{card.input_size}; faces here are {FACE_SIZE}x{FACE_SIZE}"
             )
         return card
 

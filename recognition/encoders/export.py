@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from recognition.encoders.card import INPUT_SIZE, EncoderCard
+from recognition.encoders.card import EncoderCard
 from recognition.encoders.onnx import OnnxEmbedder
 from utils.errors import UserError
 from utils.files import new_file
+from utils.images import FACE_SIZE
 
 TOLERANCE = 1e-4  # largest difference between PyTorch's features and the file's, relative to the largest feature if above 1
 OPSET = 17  # read by onnxruntime from 1.13 on
@@ -63,7 +64,7 @@ def _write_onnx(module: nn.Module, card: EncoderCard, path: Path) -> None:
     have none. Normalisation stays outside the graph, where insightface expects it."""
     import onnx
 
-    example = torch.rand(2, 3, INPUT_SIZE, INPUT_SIZE)
+    example = torch.rand(2, 3, FACE_SIZE, FACE_SIZE)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the exporter itself
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # about sizes that are constant here

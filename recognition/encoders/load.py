@@ -12,27 +12,38 @@ from torch import nn
 import backbones
 from recognition.checkpoints import store
 from recognition.encoders.build import build_backbone, build_encoder, load_from_checkpoint
-from recognition.encoders.card import ChannelOrder, EncoderCard, QualityScale
+from recognition.encoders.card import EncoderCard, QualityScale
 from recognition.encoders.embedder import Embedder, autocast_type
 from recognition.encoders.onnx import OnnxEmbedder
 from utils.config import Config
 from utils.errors import UserError
+from utils.images import ChannelOrder
 
 _RELEASED_AS_BGR = "ir_"  # AdaFace's networks; arcface_torch's expect RGB
 
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """embed: uint8 RGB [n, 112, 112, 3] on the CPU -> float32 raw features [n, D] on the CPU, whatever channel order the
-    encoder itself expects."""
+    """An encoder and where it came from.
+
+    embed: uint8 RGB [n, 112, 112, 3] on the CPU -> float32 raw features [n, D] on the CPU, whatever channel order the
+    encoder itself expects. path: the run, checkpoint or file that was opened.
+    """
 
     embed: Embedder | OnnxEmbedder
     card: EncoderCard
+    path: Path
 
     @property
     def module(self) -> nn.Module | None:
         """The encoder as a PyTorch module; None for .onnx."""
         return self.embed.encoder if isinstance(self.embed, Embedder) else None
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and plots."""
+        name = self.path.resolve().name
+        return f"{name} ({self.card.network})" if self.card.network else name
 
     @property
     def precision(self) -> str:
@@ -63,7 +74,7 @@ def load_encoder(
         if precision:
             raise UserError(f"{path}: an .onnx computes as its graph says; leave out --precision {precision}")
         embed = OnnxEmbedder(path, device, channel_order or "RGB")
-        loaded = LoadedEncoder(embed, embed.card)
+        loaded = LoadedEncoder(embed, embed.card, path)
     else:
         loaded = _load_file(path, device, channel_order, network, precision or "auto")
     _refuse_contradiction(path, loaded.card, channel_order, network)
@@ -79,15 +90,14 @@ def _load_run(path: Path, device: torch.device, precision: str | None) -> Loaded
     quality = _quality_of(folder, config)
     card = EncoderCard(config.network, config.embedding_size, config.channel_order, quality=quality, map_norm=config.map_norm)
     autocast = autocast_type(precision or config.precision, device)
-    return LoadedEncoder(Embedder(encoder, device, card.channel_order, autocast), card)
+    return LoadedEncoder(Embedder(encoder, device, card.channel_order, autocast), card, path)
 
 
 def _quality_of(folder: Path, config: Config) -> QualityScale | None:
     tensors = store.read_tensors(folder, prefix="quality.")
-    if not {"quality.mean", "quality.std"} <= tensors.keys():
+    if not {"mean", "std"} <= tensors.keys():
         return None
-    mean, std = float(tensors["quality.mean"]), float(tensors["quality.std"])
-    return QualityScale(mean, std, config.quality_concentration, config.quality_threshold)
+    return QualityScale(float(tensors["mean"]), float(tensors["std"]), config.quality_concentration, config.quality_threshold)
 
 
 def _load_file(
@@ -105,7 +115,8 @@ def _load_file(
     except (ValueError, OSError) as fault:
         raise UserError(str(fault)) from fault
     encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return LoadedEncoder(Embedder(encoder, device, card.channel_order, autocast_type(precision, device)), card)
+    embed = Embedder(encoder, device, card.channel_order, autocast_type(precision, device))
+    return LoadedEncoder(embed, card, path)
 
 
 def _metadata_of(path: Path) -> dict[str, str]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from recognition.encoders.card import INPUT_SIZE, MEAN, STD, ChannelOrder, EncoderCard
+from recognition.encoders.card import MEAN, STD, EncoderCard
 from utils.errors import UserError
+from utils.images import FACE_SIZE, ChannelOrder
 
 _LEADING_NODES = 8  # insightface looks among these for a normalisation inside the graph
 
@@ -30,9 +31,9 @@ class OnnxEmbedder:
         self.input, self.batch = self._check_input()
         card = EncoderCard.from_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
         if card is None:
-            size = self.run(np.zeros((1, 3, INPUT_SIZE, INPUT_SIZE), np.float32)).shape[1]
+            size = self.run(np.zeros((1, 3, FACE_SIZE, FACE_SIZE), np.float32)).shape[1]
             mean, std = (0.0, 1.0) if _normalises_itself(self.path) else (MEAN, STD)
-            card = EncoderCard("", size, channel_order, INPUT_SIZE, mean, std)
+            card = EncoderCard("", size, channel_order, FACE_SIZE, mean, std)
         self.card = card
 
     def __call__(self, images_nHWC: torch.Tensor) -> torch.Tensor:
@@ -72,12 +73,12 @@ class OnnxEmbedder:
             raise UserError(f"{self.path}: {len(inputs)} inputs, {len(outputs)} outputs; an encoder has one of each")
         shape = inputs[0].shape
         if len(shape) != 4 or inputs[0].type != "tensor(float)" or shape[1] != 3:
-            expected = f"float [batch, 3, {INPUT_SIZE}, {INPUT_SIZE}]"
+            expected = f"float [batch, 3, {FACE_SIZE}, {FACE_SIZE}]"
             raise UserError(f"{self.path}: its input is {inputs[0].type} {shape}; {expected} is needed")
         for side in shape[2:]:
-            if isinstance(side, int) and side != INPUT_SIZE:
+            if isinstance(side, int) and side != FACE_SIZE:
                 raise UserError(
-                    f"{self.path}: takes images of {shape[3]}x{shape[2]}; faces here are {INPUT_SIZE}x{INPUT_SIZE}, "
+                    f"{self.path}: takes images of {shape[3]}x{shape[2]}; faces here are {FACE_SIZE}x{FACE_SIZE}, "
                     "use an encoder for that size"
                 )
         return inputs[0].name, shape[0] if isinstance(shape[0], int) else None
