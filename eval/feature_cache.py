@@ -1,4 +1,4 @@
-"""Features of an image set, computed once and kept: keyed by the checkpoint and by the files that they came from."""
+"""A cache of features, keyed by the checkpoint and by the files that they were computed from."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from utils.files import new_file
 
 
 def fingerprint(paths: Iterable[str | Path]) -> str:
-    """A hash of the files' full names, sizes and times of last change (nanoseconds); of a folder, all that is in it.
+    """A hash of the files' full names, sizes and modification times (nanoseconds); for folders, of all files in them.
 
-    Contents are not read: IJB-C holds 469,375 images. Raises UserError where a path does not exist.
+    Contents are not read: IJB-C has 469,375 images. Raises UserError if a path does not exist.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -46,30 +46,30 @@ UNREADABLE_NPZ = (
     OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
     struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What numpy and zipfile raise on a damaged .npz; which one depends on where the damage lies."""
+"""What numpy and zipfile raise for a damaged .npz, depending on where the damage is."""
 
 
 class FeatureCache:
-    """A folder of .npz files, one for each (encoder, image set)."""
+    """A folder of .npz files, one per encoder and image set."""
 
     def __init__(self, folder: Path, encoder_key: str):
         self.folder, self.encoder_key = folder, encoder_key
 
     def path(self, name: str, source_key: str) -> Path:
-        """Where the features of set `name`, made from files of this fingerprint, are or will be."""
+        """The file for the features of set `name`, computed from files with the fingerprint `source_key`."""
         key = hashlib.sha256(f"{self.encoder_key}\n{source_key}".encode()).hexdigest()[:24]
         return self.folder / f"{name}-{key}.npz"
 
     def get(self, name: str, source_key: Callable[[], str], compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """The kept features [N, D], or those of `compute()` (on all ranks), which are then kept.
+        """The cached features [N, D], or those of `compute()` (called on all ranks), which are then cached.
 
-        Whether they are there is decided by rank 0; the other ranks get an empty array when they are.
+        Rank 0 decides whether they are cached. If they are, the other ranks receive an empty array.
         """
-        path = self.path(name, dist.broadcast_object(source_key() if dist.rank_and_world()[0] == 0 else None))
-        if dist.broadcast_object(path.is_file()):
-            box: list[np.ndarray] = []
-            dist.on_first_rank(lambda: box.append(self._load(path)))
-            return box[0] if box else np.empty((0, 0), np.float32)
+        path = self.path(name, dist.on_first_rank(source_key))
+        if dist.on_first_rank(path.is_file):
+            rows = [np.empty((0, 0), np.float32)]
+            dist.on_first_rank(lambda: rows.append(self._load(path)))
+            return rows[-1]
         features = compute()
         dist.on_first_rank(lambda: self._store(path, features))
         return features
@@ -80,7 +80,7 @@ class FeatureCache:
             with np.load(path, allow_pickle=False) as file:
                 features = file["features"]
         except UNREADABLE_NPZ as fault:
-            raise UserError(f"{path}: kept features that cannot be read ({fault}); remove the file") from fault
+            raise UserError(f"{path}: the cached features cannot be read ({fault}); remove the file") from fault
         print(f"features: {path}")
         return features
 
@@ -91,5 +91,5 @@ class FeatureCache:
 
 
 def cached(cache: FeatureCache | None, name: str, source_key: Callable[[], str], compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """`cache.get`, or `compute()` where there is no cache."""
+    """`cache.get`, or `compute()` without a cache."""
     return compute() if cache is None else cache.get(name, source_key, compute)

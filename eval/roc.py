@@ -1,4 +1,4 @@
-"""The receiver operating characteristic of scored pairs, exact with ties, and what is read off it."""
+"""The receiver operating characteristic (ROC) of scored pairs, exact with ties."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Roc:
-    """The corners of a ROC curve, by falling threshold: K points from (0, 0) to (1, 1).
+    """The corners of a ROC curve, by descending threshold: K points from (0, 0) to (1, 1).
 
-    Points inside a straight run are left out, as scikit-learn's `roc_curve` does by default. That is part of the
-    protocol, not only of the drawing: `tar_at_far` looks for the nearest of THESE points, as IJB's reference scripts do.
+    Points inside a straight run are left out, as by scikit-learn's `roc_curve`. This affects the figures: `tar_at_far` chooses
+    the nearest corner, as IJB's reference scripts do.
     """
 
-    far: np.ndarray  # float64 [K], false accept rate: share of the different pairs at or above the threshold
-    tar: np.ndarray  # float64 [K], true accept rate: share of the same pairs at or above the threshold
+    far: np.ndarray  # float64 [K], false accept rate: share of different pairs at or above the threshold
+    tar: np.ndarray  # float64 [K], true accept rate: share of same pairs at or above the threshold
     thresholds: np.ndarray  # float64 [K], the score of each point; +inf for the first
     same_pairs: int
     different_pairs: int
-    auc: float  # area under the curve; a tie between a same and a different pair counts one half
+    auc: float  # area under the curve; a tie between a same and a different pair counts half
 
     def tar_at_far(self, far: float) -> float:
-        """TAR (0..1) at the corner whose FAR is nearest to `far`; of equally near ones the largest TAR."""
+        """TAR (0..1) at the corner whose FAR is nearest to `far`; of equally near ones, the largest TAR."""
         # TAR never falls along the curve, so the last of the nearest has the largest.
         distance = np.abs(self.far[::-1] - far)
         return float(self.tar[len(self.tar) - 1 - int(np.argmin(distance))])
 
 
 def roc_curve(scores: np.ndarray, issame: np.ndarray) -> Roc:
-    """The ROC of P pairs: `scores` [P], any float type, higher is more alike; `issame` bool [P].
+    """The ROC of P pairs: `scores` [P], any float type, higher is more similar; `issame` bool [P].
 
-    Raises UserError where the scores are not finite, or there are no same or no different pairs.
+    Raises UserError if a score is not finite, or if there are no same or no different pairs.
     """
     scores, issame = np.asarray(scores), np.asarray(issame, dtype=bool)
     if scores.ndim != 1 or scores.shape != issame.shape:
-        raise UserError(f"{scores.shape} scores for {issame.shape} pairs: one score a pair is needed")
+        raise UserError(f"scores of shape {scores.shape} for pairs of shape {issame.shape}; expected one score per pair")
     if not np.isfinite(scores).all():
         raise UserError(f"the score of pair {int(np.argmin(np.isfinite(scores)))} is not finite; check the features")
     same = int(issame.sum())
     different = len(issame) - same
     if same == 0 or different == 0:
-        raise UserError(f"{same} same and {different} different pairs: a ROC needs both kinds")
+        raise UserError(f"{same} same and {different} different pairs; a ROC needs both kinds")
     ordered = np.sort(scores)[::-1]
     last_of_tie = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    # Where the same pairs are among the distinct scores: sorting values and placing these is quicker than sorting places.
+    # The place of each same pair among the distinct scores. Sorting values and searching is quicker than an argsort.
     place = len(last_of_tie) - 1 - np.searchsorted(ordered[last_of_tie][::-1], np.sort(scores[issame]))
     true_accepts = np.cumsum(np.bincount(place, minlength=len(last_of_tie)))  # int64: counts are exact
     false_accepts = last_of_tie + 1 - true_accepts
@@ -63,7 +63,7 @@ def roc_curve(scores: np.ndarray, issame: np.ndarray) -> Roc:
 
 
 def _corners(true_accepts: np.ndarray, false_accepts: np.ndarray) -> np.ndarray:
-    """Mask of the points where the curve turns, and of the first and the last."""
+    """Mask of the points at which the curve turns, the first and the last."""
     if len(true_accepts) < 3:
         return np.ones(len(true_accepts), dtype=bool)
     turns = (np.diff(true_accepts, 2) != 0) | (np.diff(false_accepts, 2) != 0)
@@ -71,7 +71,7 @@ def _corners(true_accepts: np.ndarray, false_accepts: np.ndarray) -> np.ndarray:
 
 
 def _area(true_accepts: np.ndarray, false_accepts: np.ndarray) -> int:
-    """Twice the area under the curve in units of counts, by trapezoids from (0, 0): an integer, so exact."""
+    """Twice the area under the curve, in counts, by trapezoids from (0, 0): an integer, so exact."""
     widths = np.diff(false_accepts, prepend=0)
     heights = true_accepts + np.append(0, true_accepts[:-1])
     return int(np.dot(widths, heights))

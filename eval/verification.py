@@ -1,8 +1,9 @@
 """Pairwise verification: reading insightface's .bin sets, and the ten-fold protocol of LFW on their embeddings.
 
-Protocol (insightface's `verification.py`, after LFW's "image-restricted" ten folds): P pairs, rows 2i and 2i+1 a pair;
-embeddings normalised to length 1; squared Euclidean distance; a pair is called the same where distance < threshold;
-ten contiguous folds, not shuffled; each is judged at the first best of the thresholds 0, 0.01 … 3.99 on the other nine.
+Protocol (insightface's `verification.py`, after LFW's "image-restricted" ten folds): P pairs; rows 2i and 2i+1 form a pair;
+embeddings are normalised to length 1; a pair is accepted as the same person if its squared Euclidean distance is below the
+threshold. The ten folds are contiguous, not shuffled. Each is judged at the threshold of 0, 0.01 … 3.99 that is best on the
+other nine; of equally good ones, the lowest.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from utils.errors import UserError
 
 FOLDS = 10
 THRESHOLDS = np.arange(0, 4, 0.01)
-_PAIRS_AT_ONCE = 256  # float64 blocks that stay in the cache
+_PAIRS_AT_ONCE = 256  # a float64 block stays in the cache
 
 # -------------------------------------------------------------------------------------------------- the file
 
 
 def load_bin(path: str | Path) -> tuple[list[bytes], np.ndarray]:
-    """A verification set: 2P encoded images, two a pair, and bool [P], whether pair i shows the same person.
+    """Read a verification set: 2P encoded images, two per pair, and bool [P], whether a pair shows the same person.
 
-    The file is a pickle of (images, booleans) by Python 2 or 3, an image being bytes or a uint8 array. Nothing in it is
-    ever imported or called. Raises UserError for anything else, naming the file and what is wrong.
+    The file is a pickle of (images, booleans) written by Python 2 or 3; an image is bytes or a uint8 array. Nothing in it is
+    imported or called. Raises UserError, naming the file and what is wrong, for anything else.
     """
     content = load_plain(path)
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not isinstance(content[0], (tuple, list)):
-        raise UserError(f"{path}: not a verification set: it should hold a list of images and a list of booleans")
+        raise UserError(f"{path}: not a verification set; expected a list of images and a list of booleans")
     images = [_image(item, f"{path}: image {index}") for index, item in enumerate(content[0])]
     issame = _booleans(content[1], str(path))
     if len(images) % 2:
-        raise UserError(f"{path}: an odd number of images, {len(images)}, for {len(issame)} pairs; a pair has two")
+        raise UserError(f"{path}: an odd number of images, {len(images)}, for {len(issame)} pairs; expected two per pair")
     if len(images) != 2 * len(issame):
-        raise UserError(f"{path}: {len(images)} images for {len(issame)} pairs, which have {2 * len(issame)}")
+        raise UserError(f"{path}: {len(images)} images for {len(issame)} pairs; expected {2 * len(issame)}")
     if not images:
-        raise UserError(f"{path}: holds no pairs")
+        raise UserError(f"{path}: contains no pairs")
     return images, issame
 
 
@@ -50,18 +51,18 @@ def _image(item: object, where: str) -> bytes:
     if isinstance(item, bytes):
         return item
     shape = f" of {item.code or 'nothing'}, shape {item.shape}" if isinstance(item, PackedArray) else ""
-    raise UserError(f"{where} is {type(item).__name__}{shape}; encoded images are bytes or flat uint8 arrays")
+    raise UserError(f"{where} is {type(item).__name__}{shape}; expected an encoded image as bytes or a flat uint8 array")
 
 
 def _booleans(items: object, where: str) -> np.ndarray:
     if isinstance(items, PackedArray) and items.code and len(items.shape) == 1:
         items = list(items.data)
     if not isinstance(items, (tuple, list)):
-        raise UserError(f"{where}: its second part is {type(items).__name__}, not a list of booleans")
+        raise UserError(f"{where}: its second part is {type(items).__name__}, expected a list of booleans")
     for index, item in enumerate(items):
         if not isinstance(item, int) or item not in (0, 1):
             shown = item if isinstance(item, int) else type(item).__name__
-            raise UserError(f"{where}: pair {index} is marked {shown}, neither true nor false")
+            raise UserError(f"{where}: pair {index} is marked {shown}, expected true or false")
     return np.array(items, dtype=bool)
 
 
@@ -70,18 +71,18 @@ def _booleans(items: object, where: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TenFold:
-    """The outcome of the ten-fold protocol. Rates are 0..1."""
+    """The result of the ten-fold protocol. Rates are 0..1."""
 
-    accuracy: float  # mean of the folds
-    std: float  # population standard deviation of the folds
+    accuracy: float  # mean over the folds
+    std: float  # population standard deviation over the folds
     fold_accuracies: np.ndarray  # float64 [10]
-    thresholds: np.ndarray  # float64 [10], squared distance that each fold was judged at
+    thresholds: np.ndarray  # float64 [10], the squared distance at which each fold was judged
     distances: np.ndarray  # float64 [P], squared distance of each pair
     issame: np.ndarray  # bool [P]
 
     @cached_property
     def roc(self) -> Roc:
-        """The ROC over all pairs; raises UserError where all pairs are of one kind."""
+        """The ROC over all pairs. Raises UserError if all pairs are of one kind."""
         return roc_curve(-self.distances, self.issame)
 
     @property
@@ -90,15 +91,15 @@ class TenFold:
 
     @property
     def similarity_threshold(self) -> float:
-        """The cosine above which two faces are called the same: that of the folds' median threshold, d = 2 - 2 cos."""
+        """The cosine above which two faces count as the same person, from the folds' median threshold d = 2 - 2 cos."""
         return 1 - float(np.median(self.thresholds)) / 2
 
     def tar_at_far(self, far: float) -> float:
-        """TAR at the point of the ROC whose FAR is nearest to `far`."""
+        """TAR at the corner of the ROC whose FAR is nearest to `far`."""
         return self.roc.tar_at_far(far)
 
     def metrics(self) -> dict[str, float]:
-        """What tables and result files show of it."""
+        """The figures for tables and result files."""
         return {
             "accuracy": self.accuracy,
             "std": self.std,
@@ -110,10 +111,10 @@ class TenFold:
 
 
 def ten_fold(embeddings: np.ndarray, issame: np.ndarray) -> TenFold:
-    """Judges embeddings [2P, D] (raw, any float type; rows 2i and 2i+1 a pair) by the ten-fold protocol.
+    """Judge embeddings [2P, D] (raw, any float type; rows 2i and 2i+1 form a pair) by the ten-fold protocol.
 
-    `issame` is bool [P]. An embedding of length 0 stays 0. Raises UserError for fewer than ten pairs, shapes that do
-    not match, and embeddings that are not finite.
+    `issame` is bool [P]. An embedding of length 0 stays 0. Raises UserError for fewer than ten pairs, mismatched shapes and
+    embeddings that are not finite.
     """
     embeddings, issame = np.asarray(embeddings), np.asarray(issame)
     _check(embeddings, issame)
@@ -134,9 +135,9 @@ def ten_fold(embeddings: np.ndarray, issame: np.ndarray) -> TenFold:
 
 
 def pair_distances(embeddings: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distance of each pair of rows of [2P, D], normalised to length 1: float64 [P] in 0..4.
+    """Squared Euclidean distance between rows 2i and 2i+1 of [2P, D], each normalised to length 1: float64 [P] in 0..4.
 
-    Raises UserError where an embedding is not finite.
+    Raises UserError if an embedding is not finite.
     """
     distances = np.empty(len(embeddings) // 2)
     for start in range(0, len(distances), _PAIRS_AT_ONCE):
@@ -153,20 +154,20 @@ def pair_distances(embeddings: np.ndarray) -> np.ndarray:
 
 def _check(embeddings: np.ndarray, issame: np.ndarray) -> None:
     if embeddings.ndim != 2 or issame.ndim != 1 or len(embeddings) != 2 * len(issame):
-        raise UserError(f"embeddings of shape {embeddings.shape} for issame of shape {issame.shape}: [2 P, D] and [P] are needed")
+        raise UserError(f"embeddings of shape {embeddings.shape}, issame of shape {issame.shape}; expected [2P, D] and [P]")
     if not np.issubdtype(embeddings.dtype, np.floating):
-        raise UserError(f"embeddings are {embeddings.dtype}; floating-point numbers are needed")
+        raise UserError(f"embeddings are {embeddings.dtype}; expected floating-point numbers")
     if issame.dtype != bool and not np.isin(issame, (0, 1)).all():
-        raise UserError("issame holds values that are neither true nor false")
+        raise UserError("issame contains values that are neither true nor false")
     if len(issame) < FOLDS:
-        raise UserError(f"{len(issame)} pairs: the ten-fold protocol needs ten or more")
+        raise UserError(f"{len(issame)} pairs; the ten-fold protocol needs at least {FOLDS}")
 
 
 def _correct_by_fold(distances: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Correctly judged pairs by fold and threshold, int64 [10, T], and the pairs in each fold, int64 [10].
+    """Correctly judged pairs per fold and threshold, int64 [10, T], and pairs per fold, int64 [10].
 
-    Counted by histogram: a pair is called the same from the first threshold above its distance on, and comparing with
-    the thresholds themselves keeps the strict `<` exact.
+    Counted by histogram: a pair is accepted from the first threshold above its distance on. Searching in the thresholds
+    themselves keeps the strict `<` exact.
     """
     pairs, bins = len(distances), len(THRESHOLDS) + 1
     fold_sizes = np.full(FOLDS, pairs // FOLDS)

@@ -203,8 +203,8 @@ def test_the_summary_averages_the_five_sets_only_when_all_are_there():
         (["ijb", "--checkpoint", "r", "--data-root", ".", "--protocol", "both"], r"looked for .*ijbb_1N_probe_mixed\.csv"),
         (["ijb", "--features", "none.npz", "--meta", "."], r"none\.npz: cannot be read"),
         (["verify", "--checkpoint", "r", "--bins", "a/x.bin", "b/x.bin"], "two files of one name"),
-        (["tinyface", "--checkpoint", "r", "--data-root", "."], "no TinyFace here"),
-        (["scface", "--checkpoint", "r", "--data-root", "."], "no SCface here"),
+        (["tinyface", "--checkpoint", "r", "--data-root", "."], "does not contain TinyFace"),
+        (["scface", "--checkpoint", "r", "--data-root", "."], "does not contain SCface"),
     ],
 )
 def test_mistakes_are_explained(alone, arguments, message, tmp_path, monkeypatch):
@@ -217,8 +217,8 @@ def test_mistakes_are_explained(alone, arguments, message, tmp_path, monkeypatch
     ("folder", "message"),
     [
         ("IJBC/loose_crop", r"IJBC release is incomplete; looked for ijbc_face_tid_mid\.txt \(missing\).*loose_crop \(found\)"),
-        ("tinyface/Probes", "no TinyFace here; looked for"),
-        ("scface/mugshots", "no SCface here; looked for"),
+        ("tinyface/Probes", "does not contain TinyFace; looked for"),
+        ("scface/mugshots", "does not contain SCface; looked for"),
     ],
 )
 def test_all_does_not_pass_over_what_is_incomplete(alone, folder, message, tmp_path):
@@ -253,7 +253,7 @@ def test_kept_features_that_are_damaged_are_told_on_all_ranks(alone, tmp_path):
     evaluate(arguments)
     (kept,) = (tmp_path / "kept").iterdir()
     kept.write_bytes(kept.read_bytes()[:-50])
-    assert all("kept features that cannot be read" in told for told in run_world(2, told_by, arguments))
+    assert all("the cached features cannot be read" in told for told in run_world(2, told_by, arguments))
 
 
 def told_by(arguments: list[str]) -> str:

@@ -50,7 +50,7 @@ def plain_search(probes, probe_ids, gallery, gallery_ids):
 @pytest.mark.parametrize("blocks", [(1024, 2048), (7, 13)])
 @pytest.mark.parametrize("most_in_doubt", [0.0, 1.0])
 def test_search_equals_a_plain_loop(seed, blocks, most_in_doubt, monkeypatch):
-    monkeypatch.setattr(identification, "_MOST_IN_DOUBT", most_in_doubt)
+    monkeypatch.setattr(identification, "_MAX_UNCERTAIN", most_in_doubt)
     monkeypatch.setattr(identification, "_PROBES_AT_ONCE", blocks[0])
     monkeypatch.setattr(identification, "_GALLERY_AT_ONCE", blocks[1])
     data = faces(60, 90, 30, seed=seed)
@@ -67,7 +67,7 @@ def test_search_equals_a_plain_loop(seed, blocks, most_in_doubt, monkeypatch):
 
 @pytest.mark.parametrize("most_in_doubt", [0.0, 1.0])  # all products in float64, or only those in doubt
 def test_differences_below_float32_are_ordered(most_in_doubt, monkeypatch):
-    monkeypatch.setattr(identification, "_MOST_IN_DOUBT", most_in_doubt)
+    monkeypatch.setattr(identification, "_MAX_UNCERTAIN", most_in_doubt)
     # Gallery entries on a circle, apart by an angle whose cosines float32 cannot tell from one another.
     angles = 0.5 + 1e-9 * np.arange(50)
     gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -100,7 +100,9 @@ def test_pooled_variant_equals_insightfaces_arithmetic():
     gallery = centres + 0.5 * generator.normal(size=centres.shape)
     owner = generator.integers(0, 40, 230)
     probes, probe_ids = centres[owner] + generator.normal(size=(230, 8)), gallery_ids[owner]
-    metrics = pooled_metrics(search(probes, probe_ids, gallery, gallery_ids), probes, probe_ids, gallery, gallery_ids)
+    metrics = pooled_metrics(
+        search(probes, probe_ids, gallery, gallery_ids), probes, probe_ids, gallery, gallery_ids, (1, 5, 10), (0.01, 0.1)
+    )
 
     own, others, hits = [], [], {1: 0, 5: 0, 10: 0}
     for probe, identity in zip(probes, probe_ids, strict=True):
@@ -121,8 +123,8 @@ def test_pooled_variant_equals_insightfaces_arithmetic():
 def test_pooled_variant_needs_one_mate_each():
     features = np.eye(4)
     found = search(features, np.arange(4), features, np.array([0, 1, 2, 2]))
-    with pytest.raises(UserError, match="subject 2 of the probes is 2 times"):
-        pooled_metrics(found, features, np.arange(4), features, np.array([0, 1, 2, 2]))
+    with pytest.raises(UserError, match="subject 2 of the probes is in the two galleries 2 times"):
+        pooled_metrics(found, features, np.arange(4), features, np.array([0, 1, 2, 2]), (1,), (0.1,))
 
 
 def test_metrics_are_named():

@@ -13,10 +13,18 @@ import pytest
 from eval.protocols import ijb
 from eval.protocols.bootstrap import accuracy_interval, tar_interval
 from eval.protocols.identification import search
-from eval.protocols.ijb import SETTINGS, ImageFeatures, Setting, Templates, evaluate, pair_scores, pool_templates
+from eval.protocols.ijb import (
+    SETTINGS,
+    ImageFeatures,
+    Setting,
+    Templates,
+    identify,
+    pair_scores,
+    pool_templates,
+    verify_templates,
+)
 from eval.protocols.ijb_files import ArrayRows, LooseCrops, Meta, read_feature_file
-from eval.protocols.ijb_identification import identify
-from eval.roc import roc_curve
+from eval.roc import Roc, roc_curve
 from eval.verification import ten_fold
 from tests.shared_files import GOLDEN, needs_golden
 from utils.alignment import ARCFACE_TEMPLATE, align_face
@@ -89,6 +97,12 @@ class Release:
         return np.array(rows)
 
 
+def compare(meta: Meta, source: ImageFeatures, setting: Setting) -> Roc:
+    """One-to-one comparison."""
+    meta.need(meta.images_file, meta.pairs_file)
+    return verify_templates(pool_templates(meta.images(), source, setting), meta.pairs())
+
+
 @pytest.fixture
 def release(tmp_path) -> Release:
     return Release(tmp_path / "IJBB")
@@ -102,7 +116,7 @@ def release(tmp_path) -> Release:
 def test_tar_equals_the_authors_code(setting):
     arrays = read_feature_file(GOLDEN / "ijb/features.npz")
     source = ImageFeatures(arrays["features"], arrays["features_flip"], arrays["scores"])
-    (roc,) = evaluate(Meta(GOLDEN / "ijb/meta", "IJBB"), source, (setting,)).values()
+    roc = compare(Meta(GOLDEN / "ijb/meta", "IJBB"), source, setting)
     expected = json.loads((GOLDEN / "ijb/expected.json").read_text())[setting.name]
     assert len(expected) == 6
     for far, tar in expected.items():
@@ -118,10 +132,10 @@ def test_templates_equal_a_plain_loop(release, setting, rows_at_once, monkeypatc
     np.testing.assert_allclose(templates.features, release.plain_templates(setting), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("cells_a_pair", [0, 10**9])  # listed products, all products
+@pytest.mark.parametrize("cells_per_pair", [0, 10**9])  # listed products, all products
 @pytest.mark.parametrize("pairs_at_once", [1 << 20, 37])
-def test_pair_scores_equal_a_plain_loop(cells_a_pair, pairs_at_once, monkeypatch):
-    monkeypatch.setattr(ijb, "_DENSE_CELLS_A_PAIR", cells_a_pair)
+def test_pair_scores_equal_a_plain_loop(cells_per_pair, pairs_at_once, monkeypatch):
+    monkeypatch.setattr(ijb, "_DENSE_CELLS_PER_PAIR", cells_per_pair)
     monkeypatch.setattr(ijb, "_PAIRS_AT_ONCE", pairs_at_once)
     generator = np.random.default_rng(1)
     features, (i, j) = generator.normal(size=(50, 24)), generator.integers(3, 47, (2, 700))
@@ -284,21 +298,21 @@ def test_feature_files_are_read_by_blocks(save, release, tmp_path):
 def judge(release: Release, **changes) -> None:
     arrays = {"features": release.features, "flipped": release.flipped, "scores": release.scores, "setting": Setting(), **changes}
     features, flipped = (None if arrays[name] is None else ArrayRows(arrays[name], name) for name in ("features", "flipped"))
-    evaluate(release.meta, ImageFeatures(features, flipped, arrays["scores"]), (arrays["setting"],))
+    compare(release.meta, ImageFeatures(features, flipped, arrays["scores"]), arrays["setting"])
 
 
 def test_features_that_do_not_fit_are_refused(release):
     judge(release)
     with pytest.raises(UserError, match="299 rows for 300 images"):
         judge(release, features=release.features[1:])
-    with pytest.raises(UserError, match=r"flipped: shape \(299, 16\), unlike 'features', \(300, 16\)"):
+    with pytest.raises(UserError, match=r"flipped: shape \(299, 16\), but 'features' has \(300, 16\)"):
         judge(release, flipped=release.flipped[1:])
     with pytest.raises(UserError, match="use N1D1F0"):
         judge(release, flipped=None)
     judge(release, flipped=None, setting=Setting(flip=False))
     with pytest.raises(UserError, match="use N1D0F1"):
         judge(release, scores=None)
-    with pytest.raises(UserError, match="scores: float32 of shape"):
+    with pytest.raises(UserError, match="detector scores: float32 of shape"):
         judge(release, scores=release.scores[1:])
     with pytest.raises(UserError, match="int64 of shape"):
         judge(release, features=np.ones((300, 16), np.int64))
@@ -316,7 +330,7 @@ def test_numbers_that_are_none_are_named(release, name, value, setting):
 
 def test_bad_meta_is_named(release):
     release.write("template_pair_label.txt", ["3 10 1", "3 11 0"])
-    with pytest.raises(UserError, match="entry 2 names template 11, which has no image"):
+    with pytest.raises(UserError, match="entry 2 names template 11, which has no images"):
         judge(release)
     release.write("template_pair_label.txt", ["3 10 1", "3 10 2"])
     with pytest.raises(UserError, match="pair 2 is marked 2"):
@@ -351,8 +365,8 @@ def test_landmarks_must_be_of_the_same_images(release):
 
 
 def test_a_missing_file_is_reported_with_all_that_was_looked_for(release):
-    with pytest.raises(UserError, match=r"ijbc_face_tid_mid.txt \(missing\).*holds files of IJBB: give --target IJBB"):
-        evaluate(Meta(release.folder / "meta", "IJBC"), release.source, (Setting(),))
+    with pytest.raises(UserError, match=r"ijbc_face_tid_mid.txt \(missing\).*contains files of IJBB: give --target IJBB"):
+        compare(Meta(release.folder / "meta", "IJBC"), release.source, Setting())
     release.meta.pairs_file.unlink()
     with pytest.raises(UserError, match=r"ijbb_face_tid_mid.txt \(found\), ijbb_template_pair_label.txt \(missing\)"):
         judge(release)
@@ -374,7 +388,7 @@ def test_galleries_that_contradict_themselves_are_refused(release):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"other": np.eye(3)}, "holds no array 'features'"),
+        ({"other": np.eye(3)}, "contains no array 'features'"),
         ({"features": np.array([object()])}, "Object arrays|object"),
         ({"features": np.asfortranarray(np.ones((4, 3)))}, "column order"),
         ({"features": np.ones(4)}, r"shape \(4,\)"),
@@ -404,5 +418,5 @@ def test_settings_are_named():
     assert [setting.name for setting in SETTINGS][:2] == ["N1D1F1", "N1D1F0"] and len({s.name for s in SETTINGS}) == 8
     assert Setting.parse("n0D1F0") == Setting(keep_norm=False, flip=False)
     for name in ("N1D1", "N2D1F1", "all", "D1N1F1"):
-        with pytest.raises(UserError, match="is no setting"):
+        with pytest.raises(UserError, match="is not a setting"):
             Setting.parse(name)

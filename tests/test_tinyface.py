@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval.protocols.identification import search_metrics
-from eval.protocols.tinyface import NOBODYS, PARTS, RANKS, find_tinyface
+from eval.protocols.tinyface import DISTRACTOR, PARTS, RANKS, find_tinyface
 from tests.shared_files import FACES, needs_faces
 from utils.errors import UserError
 
@@ -34,7 +34,7 @@ ALIGNED, PROTOCOL = "aligned_pad_0.1_pad_high", "tinyface/Testing_Set"
 def test_images_and_labels(tmp_path):
     data = find_tinyface(lay_out(tmp_path, NAMES, ALIGNED))
     assert [path.name for path in data.images] == ["3_2.jpg", "4_2.png", "3_1.jpg", "4_1.JPG", "4_3.jpg", "9.jpg", "x-1.jpg"]
-    assert data.labels.tolist() == [3, 4, 3, 4, 4, NOBODYS, NOBODYS] and data.probes == 2
+    assert data.labels.tolist() == [3, 4, 3, 4, 4, DISTRACTOR, DISTRACTOR] and data.probes == 2
     assert find_tinyface(tmp_path / ALIGNED).labels.tolist() == data.labels.tolist()  # the aligned folder itself
 
 
@@ -80,17 +80,17 @@ def test_real_folders_are_read():
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no TinyFace here; looked for .*aligned_pad_0\.1_pad_high/Probe"):
+    with pytest.raises(UserError, match=r"does not contain TinyFace; looked for .*aligned_pad_0\.1_pad_high/Probe"):
         find_tinyface(tmp_path)
     (tmp_path / ALIGNED / "Probe").mkdir(parents=True)
-    with pytest.raises(UserError, match="Probe: holds no images"):
+    with pytest.raises(UserError, match="Probe: contains no images"):
         find_tinyface(tmp_path)
     (tmp_path / ALIGNED / "Probe/1_1.jpg").write_bytes(b"")
     with pytest.raises(
         UserError, match="looked for the folders Probe, Gallery_Match, Gallery_Distractor; Gallery_Match is missing"
     ):
         find_tinyface(tmp_path)
-    with pytest.raises(UserError, match=r"wrong_1\.jpg: the name should begin with the person's number"):
+    with pytest.raises(UserError, match=r"wrong_1\.jpg: expected a name that begins with the person's number"):
         find_tinyface(lay_out(tmp_path / "b", {**NAMES, "Probe": ["wrong_1.jpg"]}, ALIGNED))
 
 

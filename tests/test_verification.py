@@ -243,7 +243,7 @@ def test_every_way_to_hold_images(tmp_path, protocol, form):
     "images,issame,expected",
     [
         ([b"a"] * 5, [True, False], "odd number of images, 5, for 2 pairs"),
-        ([b"a"] * 6, [True, False], "6 images for 2 pairs, which have 4"),
+        ([b"a"] * 6, [True, False], "6 images for 2 pairs; expected 4"),
         ([], [], "no pairs"),
         ([b"a", "text"], [True], "image 1 is str"),
         ([b"a", [b"b"]], [True], "image 1 is list"),

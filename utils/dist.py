@@ -313,7 +313,9 @@ def any_rank(flag: bool) -> bool:
 
 
 def broadcast_object(value):
-    """Rank 0's value (plain Python data) on all ranks."""
+    """Rank 0's value (plain Python data) on all ranks. Without a process group, the value itself."""
+    if not dist.is_initialized():
+        return value
     arriving("waiting for what rank 0 does")
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -321,7 +323,9 @@ def broadcast_object(value):
 
 
 def gather_objects(value) -> list:
-    """All ranks' values (plain Python data) in rank order, on all ranks."""
+    """All ranks' values (plain Python data) in rank order, on all ranks. Without a process group, this value alone."""
+    if not dist.is_initialized():
+        return [value]
     arriving("gathering of values")
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)

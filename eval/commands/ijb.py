@@ -29,9 +29,12 @@ from eval.protocols.bootstrap import Intervals, as_metrics, rank_interval, tar_i
 from eval.protocols.identification import Search
 from eval.protocols.ijb import (
     FARS,
+    FPIRS,
+    RANKS,
     SETTINGS,
     ImageFeatures,
     Setting,
+    identify,
     pool_templates,
     power_of_ten,
     tar_name,
@@ -39,7 +42,6 @@ from eval.protocols.ijb import (
     verify_templates,
 )
 from eval.protocols.ijb_files import TARGETS, ArrayRows, Images, LooseCrops, Meta, read_feature_file
-from eval.protocols.ijb_identification import FPIRS, RANKS, identify
 from eval.roc import Roc
 from utils import dist
 from utils.errors import UserError

@@ -1,1 +1,1 @@
-"""The arithmetic of the benchmarks (IJB-B/C, TinyFace, SCface, identification); no models, no output."""
+"""The arithmetic of the benchmarks (IJB-B/C, TinyFace, SCface, identification), without models or output."""

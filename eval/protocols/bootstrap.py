@@ -1,10 +1,10 @@
-"""Confidence intervals by resampling the pairs, or the probes, with replacement (Efron's bootstrap, percentile intervals).
+"""Confidence intervals by resampling pairs or probes with replacement (Efron's bootstrap, percentile intervals).
 
-They are resampled as if independent. Pairs that share a photograph or a template are not, nor are probes that show one person,
-so the intervals are somewhat too narrow; they show the size of chance, no more.
+Pairs and probes are resampled as if independent. Pairs that share a photograph or a template are not, nor are probes of the same
+person, so the intervals are somewhat too narrow; they only indicate the size of chance.
 
-The resamplings are drawn from the distributions that counts and order statistics of a resample have, not pair by pair: the
-cost does not depend on the number of pairs, and IJB-B's eight million are as quick as LFW's six thousand.
+Resamples are not drawn pair by pair, but from the distributions of their counts and order statistics. So the cost does not depend
+on the number of pairs: IJB-B's eight million are as fast as LFW's six thousand.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LEVEL = 0.95
 _SEED = 20240501
 
 Intervals = dict[str, tuple[float, float]]
-"""Metric -> (low, high), as the metric is measured."""
+"""Metric -> (low, high), in the metric's unit."""
 
 
 def as_metrics(intervals: Intervals) -> dict[str, float]:
-    """`METRIC low` and `METRIC high` of each, to stand beside the metrics."""
+    """The intervals as further metrics: `METRIC low` and `METRIC high`."""
     low = {f"{metric} low": low for metric, (low, _) in intervals.items()}
     return low | {f"{metric} high": high for metric, (_, high) in intervals.items()}
 
@@ -37,24 +37,24 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def tar_interval(roc: Roc, far: float, resamples: int, seed: int = _SEED) -> tuple[float, float]:
-    """The interval of TAR at the lowest threshold whose FAR is at most `far` (or, below one pair, that of the highest-scoring
-    different pair).
+    """The interval of TAR at the lowest threshold with a FAR of at most `far` (if that is less than one pair, at the score of
+    the highest different pair).
 
-    Of n different pairs drawn with replacement, the k-th highest has among the n real ones a place that follows a Beta(k,
-    n - k + 1) distribution; of the same pairs a binomial number lies above it.
+    Among n different pairs drawn with replacement, the rank of the k-th highest in the original sample follows a
+    Beta(k, n - k + 1) distribution; the number of same pairs above it is binomial.
     """
     generator = np.random.default_rng(seed)
     n = roc.different_pairs
     k = min(n, math.floor(far * n) + 1)
     reached = np.minimum(generator.beta(k, n - k + 1, resamples), 1 - 1e-12)
-    # TAR on the curve where the FAR is just below the one reached.
+    # TAR on the curve at the FAR just below the one reached.
     place = np.searchsorted(roc.far, np.floor(reached * n) / n + 0.5 / n) - 1
     tar = roc.tar[place.clip(0)]
     return _interval(generator.binomial(roc.same_pairs, tar) / roc.same_pairs)
 
 
 def accuracy_interval(result: TenFold, resamples: int, seed: int = _SEED) -> tuple[float, float]:
-    """The interval of the ten-fold accuracy: pairs resampled within their fold, thresholds chosen anew each time."""
+    """The interval of the ten-fold accuracy: pairs are resampled within their fold, thresholds chosen again each time."""
     generator = np.random.default_rng(seed)
     pairs, bins = len(result.issame), len(THRESHOLDS) + 1
     sizes = np.full(FOLDS, pairs // FOLDS)
@@ -76,8 +76,8 @@ def accuracy_interval(result: TenFold, resamples: int, seed: int = _SEED) -> tup
 
 
 def rank_interval(searches: Sequence[Search], rank: int, resamples: int, seed: int = _SEED) -> tuple[float, float]:
-    """The interval of the rank rate (the mean of those of several galleries): of P mated probes drawn with replacement, a
-    binomial number has its mate among the first `rank`. The gallery stays."""
+    """The interval of the rank rate (averaged over several galleries): of P mated probes drawn with replacement, a binomial
+    number has a mate among the first `rank`. The gallery is not resampled."""
     generator = np.random.default_rng(seed)
     rates = np.zeros(resamples)
     for found in searches:

@@ -1,8 +1,8 @@
-"""Search of probes in a gallery: ranks, false and true positive identification rates. Exact in float64, near float32's speed.
+"""Identification: search of probes in a gallery, ranks, false and true positive identification rates.
 
-Products are formed in float32; wherever their greatest possible rounding error leaves an order in doubt, the products in
-doubt are formed again in float64. A tie between a mate and someone else counts against the mate, so an encoder that
-gives every face the same feature finds nobody.
+Results are exact in float64, at nearly the speed of float32: products are formed in float32, and those whose largest possible
+rounding error leaves an order uncertain are formed again in float64. A tie between a mate and another person counts against the
+mate, so an encoder that maps all faces to the same feature identifies nobody.
 
 Shapes: P probes, G gallery entries, D embedding. Features are normalised here.
 """
@@ -20,59 +20,58 @@ from utils.errors import UserError
 
 _PROBES_AT_ONCE, _GALLERY_AT_ONCE = 1024, 2048
 _THREADS = 2
-_MOST_IN_DOUBT = 0.02  # of a block's products; beyond, all of them in float64 are quicker
+_MAX_UNCERTAIN = 0.02  # share of a block's products; beyond it, forming all of them in float64 is faster
 NOBODY = -np.inf
 
 
 @dataclass(frozen=True)
 class Search:
-    """What the search for each probe found; a mate is a gallery entry of the probe's own identity."""
+    """The result for each probe. A mate is a gallery entry with the probe's identity."""
 
-    mate_score: np.ndarray  # float64 [P], cosine with the most similar mate; -inf where the gallery holds none
-    other_score: np.ndarray  # float64 [P], cosine with the most similar entry of another identity; -inf for none
-    rank: np.ndarray  # int64 [P], place of the best mate, from 1; 0 where the gallery holds none
+    mate_score: np.ndarray  # float64 [P], cosine with the most similar mate; -inf if there is none
+    other_score: np.ndarray  # float64 [P], cosine with the most similar entry of another identity; -inf if there is none
+    rank: np.ndarray  # int64 [P], rank of the best mate, from 1; 0 if there is none
 
     @property
     def mated(self) -> np.ndarray:
-        """bool [P], whether the gallery holds the probe's identity."""
+        """bool [P], whether the gallery contains the probe's identity."""
         return self.rank > 0
 
     def rank_rate(self, rank: int) -> float:
-        """Share (0..1) of the mated probes whose mate is among the first `rank`; UserError where no probe is mated."""
-        self._need_mated()
+        """Share (0..1) of the mated probes with a mate among the first `rank`. Raises UserError if no probe is mated."""
+        self._require_mated()
         return float((self.rank[self.mated] <= rank).mean())
 
     def cmc(self, most: int) -> np.ndarray:
         """Cumulative match characteristic: `rank_rate` of 1..most, float64 [most]."""
-        self._need_mated()
+        self._require_mated()
         counts = np.bincount(self.rank[self.mated].clip(max=most + 1), minlength=most + 2)[1:-1]
         return np.cumsum(counts) / int(self.mated.sum())
 
     def tpir(self, fpir: float) -> float:
-        """True positive identification rate at the lowest threshold whose false positive identification rate is at most
-        `fpir`: the share of the mated probes whose mate scores above the threshold (at any rank), where at most a share
-        `fpir` of the probes without mates score above it with anybody.
+        """True positive identification rate at the lowest threshold with a false positive identification rate of at most `fpir`.
 
-        UserError where there are no mated, or no unmated probes.
+        This is the share of mated probes whose mate scores above the threshold (at any rank), where at most a share `fpir` of
+        the probes without mates scores above it with anybody. Raises UserError without mated or without unmated probes.
         """
-        self._need_mated()
+        self._require_mated()
         strangers = np.sort(self.other_score[~self.mated])[::-1]
         if len(strangers) == 0:
-            raise UserError("FPIR needs probes whose identity is not in the gallery, and there are none")
+            raise UserError("FPIR needs probes whose identity is not in the gallery; there are none")
         allowed = math.floor(fpir * len(strangers) + 1e-9)  # 0.29 x 100 is 28.999…
         threshold = strangers[allowed] if allowed < len(strangers) else NOBODY
         return float((self.mate_score[self.mated] > threshold).mean())
 
-    def _need_mated(self) -> None:
+    def _require_mated(self) -> None:
         if not self.mated.any():
-            raise UserError("no probe has a mate in the gallery: are the identities of both from the same list?")
+            raise UserError("no probe has a mate in the gallery; take the identities of both from the same list")
 
 
 def normalised(features: np.ndarray, describe: str) -> np.ndarray:
-    """Rows of length 1, float64 [N, D]; a row of zeros stays. UserError, naming `describe` and row, where not finite."""
+    """Rows of length 1, float64 [N, D]; a row of zeros stays. Raises UserError, naming `describe` and row, if not finite."""
     rows = np.asarray(features)
     if rows.ndim != 2 or len(rows) == 0:
-        raise UserError(f"{describe}: features of shape {rows.shape}; [images, size] are needed")
+        raise UserError(f"{describe}: features of shape {rows.shape}; expected [images, size]")
     rows = rows.astype(np.float64)
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     if not np.isfinite(lengths).all():
@@ -88,10 +87,10 @@ def search(
     gallery_ids: np.ndarray,
     describe: str = "search",
 ) -> Search:
-    """Looks for every probe in the gallery. Features are raw, of any float type; ids are whole numbers [P], [G].
+    """Search every probe in the gallery. Features are raw, of any float type; ids are integers [P], [G].
 
-    Memory beyond the normalised features is that of one block of products. Raises UserError for features that are not
-    finite, and for shapes that do not match.
+    Beyond the normalised features, memory holds one block of products per thread. Raises UserError for features that are not
+    finite and for mismatched shapes.
     """
     probes, gallery = normalised(probes_PD, f"{describe}, probes"), normalised(gallery_GD, f"{describe}, gallery")
     probe_ids, gallery_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
@@ -110,14 +109,14 @@ def search(
         own = mates[0][inside] - first, mates[1][inside]
         _scan(probes[rows], probes_f32[rows], gallery, gallery_f32, mate_score[rows], own, above[rows], other_score[rows])
 
-    with ThreadPoolExecutor(_THREADS) as pool:  # one's comparisons beside the other's products
+    with ThreadPoolExecutor(_THREADS) as pool:  # one thread's comparisons overlap the other's products
         list(pool.map(scan, range(0, len(probes), _PROBES_AT_ONCE)))
     mated = mate_score > NOBODY
     return Search(mate_score, other_score, np.where(mated, above + 1, 0))
 
 
 def _mates(probe_ids: np.ndarray, gallery_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All (probe, gallery entry) of one identity, by ascending probe."""
+    """All pairs (probe, gallery entry) of the same identity, by ascending probe."""
     order = np.argsort(gallery_ids, kind="stable")
     ordered = gallery_ids[order]
     start, stop = np.searchsorted(ordered, probe_ids, "left"), np.searchsorted(ordered, probe_ids, "right")
@@ -134,7 +133,7 @@ def _best_mates(probes: np.ndarray, gallery: np.ndarray, probe: np.ndarray, entr
 
 
 def _dots(probes: np.ndarray, gallery: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Cosines in float64 of listed couples."""
+    """Cosines of the listed pairs, in float64."""
     products = np.empty(len(i))
     for start in range(0, len(i), 4096):
         part = slice(start, start + 4096)
@@ -152,11 +151,11 @@ def _scan(
     above: np.ndarray,
     other_score: np.ndarray,
 ) -> None:
-    """Adds to `above` how many entries of others score as high as the best mate, and raises `other_score` to the best."""
-    # The rounding error of a product of two vectors of length 1 is below (D + 4) half-units in the last place: Cauchy, Schwarz.
-    doubt = np.float32((probes.shape[1] + 4) * 2.0**-24)
-    lowest = mate_score - (probes.shape[1] + 4) * 2.0**-53  # whoever reaches this ties with the mate, or is above
-    mate_f32 = np.where(mate_score > NOBODY, mate_score, np.inf).astype(np.float32)  # nobody reaches the mate that is not there
+    """Adds to `above` the number of other people's entries that score as high as the best mate, and updates `other_score`."""
+    # By Cauchy-Schwarz, the rounding error of a product of two unit vectors is below (D + 4) half-units in the last place.
+    error = np.float32((probes.shape[1] + 4) * 2.0**-24)
+    lowest = mate_score - (probes.shape[1] + 4) * 2.0**-53  # an entry that reaches this ties with the mate or exceeds it
+    mate_f32 = np.where(mate_score > NOBODY, mate_score, np.inf).astype(np.float32)  # unreachable without a mate
     for first in range(0, len(gallery), _GALLERY_AT_ONCE):
         block = slice(first, min(first + _GALLERY_AT_ONCE, len(gallery)))
         inside = (mates[1] >= block.start) & (mates[1] < block.stop)
@@ -164,13 +163,13 @@ def _scan(
         products = probes_f32 @ gallery_f32[block].T
         products[own] = NOBODY
         best = products.max(axis=1)
-        raising = np.flatnonzero((best >= other_score - doubt) & (best > NOBODY))
-        row, j = np.nonzero(products[raising] >= (best[raising] - 2 * doubt)[:, None])
-        reaching = np.flatnonzero(products >= (mate_f32 - doubt)[:, None])
+        raising = np.flatnonzero((best >= other_score - error) & (best > NOBODY))
+        row, j = np.nonzero(products[raising] >= (best[raising] - 2 * error)[:, None])
+        reaching = np.flatnonzero(products >= (mate_f32 - error)[:, None])
         i = reaching // products.shape[1]
-        certain = products.reshape(-1)[reaching] > (mate_f32 + doubt)[i]
-        if len(row) + len(i) - np.count_nonzero(certain) > _MOST_IN_DOUBT * products.size:
-            exact = probes @ gallery[block].T  # of an encoder that hardly tells faces apart
+        certain = products.reshape(-1)[reaching] > (mate_f32 + error)[i]
+        if len(row) + len(i) - np.count_nonzero(certain) > _MAX_UNCERTAIN * products.size:
+            exact = probes @ gallery[block].T  # the encoder hardly distinguishes faces
             exact[own] = NOBODY
             above += np.count_nonzero(exact >= lowest[:, None], axis=1)
             np.maximum(other_score, exact.max(axis=1), out=other_score)
@@ -182,7 +181,7 @@ def _scan(
 
 
 def search_metrics(found: Search, ranks: Sequence[int], fpirs: Sequence[float] = ()) -> dict[str, float]:
-    """`rank N` for each N and `tpir@fpir=F` for each F, rates 0..1, and the number of probes of either kind."""
+    """`rankN` for each rank, `tpir@fpir=F` for each FPIR (rates 0..1), and the numbers of mated and unmated probes."""
     metrics: dict[str, float] = {f"rank{rank}": found.rank_rate(rank) for rank in ranks}
     metrics.update({f"tpir@fpir={fpir:g}": found.tpir(fpir) for fpir in fpirs})
     return {**metrics, "mated_probes": int(found.mated.sum()), "unmated_probes": int((~found.mated).sum())}
@@ -191,21 +190,28 @@ def search_metrics(found: Search, ranks: Sequence[int], fpirs: Sequence[float] =
 # -------------------------------------------------------------------------------------------------- the pooled variant
 
 
-def pooled_metrics(found: Search, probes_PD: np.ndarray, probe_ids: np.ndarray, gallery_GD: np.ndarray, gallery_ids: np.ndarray,
-                   ranks: Sequence[int] = (1, 5, 10), fars: Sequence[float] = (0.01, 0.1)) -> dict[str, float]:  # fmt: skip
-    """What insightface's `ijb_1n` prints: both galleries in one, every probe with one mate in it. `found` is the search there.
+def pooled_metrics(
+    found: Search,
+    probes_PD: np.ndarray,
+    probe_ids: np.ndarray,
+    gallery_GD: np.ndarray,
+    gallery_ids: np.ndarray,
+    ranks: Sequence[int],
+    fars: Sequence[float],
+) -> dict[str, float]:
+    """The figures of insightface's `ijb_1n`: both galleries as one, with one mate per probe. `found` is the search in it.
 
-    Its "far" is no FPIR: the threshold is the ceil(far x P)-th highest of ALL P x (G - 1) scores with others, and the
-    rate is the share of probes whose mate scores above it. Raises UserError where a probe has not exactly one mate.
+    Its "far" is not an FPIR: the threshold is the ceil(far x P)-th highest of ALL P x (G - 1) scores with other people, and the
+    rate is the share of probes whose mate scores above it. Raises UserError if a probe does not have exactly one mate.
     """
     mates = np.bincount(_mates(probe_ids, gallery_ids)[0], minlength=len(probe_ids))
     if (mates != 1).any():
         probe = int(np.argmax(mates != 1))
-        raise UserError(f"subject {probe_ids[probe]} of the probes is {mates[probe]} times in the two galleries, not once")
+        raise UserError(f"subject {probe_ids[probe]} of the probes is in the two galleries {mates[probe]} times; expected once")
     wanted = [math.ceil(far * len(probe_ids)) for far in fars]
     highest = _highest_other_scores(probes_PD, probe_ids, gallery_GD, gallery_ids, max(wanted))
     if len(highest) < max(wanted):
-        raise UserError(f"{len(highest)} comparisons with others are too few for a FAR of {max(fars):g}")
+        raise UserError(f"{len(highest)} comparisons with other people are too few for a FAR of {max(fars):g}")
     metrics: dict[str, float] = {f"pooled_rank{rank}": found.rank_rate(rank) for rank in ranks}
     for far, place in zip(fars, wanted, strict=True):
         metrics[f"pooled_tpr@far={far:g}"] = float((found.mate_score > highest[place - 1]).mean())
@@ -215,7 +221,7 @@ def pooled_metrics(found: Search, probes_PD: np.ndarray, probe_ids: np.ndarray, 
 def _highest_other_scores(
     probes_PD: np.ndarray, probe_ids: np.ndarray, gallery_GD: np.ndarray, gallery_ids: np.ndarray, count: int
 ) -> np.ndarray:
-    """The `count` highest float64 cosines between probes and entries of other identities, descending."""
+    """The `count` highest cosines (float64) between probes and entries of other identities, in descending order."""
     probes, gallery = normalised(probes_PD, "probes"), normalised(gallery_GD, "gallery")
     highest = np.empty(0)
     for first in range(0, len(probes), _PROBES_AT_ONCE):

@@ -1,12 +1,11 @@
-"""IJB-B and IJB-C: templates from image features, and comparison of templates one to one.
+"""IJB-B and IJB-C: templates from image features, compared one to one and searched one to many.
 
-A template is a set of images and video frames of one person. As in insightface's scripts, which this follows to the digit:
-each image's feature is the sum over the image and its mirror image (F1), keeps its norm (N1) and is weighed by the
-detector's score (D1); the images of one media are averaged, the media of a template are summed, and the sum is normalised.
-N0, D0 and F0 leave out what the letter stands for. The score of a pair is the dot product; TAR is read off at the ROC's
-corner whose FAR is nearest. All arithmetic is in float64.
+A template is a set of images and video frames of one person. As in insightface's scripts, to the digit: an image's feature is
+the sum over the image and its mirror image (F1), keeps its norm (N1) and is weighted by the detector's score (D1); the images of
+a media are averaged, the media of a template are summed, and the sum is normalised. N0, D0 and F0 switch the respective step
+off. The score of a pair is the dot product; TAR is read at the ROC corner with the nearest FAR. All arithmetic is in float64.
 
-Shapes: N images, T templates, P pairs, D embedding.
+Shapes: N images, T templates, P pairs or probes, G gallery templates, D embedding.
 """
 
 from __future__ import annotations
@@ -19,21 +18,24 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from eval.protocols.ijb_files import FeatureRows, Images, Meta, Pairs
+from eval.protocols.identification import Search, pooled_metrics, search, search_metrics
+from eval.protocols.ijb_files import FeatureRows, Images, Meta, Pairs, TemplateSubjects
 from eval.roc import Roc, roc_curve
 from utils.errors import UserError
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RANKS = (1, 5, 10)
+FPIRS = (0.01, 0.1)
 
 _THREADS = 2
-_ROWS_AT_ONCE = 256  # a block in float64 stays in the cache
+_ROWS_AT_ONCE = 256  # a float64 block stays in the cache
 _PAIRS_AT_ONCE = 1 << 20
-_DENSE_CELLS_A_PAIR = 6  # products of all templates beat products of the listed pairs where the list is this dense
+_DENSE_CELLS_PER_PAIR = 6  # up to this many products per listed pair, forming all products is faster
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How image features become template features."""
+    """How image features are combined into template features."""
 
     keep_norm: bool = True  # N
     detector_score: bool = True  # D
@@ -45,10 +47,10 @@ class Setting:
 
     @classmethod
     def parse(cls, name: str) -> Setting:
-        """The setting of a name such as N1D1F1."""
+        """The setting with a name such as N1D1F1."""
         if len(name) != 6 or name[0::2].upper() != "NDF" or not set(name[1::2]) <= {"0", "1"}:
-            raise UserError(f"{name!r} is no setting; N1D1F1 is one, each figure 0 or 1")
-        return cls(*(figure == "1" for figure in name[1::2]))
+            raise UserError(f"{name!r} is not a setting; expected one like N1D1F1, each digit 0 or 1")
+        return cls(*(digit == "1" for digit in name[1::2]))
 
 
 SETTINGS = tuple(Setting(bool(n), bool(d), bool(f)) for n in (1, 0) for d in (1, 0) for f in (1, 0))
@@ -56,34 +58,34 @@ SETTINGS = tuple(Setting(bool(n), bool(d), bool(f)) for n in (1, 0) for d in (1,
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Features of a release's images, in the order of its face_tid_mid file."""
+    """Features of a release's images, in the order of the face_tid_mid file."""
 
     features: FeatureRows
     flipped: FeatureRows | None = None  # of the mirror images
-    scores: np.ndarray | None = None  # float [N], the detector's
+    scores: np.ndarray | None = None  # float [N], of the detector
 
     def check(self, images: Images, setting: Setting) -> None:
-        """UserError unless the arrays fit the meta and hold what the setting needs."""
+        """Raises UserError unless the arrays match the meta files and include what the setting needs."""
         count = len(images)
         if len(self.features) != count:
             raise UserError(f"{self.features.name}: {len(self.features)} rows for {count} images in {images.path}")
         if setting.flip and self.flipped is None:
             advice = f"add 'features_flip', or use {_without(setting, 'F')}"
-            raise UserError(f"{self.features.name}: no features of mirror images; {advice}")
+            raise UserError(f"{self.features.name}: there are no features of mirror images; {advice}")
         if setting.flip and self.flipped is not None and self.flipped.shape != self.features.shape:
-            raise UserError(f"{self.flipped.name}: shape {self.flipped.shape}, unlike 'features', {self.features.shape}")
+            raise UserError(f"{self.flipped.name}: shape {self.flipped.shape}, but 'features' has {self.features.shape}")
         if not setting.detector_score:
             return
         if self.scores is None:
             raise UserError(
-                f"{self.features.name}: no detector's scores; add 'scores' or a …_name_5pts_score.txt to the meta, "
-                f"or use {_without(setting, 'D')}"
+                f"{self.features.name}: there are no detector scores; add 'scores', or a …_name_5pts_score.txt to the meta "
+                f"folder, or use {_without(setting, 'D')}"
             )
-        told = f"{self.features.name}, with its scores"
+        scores = f"{self.features.name}, detector scores"
         if self.scores.shape != (count,) or not np.issubdtype(self.scores.dtype, np.number):
-            raise UserError(f"{told}: {self.scores.dtype} of shape {self.scores.shape} for {count} images in {images.path}")
+            raise UserError(f"{scores}: {self.scores.dtype} of shape {self.scores.shape} for {count} images in {images.path}")
         if not np.isfinite(self.scores).all():
-            raise UserError(f"{told}: the score in row {int(np.argmin(np.isfinite(self.scores)))} is not finite")
+            raise UserError(f"{scores}: row {int(np.argmin(np.isfinite(self.scores)))} is not finite")
 
 
 def _without(setting: Setting, letter: str) -> str:
@@ -95,15 +97,15 @@ def _without(setting: Setting, letter: str) -> str:
 
 @dataclass(frozen=True)
 class Templates:
-    """Normalised template features, float64 [T, D], and their ids, ascending [T]."""
+    """Normalised template features, float64 [T, D], and their ids in ascending order [T]."""
 
     ids: np.ndarray
     features: np.ndarray
 
     def rows(self, ids: np.ndarray, describe: str) -> np.ndarray:
-        """Where the templates of these ids are, int64; UserError, beginning with `describe`, for one without images."""
+        """The rows of the templates with these ids, int64. Raises UserError, beginning with `describe`, if one has no images."""
         top = int(self.ids[-1])
-        if top < 1 << 26:  # ids are small: a table is far quicker than a search
+        if top < 1 << 26:  # small ids: a table is far faster than a search
             table = np.full(top + 2, -1, np.int64)
             table[self.ids] = np.arange(len(self.ids))
             found = table[np.minimum(ids, top + 1)]
@@ -112,14 +114,18 @@ class Templates:
             found[self.ids[found] != ids] = -1
         if len(found) and found.min() < 0:
             row = int(np.argmin(found))
-            raise UserError(f"{describe}: entry {row + 1} names template {ids[row]}, which has no image")
+            raise UserError(f"{describe}: entry {row + 1} names template {ids[row]}, which has no images")
         return found
+
+    def of(self, wanted: TemplateSubjects) -> np.ndarray:
+        """The features of a gallery or of probes."""
+        return self.features[self.rows(wanted.templates, str(wanted.path))]
 
 
 def pool_templates(images: Images, source: ImageFeatures, setting: Setting) -> Templates:
-    """Mean of the images within a media, sum over the media of a template, normalised: `setting` says of which features.
+    """Combine image features into templates, as described at the head of this file.
 
-    Reads the features block by block. Raises UserError where they do not fit the meta or are not finite.
+    Reads the features block by block. Raises UserError if they do not match the meta files or are not finite.
     """
     source.check(images, setting)
     ids, template_of = np.unique(images.templates, return_inverse=True)
@@ -145,7 +151,7 @@ def pool_templates(images: Images, source: ImageFeatures, setting: Setting) -> T
 def _weighted_sums(
     source: ImageFeatures, setting: Setting, weights: np.ndarray, template_of: np.ndarray, count: int, start: int, stop: int
 ) -> np.ndarray:
-    """Sum of weight times feature of the images start..stop, by template: float64 [T, D]."""
+    """The sum of weight times feature over images start..stop, per template: float64 [T, D]."""
     sums = np.zeros((count, source.features.shape[1]))
     for first in range(start, stop, _ROWS_AT_ONCE):
         last = min(first + _ROWS_AT_ONCE, stop)
@@ -156,7 +162,7 @@ def _weighted_sums(
         if not setting.keep_norm:
             lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
             factor = factor / np.where(lengths == 0, 1.0, lengths)
-        with np.errstate(invalid="ignore"):  # complained of below
+        with np.errstate(invalid="ignore"):  # reported below
             rows *= factor[:, None]
         owner = template_of[first:last]
         order = np.argsort(owner, kind="stable")
@@ -166,38 +172,38 @@ def _weighted_sums(
         run_starts = np.flatnonzero(np.diff(owner, prepend=-1))
         block_sums = np.add.reduceat(rows, run_starts, axis=0)
         if not np.isfinite(block_sums).all():
-            _complain_of_row(source, setting, first, last)
+            _raise_not_finite(source, setting, first, last)
         sums[owner[run_starts]] += block_sums
     return sums
 
 
-def _complain_of_row(source: ImageFeatures, setting: Setting, first: int, last: int) -> NoReturn:
+def _raise_not_finite(source: ImageFeatures, setting: Setting, first: int, last: int) -> NoReturn:
     for array in (source.features, source.flipped):
         if array is not None and (setting.flip or array is source.features):
             finite = np.isfinite(array.read(first, last)).all(axis=1)
             if not finite.all():
                 raise UserError(f"{array.name}: row {first + int(np.argmin(finite))} is not finite; embed the images again")
-    raise UserError(f"{source.features.name}: rows {first} to {last - 1} are too large to be added")
+    raise UserError(f"{source.features.name}: rows {first} to {last - 1} are too large to add")
 
 
 # -------------------------------------------------------------------------------------------------- pairs
 
 
 def pair_scores(features_TD: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Dot products of listed pairs of rows: float64 [P].
+    """Dot products of the listed pairs of rows: float64 [P].
 
-    Lists of a benchmark name few templates on the left (the gallery) and many on the right: then all products of the two
-    are quickest. Otherwise only the listed ones are formed.
+    A benchmark's list has few templates on the left (the gallery) and many on the right, so all products of the two sets are
+    fastest. For sparser lists, only the listed products are formed.
     """
     left, left_of = _used(first, len(features_TD))
     right, right_of = _used(second, len(features_TD))
-    if len(left) * len(right) <= _DENSE_CELLS_A_PAIR * len(first):
+    if len(left) * len(right) <= _DENSE_CELLS_PER_PAIR * len(first):
         return _from_all_products(features_TD[left], features_TD[right], left_of[first], right_of[second])
     return _from_listed_products(features_TD, first, second)
 
 
 def _used(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that occur, ascending, and the place of each row among them [count]."""
+    """The rows that occur, in ascending order, and for each row [count] its position among them."""
     occurs = np.zeros(count, bool)
     occurs[rows] = True
     return np.flatnonzero(occurs), np.cumsum(occurs) - 1
@@ -213,8 +219,8 @@ def _from_all_products(left_LD: np.ndarray, right_RD: np.ndarray, i: np.ndarray,
 
 
 def _from_listed_products(features_TD: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """By rows of the left template: one sampled matrix product a share of the list, on two threads."""
-    # numpy sorts numbers of 16 bits by their digits, which is several times quicker.
+    """Sorted by the left template; one sampled matrix product per block of pairs, on two threads."""
+    # numpy uses radix sort for 16-bit numbers, which is several times faster.
     order = np.argsort(first.astype(np.uint16) if len(features_TD) <= 1 << 16 else first, kind="stable")
     features = torch.from_numpy(features_TD)
     scores = np.empty(len(first))
@@ -231,7 +237,7 @@ def _from_listed_products(features_TD: np.ndarray, first: np.ndarray, second: np
         scores[chosen] = torch.sparse.sampled_addmm(wanted, features[low:used], features.T, beta=0.0).values().numpy()
 
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # announced once a process
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # PyTorch announces it
         list(pool.map(compute, range(0, len(first), _PAIRS_AT_ONCE)))
     return scores
 
@@ -246,24 +252,43 @@ def verify_templates(templates: Templates, pairs: Pairs) -> Roc:
 
 
 def power_of_ten(far: float) -> str:
-    """1e-4 rather than 1e-04."""
+    """For example 1e-4, rather than 1e-04."""
     return f"{far:.0e}".replace("e-0", "e-")
 
 
 def tar_name(far: float) -> str:
-    """The name of the metric."""
+    """The metric's name, for example tar@far=1e-4."""
     return f"tar@far={power_of_ten(far)}"
 
 
 def verification_metrics(roc: Roc) -> dict[str, float]:
-    """TAR at each FAR of `FARS`, the area under the curve and the counts."""
+    """TAR at each FAR of `FARS`, the area under the curve, and the numbers of pairs."""
     rates = {tar_name(far): roc.tar_at_far(far) for far in FARS}
     return {**rates, "auc": roc.auc, "same_pairs": roc.same_pairs, "different_pairs": roc.different_pairs}
 
 
-def evaluate(meta: Meta, source: ImageFeatures, settings: tuple[Setting, ...]) -> dict[str, Roc]:
-    """One-to-one comparison under each setting: setting's name -> ROC."""
-    meta.need(meta.images_file, meta.pairs_file)
-    images = meta.images()
-    pairs = meta.pairs()
-    return {setting.name: verify_templates(pool_templates(images, source, setting), pairs) for setting in settings}
+# -------------------------------------------------------------------------------------------------- one to many
+
+
+def identify(meta: Meta, templates: Templates) -> tuple[dict[str, float], list[Search]]:
+    """Search the probes in the galleries. Returns the figures by two definitions, and the search in each gallery.
+
+    The protocol's: each probe is searched in each of the two galleries, which share no person, so it has a mate in only one;
+    figures are averaged over the galleries. And insightface's `ijb_1n`, prefixed `pooled_`: both galleries as one.
+    """
+    meta.need(*meta.gallery_files, meta.probe_file)
+    probes, galleries = meta.probes(), [meta.gallery(0), meta.gallery(1)]
+    shared = np.intersect1d(galleries[0].subjects, galleries[1].subjects)
+    if len(shared):
+        raise UserError(f"{galleries[0].path} and {galleries[1].path.name}: subject {shared[0]} is in both galleries")
+    probe_PD, *gallery_features = (templates.of(wanted) for wanted in (probes, *galleries))
+    searches = [
+        search(probe_PD, probes.subjects, features_GD, gallery.subjects, gallery.path.name)
+        for features_GD, gallery in zip(gallery_features, galleries, strict=True)
+    ]
+    figures = [search_metrics(found, RANKS, FPIRS) for found in searches]
+    metrics = {name: float(np.mean([each[name] for each in figures])) for name in figures[0] if "probes" not in name}
+    metrics["probes"] = len(probes.templates)
+    pooled_GD, subjects = np.concatenate(gallery_features), np.concatenate([gallery.subjects for gallery in galleries])
+    pooled = search(probe_PD, probes.subjects, pooled_GD, subjects, "both galleries")
+    return metrics | pooled_metrics(pooled, probe_PD, probes.subjects, pooled_GD, subjects, RANKS, FPIRS), searches

@@ -1,9 +1,9 @@
-"""The files of an IJB-B or IJB-C release, and files of features.
+"""The files of an IJB-B or IJB-C release, and feature files.
 
     DIR/loose_crop/                           the images
-    DIR/meta/ijbb_name_5pts_score.txt         image, five landmarks, detector's score
+    DIR/meta/ijbb_name_5pts_score.txt         image, five landmarks, detector score
     DIR/meta/ijbb_face_tid_mid.txt            image, template, media (a photograph, or all frames of one video)
-    DIR/meta/ijbb_template_pair_label.txt     template, template, 1 same person or 0
+    DIR/meta/ijbb_template_pair_label.txt     template, template, 1 if they show the same person, else 0
     DIR/meta/ijbb_1N_gallery_S1.csv …_S2.csv  galleries for identification (IJB-C: _G1, _G2): template, subject, …
     DIR/meta/ijbb_1N_probe_mixed.csv          probes
 
@@ -32,7 +32,7 @@ TARGETS = ("IJBB", "IJBC")
 
 @dataclass(frozen=True)
 class Images:
-    """Which template and media each image belongs to, in the order of the file; int32 or int64 [N] each."""
+    """The template and the media that each image belongs to, in the file's order; int64 [N] each."""
 
     path: Path
     names: list[bytes]
@@ -45,7 +45,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Template ids [P] twice, and bool [P], whether both are of one person."""
+    """The ids of the two templates of each pair, int64 [P], and whether they show the same person, bool [P]."""
 
     path: Path
     first: np.ndarray
@@ -55,7 +55,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class TemplateSubjects:
-    """Templates of a gallery or of the probes, each once, and whom they show; int [T] each."""
+    """The templates of a gallery or of the probes, each once, and the subjects they show; int64 [T] each."""
 
     path: Path
     templates: np.ndarray
@@ -63,7 +63,7 @@ class TemplateSubjects:
 
 
 class Meta:
-    """The meta folder of one release. Raises UserError, listing what was looked for, where it lacks something."""
+    """The meta folder of a release. Raises UserError, listing what was looked for, if a file is missing."""
 
     def __init__(self, folder: str | Path, target: str):
         self.folder, self.target = Path(folder), target
@@ -75,16 +75,19 @@ class Meta:
         self.probe_file = self.folder / f"{target.lower()}_1N_probe_mixed.csv"
 
     def need(self, *files: Path) -> None:
-        """UserError unless all these files are there."""
+        """Raises UserError unless all these files exist."""
         missing = [file for file in files if not file.exists()]
         if not missing:
             return
         other = next((name for name in TARGETS if list(self.folder.glob(f"{name.lower()}_*")) and name != self.target), None)
-        advice = f"it holds files of {other}: give --target {other}?" if other else "complete the release, or give another folder"
+        advice = (
+            f"it contains files of {other}: give --target {other}?" if other else "complete the release, or give another folder"
+        )
         looked = ", ".join(f"{file.name} ({'missing' if file in missing else 'found'})" for file in files)
         raise UserError(f"{self.folder}: the {self.target} release is incomplete; looked for {looked}; {advice}")
 
     def has_identification(self) -> bool:
+        """Whether the files for identification (one to many) exist."""
         return all(file.is_file() for file in [*self.gallery_files, self.probe_file])
 
     def images(self) -> Images:
@@ -133,12 +136,13 @@ class Meta:
         return _template_subjects(self.gallery_files[number])
 
     def probes(self) -> TemplateSubjects:
+        """Reads the probes."""
         return _template_subjects(self.probe_file)
 
 
 @dataclass(frozen=True)
 class LooseCrops:
-    """The photographs of a release, and the landmarks, float64 [N, 5, 2], to cut the faces out by."""
+    """The photographs of a release, and the landmarks by which to align them, float64 [N, 5, 2]."""
 
     folder: Path
     images: Images
@@ -168,10 +172,10 @@ def _names(path: Path, columns: int, expected: str) -> list[bytes]:
 
 
 def _template_subjects(path: Path) -> TemplateSubjects:
-    """The first two columns of a CSV with a heading; a template that is listed once for each of its images counts once."""
+    """The first two columns of a CSV file with a header. A template that is listed once per image counts once."""
     table = read_numbers(path, 2, "a template and a subject number", delimiter=",", usecols=(0, 1), skip_lines=1)
     if len(table) == 0:
-        raise UserError(f"{path}: contains no templates below its heading")
+        raise UserError(f"{path}: contains no templates below its header")
     templates, first = np.unique(table[:, 0], return_index=True)
     subjects = table[first, 1]
     disagree = subjects[np.searchsorted(templates, table[:, 0])] != table[:, 1]
@@ -185,12 +189,12 @@ def _template_subjects(path: Path) -> TemplateSubjects:
 
 
 class FeatureRows:
-    """Rows of features [N, D] that are read block by block, so that the whole need not be in memory."""
+    """Features [N, D] that are read block by block, so that they need not fit in memory."""
 
     def __init__(self, name: str, shape: Sequence[int], dtype: np.dtype):
         self.name, self.shape, self.dtype = name, tuple(shape), np.dtype(dtype)
         if len(self.shape) != 2 or not self.shape[1] or not np.issubdtype(self.dtype, np.floating):
-            raise UserError(f"{name}: {self.dtype} of shape {self.shape}; floating-point features [images, size] are needed")
+            raise UserError(f"{name}: {self.dtype} of shape {self.shape}; expected floating-point features [images, size]")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -200,7 +204,7 @@ class FeatureRows:
 
 
 class ArrayRows(FeatureRows):
-    """Features that are in memory."""
+    """Features in memory."""
 
     def __init__(self, array: np.ndarray, name: str = "features"):
         super().__init__(name, array.shape, array.dtype)
@@ -211,7 +215,7 @@ class ArrayRows(FeatureRows):
 
 
 class StoredRows(FeatureRows):
-    """Features that lie uncompressed in a file, from a byte offset on. Several threads may read at once."""
+    """Uncompressed features in a file, from a byte offset on. Several threads may read at the same time."""
 
     def __init__(self, path: Path, name: str, offset: int, shape: Sequence[int], dtype: np.dtype):
         super().__init__(name, shape, dtype)
@@ -232,10 +236,10 @@ class StoredRows(FeatureRows):
 
 
 def read_feature_file(path: str | Path) -> dict[str, FeatureRows | np.ndarray]:
-    """The arrays of a features.npz: `features` and, where present, `features_flip` as FeatureRows, `scores` as float [N].
+    """The arrays of a features.npz: `features` and, if present, `features_flip` as FeatureRows, `scores` as float [N].
 
-    Arrays written by `np.savez` are read where they lie; those of `np.savez_compressed` are unpacked into memory. Object
-    arrays are refused: nothing is unpickled. Raises UserError for anything else than such a file.
+    Arrays written by `np.savez` are read from the file on demand; those of `np.savez_compressed` are unpacked into memory. Object
+    arrays are refused, so nothing is unpickled. Raises UserError for any other file.
     """
     path = Path(path)
     found: dict[str, FeatureRows | np.ndarray] = {}
@@ -249,23 +253,23 @@ def read_feature_file(path: str | Path) -> dict[str, FeatureRows | np.ndarray]:
                     stored = member.compress_type == zipfile.ZIP_STORED
                     label = f"{path}, array {name!r}"
                     found[name] = _stored(path, member, label) if stored else ArrayRows(arrays[name], label)
+    except UserError:
+        raise
     except UNREADABLE_NPZ as fault:
-        if isinstance(fault, UserError):
-            raise
         raise UserError(f"{path}: cannot be read as an .npz file of features ({fault})") from fault
     if "features" not in found:
-        raise UserError(f"{path}: holds no array 'features'; it needs 'features', and may hold 'features_flip' and 'scores'")
+        raise UserError(f"{path}: contains no array 'features'; expected 'features', and optionally 'features_flip' and 'scores'")
     return found
 
 
 def _stored(path: Path, member: zipfile.ZipInfo, label: str) -> FeatureRows:
-    """Where an uncompressed member's numbers begin, after the archive's and the array's own headings."""
+    """The rows of an uncompressed member, whose numbers follow the headers of the archive and of the array."""
     with open(path, "rb") as file:
         file.seek(member.header_offset)
-        heading = file.read(30)
-        if heading[:4] != b"PK\x03\x04":
+        header = file.read(30)
+        if header[:4] != b"PK\x03\x04":
             raise UserError(f"{label}: the archive is damaged at byte {member.header_offset}")
-        file.seek(int.from_bytes(heading[26:28], "little") + int.from_bytes(heading[28:30], "little"), os.SEEK_CUR)
+        file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(file)

@@ -1,8 +1,8 @@
 """SCface: people seen by surveillance cameras at three distances, searched among their frontal mugshots.
 
-Images `001_frontal` (the gallery) and `001_cam1_1` (person 1, camera 1, distance 1) anywhere under the folder; cameras 1-5 count,
-cameras 6-8 are infrared. Distance 1 is 4.2 m, 2 is 2.6 m, 3 is 1.0 m. A 112x112 image counts as aligned; any other is cut out by
-the landmarks that `all.txt` has for it: a line a name and left eye, right eye, nose, both corners of the mouth or its centre.
+Images are named `001_frontal` (the gallery) and `001_cam1_1` (person 1, camera 1, distance 1), anywhere under the folder. Cameras
+1-5 count; cameras 6-8 are infrared. Distance 1 is 4.2 m, 2 is 2.6 m, 3 is 1.0 m. A 112x112 image counts as aligned. Any other is
+aligned by its landmarks in `all.txt`, one line per image: its name, left eye, right eye, nose, and the mouth's corners or centre.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 
 @dataclass(frozen=True)
 class ScFace:
-    """The images of the protocol, gallery first, then by distance."""
+    """The images of the protocol: the gallery, then the probes by distance."""
 
     root: Path
     images: list[Path]
@@ -45,11 +45,11 @@ class ScFace:
         points = self.landmarks.get(path.stem.lower())
         if points is None:
             size = f"{image.shape[1]}x{image.shape[0]} pixels"
-            raise UserError(f"{path}: {size}, and {LANDMARKS} under {self.root} has no landmarks of it to align it by")
+            raise UserError(f"{path}: {size}, and {LANDMARKS} under {self.root} has no landmarks to align it")
         return align_face(image, points, f"{path}, by {LANDMARKS}")
 
     def evaluate(self, features_ND: np.ndarray) -> dict[str, Search]:
-        """The search at each distance that there is, d1 … d3; `features_ND` in the order of `images`."""
+        """The search at each distance with images, d1 … d3; `features_ND` in the order of `images`."""
         if len(features_ND) != len(self.images):
             raise UserError(f"{self.root}: {len(features_ND)} features for {len(self.images)} images")
         gallery = self.distances == 0
@@ -61,9 +61,9 @@ class ScFace:
 
 
 def find_scface(root: str | Path) -> ScFace:
-    """The protocol's images under `root`. Of a name that occurs in several folders, the first folder by name counts.
+    """Find the protocol's images under `root`. If a name occurs in several folders, the first folder by name counts.
 
-    Raises UserError, saying what was looked for, where the gallery or the probes are missing, a person has no mugshot or two,
+    Raises UserError, listing what was looked for, if the gallery or the probes are missing, a person has no or several mugshots,
     or the landmarks cannot be read.
     """
     root = Path(root)
@@ -80,14 +80,16 @@ def find_scface(root: str | Path) -> ScFace:
     people = np.array([item[1] for item in chosen], np.int64)
     if not (distances == 0).any() or not (distances > 0).any():
         found = f"found {int((distances == 0).sum())} and {int((distances > 0).sum())}"
-        raise UserError(f"{root}: no SCface here; looked for 001_frontal.jpg … and 001_cam1_1.jpg … in all folders, {found}")
+        raise UserError(
+            f"{root}: does not contain SCface; looked for 001_frontal.jpg … and 001_cam1_1.jpg … in all folders, {found}"
+        )
     gallery = people[distances == 0]
     if len(gallery) < 2:
-        raise UserError(f"{root}: a gallery of one person is no search; complete the frontal images")
+        raise UserError(f"{root}: the gallery needs at least two people; complete the frontal images")
     strangers = np.setdiff1d(people, gallery)
     if len(strangers) or len(np.unique(gallery)) != len(gallery):
-        raise UserError(f"{root}: each person needs one frontal image; {len(strangers)} people have none, "
-                        f"{len(gallery) - len(np.unique(gallery))} more than one")  # fmt: skip
+        repeated = len(gallery) - len(np.unique(gallery))
+        raise UserError(f"{root}: each person needs one frontal image; {len(strangers)} have none, {repeated} several")
     return ScFace(root, [item[0] for item in chosen], people, distances, _read_landmarks(root))
 
 
@@ -103,13 +105,13 @@ def _read_landmarks(root: Path) -> dict[str, np.ndarray]:
             except ValueError as fault:
                 raise UserError(f"{file}, line {number}: {fault}") from fault
             if len(points) not in (8, 10):
-                raise UserError(f"{file}, line {number}: {len(points)} coordinates; a name and 8 or 10 are needed")
+                raise UserError(f"{file}, line {number}: {len(points)} coordinates; expected a name and 8 or 10")
             landmarks.setdefault(Path(words[0]).stem.lower(), points.reshape(-1, 2))
     return landmarks
 
 
 def distance_metrics(found: Search) -> dict[str, float]:
-    """Rank 1, and figure 6's similarities: mean with the mate, mean with the most similar other, and their difference."""
+    """Rank 1, and the mean similarities of figure 6: with the mate, with the most similar other, and their difference."""
     matched, unmatched = float(found.mate_score.mean()), float(found.other_score.mean())
     return {
         "rank1": found.rank_rate(1),

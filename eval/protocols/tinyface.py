@@ -1,9 +1,9 @@
-"""TinyFace: low-resolution faces searched in a large gallery, every probe having mates there (closed set).
+"""TinyFace: low-resolution faces searched in a large gallery in which every probe has mates (closed set).
 
-    DIR/aligned_pad_0.1_pad_high/{Probe,Gallery_Match,Gallery_Distractor}/   112x112 faces, as AdaFace's authors published them
-    DIR/tinyface/Testing_Set/{Probe,Gallery_Match,Gallery_Distractor}/       the release; names the images of the protocol
+    DIR/aligned_pad_0.1_pad_high/{Probe,Gallery_Match,Gallery_Distractor}/   112x112 faces, as published by AdaFace's authors
+    DIR/tinyface/Testing_Set/{Probe,Gallery_Match,Gallery_Distractor}/       the release, which lists the protocol's images
 
-The gallery is matches and distractors; an image `17_2.jpg` shows person 17. A distractor is nobody's mate.
+The gallery consists of matches and distractors. An image `17_2.jpg` shows person 17. A distractor is nobody's mate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from utils.images import decode_face
 RANKS = (1, 5, 20)
 ALIGNED, PROTOCOL = "aligned_pad_0.1_pad_high", "tinyface/Testing_Set"
 PARTS = ("Probe", "Gallery_Match", "Gallery_Distractor")
-NOBODYS = -1  # label of the distractors
+DISTRACTOR = -1  # label
 _ENDINGS = (".jpg", ".jpeg", ".png")
 
 
@@ -31,7 +31,7 @@ class TinyFace:
     root: Path
     images: list[Path]
     labels: np.ndarray  # int64 [N], the person shown; -1 for distractors
-    probes: int  # the first so many images; the others are the gallery
+    probes: int  # number of probes; the images after them are the gallery
 
     def load(self, index: int) -> np.ndarray:
         """An aligned face, uint8 RGB [112, 112, 3]."""
@@ -42,7 +42,7 @@ class TinyFace:
             raise UserError(f"TinyFace, {path}: {fault.strerror}") from fault
 
     def evaluate(self, features_ND: np.ndarray) -> Search:
-        """Searches the probes in the gallery; `features_ND` in the order of `images`."""
+        """Search the probes in the gallery; `features_ND` in the order of `images`."""
         if len(features_ND) != len(self.images):
             raise UserError(f"{self.root}: {len(features_ND)} features for {len(self.images)} images")
         p = self.probes
@@ -50,25 +50,25 @@ class TinyFace:
 
 
 def find_tinyface(root: str | Path) -> TinyFace:
-    """The protocol's images under `root`, or under a folder `tinyface` in it.
+    """Find the protocol's images under `root`, or under a folder `tinyface` in it.
 
-    Where the release's Testing_Set is there, it says which images count; without it, all aligned images do. Raises UserError,
-    listing what was looked for, where folders or images are missing, and for names that do not begin with a person's number.
+    If the release's Testing_Set exists, only its images count; otherwise all aligned images do. Raises UserError, listing what
+    was looked for, if folders or images are missing, or if a name does not begin with a person's number.
     """
     given = Path(root)
     candidates = [given / ALIGNED, given, given / "tinyface" / ALIGNED]
     aligned = next((folder for folder in candidates if (folder / PARTS[0]).is_dir()), None)
     if aligned is None:
         looked = ", ".join(str(folder / PARTS[0]) for folder in candidates)
-        raise UserError(f"{root}: no TinyFace here; looked for {looked}")
+        raise UserError(f"{root}: does not contain TinyFace; looked for {looked}")
     protocol = aligned.parent / PROTOCOL
     images, labels, probes = [], [], 0
     for part in PARTS:
         paths = _images(aligned / part)
         if (protocol / part).is_dir():
-            paths = _those_of_the_protocol(paths, _images(protocol / part), aligned / part, protocol / part)
+            paths = _of_the_protocol(paths, _images(protocol / part), aligned / part, protocol / part)
         images += paths
-        labels += [NOBODYS if part == PARTS[2] else _person(path) for path in paths]
+        labels += [DISTRACTOR if part == PARTS[2] else _person(path) for path in paths]
         probes = probes or len(images)
     return TinyFace(aligned, images, np.array(labels, np.int64), probes)
 
@@ -79,11 +79,11 @@ def _images(folder: Path) -> list[Path]:
         raise UserError(f"{folder.parent}: TinyFace is incomplete; {looked}; {folder.name} is missing")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
     if not paths:
-        raise UserError(f"{folder}: holds no images ({', '.join(_ENDINGS)})")
+        raise UserError(f"{folder}: contains no images ({', '.join(_ENDINGS)})")
     return paths
 
 
-def _those_of_the_protocol(paths: list[Path], wanted: list[Path], folder: Path, protocol: Path) -> list[Path]:
+def _of_the_protocol(paths: list[Path], wanted: list[Path], folder: Path, protocol: Path) -> list[Path]:
     by_name = {path.stem: path for path in paths}
     missing = [path.stem for path in wanted if path.stem not in by_name]
     if missing:
@@ -97,5 +97,5 @@ def _those_of_the_protocol(paths: list[Path], wanted: list[Path], folder: Path, 
 def _person(path: Path) -> int:
     number = path.stem.split("_")[0]
     if not number.isascii() or not number.isdigit():
-        raise UserError(f"{path}: the name should begin with the person's number, as in 17_2.jpg")
+        raise UserError(f"{path}: expected a name that begins with the person's number, such as 17_2.jpg")
     return int(number)
