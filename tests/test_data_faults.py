@@ -199,7 +199,7 @@ def test_files_that_are_no_records(demo_set, tmp_path):
     with pytest.raises(UserError, match="cannot be opened"):
         FaceDataset(tmp_path / "nothing" / "here")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"holds no \.rec file"):
+    with pytest.raises(UserError, match=r"contains no \.rec file"):
         FaceDataset(tmp_path / "empty")
 
 

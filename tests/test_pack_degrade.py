@@ -71,10 +71,10 @@ def test_wrong_labels_are_other_labels_and_nobody_is_lost(packed: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--share", 1.5), "--share 1.5: must lie in 0 to 1"),
-        (("--wrong-labels", -1), "--wrong-labels -1.0: must lie in 0 to 1"),
+        (("--share", 1.5), "--share 1.5: must be from 0 to 1"),
+        (("--wrong-labels", -1), "--wrong-labels -1.0: must be from 0 to 1"),
         (("--pixels", 9, 6), "--pixels 9 6: expected 1 <= LOW <= HIGH"),
-        (("--quality", 0), "--quality 0: must lie in 1 to 100"),
+        (("--quality", 0), "--quality 0: must be from 1 to 100"),
     ],
 )
 def test_mistakes_are_named(packed: Path, tmp_path: Path, arguments: tuple[object, ...], message: str) -> None:

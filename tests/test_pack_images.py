@@ -15,9 +15,8 @@ from skimage.transform import SimilarityTransform
 
 from recognition.data import FaceDataset
 from recognition.data.pack.commands.align import align_image
-from recognition.data.pack.detector import FaceDetector
-from recognition.data.pack.face_encoding import FaceFormat, encode, fit_square, packed_face
-from recognition.data.pack.landmarks import read_landmarks
+from recognition.data.pack.face_encoding import FaceFormat, encode, encode_file, fit_square
+from recognition.data.pack.landmarks import FaceDetector, read_landmarks
 from tests.pack_tools import LANDMARKS_IN_CELL, encoded, pack, picture, png_claiming, write_detector, write_files
 from tests.shared_files import FACES, ROOT, needs_faces
 from utils.errors import UserError
@@ -100,12 +99,12 @@ def test_what_fits_is_copied_and_the_rest_is_encoded(tmp_path: Path) -> None:
     face = FaceFormat()
     sound, small, png = encoded(picture(8)), encoded(picture(8, 90, 70)), encoded(picture(8), ".png")
     write_files(tmp_path, {"a.jpg": sound, "b.jpg": small, "c.png": png, "d.jpg": png})
-    assert packed_face(tmp_path / "a.jpg", face) == sound
+    assert encode_file(tmp_path / "a.jpg", face) == sound
     for name in ("b.jpg", "c.png", "d.jpg"):
-        assert read_header(packed_face(tmp_path / name, face)) == ImageHeader("jpeg", 112, 112)
+        assert read_header(encode_file(tmp_path / name, face)) == ImageHeader("jpeg", 112, 112)
     lossless = FaceFormat(png=True)
-    assert packed_face(tmp_path / "c.png", lossless) == png
-    assert np.array_equal(decode_image(packed_face(tmp_path / "a.jpg", lossless), ""), decode_image(sound, ""))
+    assert encode_file(tmp_path / "c.png", lossless) == png
+    assert np.array_equal(decode_image(encode_file(tmp_path / "a.jpg", lossless), ""), decode_image(sound, ""))
 
 
 def test_ways_to_a_square() -> None:

@@ -72,8 +72,8 @@ def test_sets_of_mixed_and_low_quality_come_from_the_same_pairs(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "empty"), ("1\t1\nBob\t1\t12\n", "1 follow"), ("1 1\nBob 1 12\nBob 1\n", "line 3"),
-    ("1 1\nBob 1 Cy 2\nBob 1 12\n", "line 2: by line 1, a pair of one person"),
+    ("", "empty"), ("1\t1\nBob\t1\t12\n", "but 1 follow"), ("1 1\nBob 1 12\nBob 1\n", "line 3"),
+    ("1 1\nBob 1 Cy 2\nBob 1 12\n", "line 2: expected a pair of one person"),
     ("1 1\n../x 1 2\nBob 1 Cy 2\n", r"line 2: '\.\./x'"),
     ("1 1\nBob 1 2\nBob 1 Cy 2\n", r"line 2: .*Bob_0002\.jpg .* is missing"), ("../Bob.jpg Cy.jpg 1\n", "inside the folder"),
     ("/etc/passwd Cy.jpg 0\n", "inside the folder"), ("Bob/Bob_0001.jpg Cy/no.jpg 0\n", r"no\.jpg is missing"),
@@ -134,19 +134,19 @@ def test_tinyface_folders_that_are_not_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder Gallery_Distractor"):
         pack("tinyface", tmp_path / "t", tmp_path / "out")
     write_files(tmp_path / "t", {"Gallery_Distractor/9_1.jpg": image})
-    with pytest.raises(UserError, match=r"1 probes have no mate.*Probe/7_1\.jpg"):
+    with pytest.raises(UserError, match=r"1 probes have no match.*Probe/7_1\.jpg"):
         pack("tinyface", tmp_path / "t", tmp_path / "out")
     write_files(tmp_path / "t", {"Gallery_Match/7_2.jpg": image, "Probe/face.jpg": image})
     with pytest.raises(UserError, match=r"face\.jpg: is not named"):
         pack("tinyface", tmp_path / "t", tmp_path / "out")
-    with pytest.raises(UserError, match="not named as SCface"):
+    with pytest.raises(UserError, match="not named like SCface"):
         pack("scface", tmp_path / "t/Probe", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_above_is_told_where_the_images_are(tmp_path: Path) -> None:
     write_files(tmp_path, {"scface/aligned/001_frontal.jpg": b"", **{f"tiny/a/{role}/1_1.jpg": b"" for role in ROLES}})
-    with pytest.raises(UserError, match=r"holds no images; .*, such as .*scface/aligned$"):
+    with pytest.raises(UserError, match=r"contains no images; .*, such as .*scface/aligned$"):
         pack("scface", tmp_path / "scface", tmp_path / "out")
     with pytest.raises(UserError, match=r"has no folder Probe; .*, such as .*tiny/a$"):
         pack("tinyface", tmp_path / "tiny", tmp_path / "out")

@@ -16,7 +16,7 @@ import pytest
 from recognition.data import FaceDataset
 from recognition.data.pack.listing import inner_name
 from recognition.data.pack.output import new_folder
-from recognition.data.pack.parallel import in_order, shared_object
+from recognition.data.parallel import in_order, shared_object
 from tests.pack_tools import encoded, make_people, pack, picture, read_files, start_pack, write_files
 from utils.errors import UserError
 from utils.files import path_inside, write_file

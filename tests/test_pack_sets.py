@@ -86,8 +86,8 @@ def test_bad_images_stop_or_are_counted_and_leave_no_gap(tmp_path: Path, people:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("missing",), "missing: the folder cannot be read"), (("photos", "--shards", 12), "--shards 12"),
-    (("photos", "--min-images", 6), "no folder holds 6"), (("photos", "--quality", 0), "--quality 0"),
-    (("photos", "--size", 3), "--size 3"), (("photos/ann",), "holds no folders"),
+    (("photos", "--min-images", 6), "no folder contains 6"), (("photos", "--quality", 0), "--quality 0"),
+    (("photos", "--size", 3), "--size 3"), (("photos/ann",), "contains no folders"),
 ])  # fmt: skip
 def test_mistakes_in_packing_a_folder(tmp_path: Path, people: object, arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -197,7 +197,7 @@ def test_verify_finds_each_fault(tmp_path: Path, people: tuple[Path, dict[str, b
     assert _faults(packed) == {"files without an index"}
     idx.write_bytes(index)
     (packed / "property").write_text("4,100,100")
-    assert _faults(packed) == {"images that are not 100x100, as `property` says"}
+    assert _faults(packed) == {"images that are not 100x100, the size in `property`"}
     (packed / "property").write_text("4,112,112")
     (packed / "classes.csv").write_text("label,name,images\n0,a,1\n1,../b,1\n2,c,1\n3,d,1\n")
     assert _faults(packed) == {"lists"}

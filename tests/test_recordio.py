@@ -285,7 +285,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"empty\.rec: the \.rec file is empty"):
         RecordReader(tmp_path / "empty.rec")
     (tmp_path / "text.rec").write_text("no record in here\n" * 9)
-    with pytest.raises(UserError, match="holds no RecordIO record"):
+    with pytest.raises(UserError, match="contains no RecordIO record"):
         RecordReader(tmp_path / "text.rec")
     path = write_faces(tmp_path, [b"1"])
     (tmp_path / "train.idx").write_text("")
@@ -420,7 +420,7 @@ def test_changed_and_deleted_files(tmp_path: Path) -> None:
     waiting = pickle.loads(pickle.dumps(open_reader))
     with path.open("ab") as file:
         file.write(bytes(8))
-    with pytest.raises(UserError, match="has 224 bytes now, and had 216"):
+    with pytest.raises(UserError, match="has 224 bytes now, but had 216"):
         waiting.read(0)
     path.unlink()
     assert open_reader.read(1).payload == b"x" * 40  # an open file stays readable

@@ -22,6 +22,11 @@ class UserError(ValueError):
         return "\n".join(self.args)
 
 
+def warn(message: str) -> None:
+    """Print a warning as one line on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 def exit_on_user_error(main: Callable[[], object], is_mine_to_say: Callable[[str], bool] = lambda text: True) -> None:
     """Runs `main`; a `UserError` becomes one line per problem on stderr and exit code 2.
 

@@ -1,4 +1,4 @@
-"""Packed face images: RecordIO files and the data sets made of them. Imports numpy only: loader workers start here."""
+"""Packed face images: RecordIO files, and data sets made of them. Imports only numpy, so that importing it is fast."""
 
 from __future__ import annotations
 

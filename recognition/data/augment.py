@@ -1,13 +1,13 @@
-"""Augmentations of a face: image in, image out, in OpenCV on uint8.
+"""Augmentations of a face: image in, image out, with OpenCV on uint8.
 
-Each is a pure function of the image and of a row u of uniform numbers (`randomness.uniforms`; a list or an array), every
-operation reading its own fixed places of that row: what one operation draws never depends on another's outcome.
+Each is a pure function of the image and a row u of uniform random numbers (`utils.randomness.uniforms`; a list or an array). Each
+operation reads its own fixed places of that row, so what it draws never depends on the other operations.
 
     none      flip
-    qgface    to low resolution and back, JPEG; then crop, colour, rotation, each with a probability; flip (QGFace, III-D)
+    qgface    to low resolution and back, with JPEG; then crop, colour, rotation, each with a probability; flip (QGFace, III-D)
     adaface   crop in place, low resolution, colour, each with probability 0.2; flip (AdaFace, section 4.1)
 
-Images are RGB uint8 [H, W, 3]. Nothing is written to the input. A recipe's result goes to `out`, if that is given.
+Images are RGB uint8 [H, W, 3]. The input is never modified. A recipe writes its result to `out`, if given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from simplejpeg import decode_jpeg
 
-UNIFORMS = 24  # numbers that one image may draw
+UNIFORMS = 24  # random numbers available to one image
 Augmentation = Callable[..., np.ndarray]  # (image, u, out=None)
 
 _INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
@@ -39,12 +39,12 @@ def _choice(u: float, options: tuple):
 
 
 def flips(u: Sequence[float]) -> bool:
-    """Whether `flip` mirrors; draws u[0]."""
+    """Whether `flip` mirrors the image. Draws u[0]."""
     return u[0] < 0.5
 
 
 def flip(image: np.ndarray, u: Sequence[float], out: np.ndarray | None = None) -> np.ndarray:
-    """Mirrors left and right with probability 1/2; draws u[0]. Without `out` an image that stays is returned itself."""
+    """Mirror left and right with probability 1/2. Draws u[0]. Without `out`, an unflipped image is returned as it is."""
     if flips(u):
         return cv2.flip(image, 1, dst=out)
     if out is None:
@@ -54,7 +54,7 @@ def flip(image: np.ndarray, u: Sequence[float], out: np.ndarray | None = None) -
 
 
 def low_resolution(image: np.ndarray, u: Sequence[float], low: float, high: float, jpeg_quality: int | None) -> np.ndarray:
-    """Shrinks to U(low, high) of the size, passes JPEG at that size if asked, and enlarges again; draws u[0:3]."""
+    """Shrink to U(low, high) of the size, compress as JPEG unless `jpeg_quality` is None, and enlarge again. Draws u[0:3]."""
     height, width = image.shape[:2]
     scale = _between(u[0], low, high)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -65,25 +65,30 @@ def low_resolution(image: np.ndarray, u: Sequence[float], low: float, high: floa
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
-    """cv2.resize to (width, height). Lanczos enlarges with 16 bits a channel, which takes OpenCV two thirds of the time of 8 and
-    rounds more finely: it differs by one level at most."""
+    """cv2.resize to (width, height).
+
+    Lanczos enlarges with 16 bits per channel: OpenCV then needs two thirds of the time and rounds more finely. The result
+    differs by at most one level.
+    """
     if interpolation != cv2.INTER_LANCZOS4 or size[0] < image.shape[1]:
         return cv2.resize(image, size, interpolation=interpolation)
     wide = cv2.resize(image.astype(np.uint16), size, interpolation=interpolation)
-    return cv2.convertScaleAbs(wide)  # of unsigned numbers: cuts off at 255
+    return cv2.convertScaleAbs(wide)  # saturates at 255
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """The image after JPEG compression. The codec takes the channels as BGR; being given RGB it would swap the roles of red
-    and blue in its colour transform, so the order is turned for it."""
+    """The image after JPEG compression. OpenCV's encoder expects BGR; given RGB, it would swap red and blue in its colour
+    transform."""
     done, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
     assert done, "OpenCV could not encode a JPEG"
-    return decode_jpeg(encoded, "RGB")  # the pixels of cv2.imdecode, sooner
+    return decode_jpeg(encoded, "RGB")  # the pixels of cv2.imdecode, in less time
 
 
 def _crop_box(u: Sequence[float], height: int, width: int, low: float, high: float) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a crop; draws u[0:4]. Its area is U(low, high) of the image's, its aspect log-uniform
-    over that part of [3/4, 4/3] with which such an area fits into the image."""
+    """Top, left, height and width of a random crop. Draws u[0:4].
+
+    Its area is U(low, high) of the image's. Its aspect ratio is log-uniform in that part of [3/4, 4/3] that fits into the image.
+    """
     area = _between(u[0], low, high) * height * width
     narrowest = max(3 / 4, area / height**2)
     widest = max(narrowest, min(4 / 3, width**2 / area))
@@ -95,7 +100,7 @@ def _crop_box(u: Sequence[float], height: int, width: int, low: float, high: flo
 
 
 def resized_crop(image: np.ndarray, u: Sequence[float], low: float, high: float) -> np.ndarray:
-    """A random part of the image, enlarged to the whole; draws u[0:4]."""
+    """A random crop, enlarged to the size of the image. Draws u[0:4]."""
     height, width = image.shape[:2]
     top, left, crop_height, crop_width = _crop_box(u, height, width, low, high)
     part = image[top : top + crop_height, left : left + crop_width]
@@ -103,7 +108,7 @@ def resized_crop(image: np.ndarray, u: Sequence[float], low: float, high: float)
 
 
 def crop_in_place(image: np.ndarray, u: Sequence[float], low: float, high: float) -> np.ndarray:
-    """Keeps a random part where it is and blackens the rest; draws u[0:4]."""
+    """Keep a random crop in its place and blacken the rest. Draws u[0:4]."""
     top, left, height, width = _crop_box(u, image.shape[0], image.shape[1], low, high)
     kept = np.zeros_like(image)
     kept[top : top + height, left : left + width] = image[top : top + height, left : left + width]
@@ -111,15 +116,15 @@ def crop_in_place(image: np.ndarray, u: Sequence[float], low: float, high: float
 
 
 def colour_jitter(image: np.ndarray, u: Sequence[float], strength: float) -> np.ndarray:
-    """Brightness, contrast and saturation, each times U(1 - strength, 1 + strength); draws u[0:3].
+    """Multiply brightness, contrast and saturation by U(1 - strength, 1 + strength) each. Draws u[0:3].
 
-    All three are affine in colour, so they are one 3x4 matrix and one pass over the image.
+    All three are affine in colour, so together they are one 3x4 matrix and one pass over the image.
     """
     brightness, contrast, saturation = (_between(value, 1 - strength, 1 + strength) for value in u[:3])
     red, green, blue = _LUMA
     means = cv2.mean(image)
-    grey = (means[0] * red + means[1] * green + means[2] * blue) * brightness  # the pivot of contrast, after brightness
-    offset = grey * (1 - contrast)  # saturation leaves greys as they are, and so this
+    grey = (means[0] * red + means[1] * green + means[2] * blue) * brightness  # the pivot of the contrast, after brightness
+    offset = grey * (1 - contrast)  # saturation does not change greys, so nor this
     gain = brightness * contrast
     own, red, green, blue = gain * saturation, *(gain * (1 - saturation) * luma for luma in _LUMA)
     rows = ((own + red, green, blue, offset), (red, own + green, blue, offset), (red, green, own + blue, offset))
@@ -127,7 +132,7 @@ def colour_jitter(image: np.ndarray, u: Sequence[float], strength: float) -> np.
 
 
 def rotation(image: np.ndarray, u: Sequence[float], degrees: float) -> np.ndarray:
-    """Turns about the centre by U(-degrees, degrees); the border is replicated. Draws u[0]."""
+    """Rotate about the centre by U(-degrees, degrees), replicating the border. Draws u[0]."""
     height, width = image.shape[:2]
     x, y = (width - 1) / 2, (height - 1) / 2
     angle = math.radians(_between(u[0], -degrees, degrees))
@@ -138,7 +143,7 @@ def rotation(image: np.ndarray, u: Sequence[float], degrees: float) -> np.ndarra
 
 # ------------------------------------------------------------------------------------------------ recipes
 
-QGFACE_PROBABILITY = 0.2  # of crop, colour and rotation each; the paper gives no figure, AdaFace's recipe has 0.2
+QGFACE_PROBABILITY = 0.2  # of crop, colour and rotation each; not stated in the paper, taken from AdaFace
 ADAFACE_PROBABILITY = 0.2
 
 
@@ -148,8 +153,8 @@ def none(image: np.ndarray, u: Sequence[float], out: np.ndarray | None = None) -
 
 
 def qgface(image: np.ndarray, u: Sequence[float], out: np.ndarray | None = None) -> np.ndarray:
-    """The low-quality view: U(0.1, 0.5) of the resolution with JPEG 75 there; crop of 0.8-1 of the area, colour 0.2,
-    rotation within 45 degrees; flip."""
+    """QGFace's low-quality view: U(0.1, 0.5) of the resolution with JPEG quality 75; crop of 0.8-1 of the area, colour 0.2,
+    rotation within ±45 degrees; flip."""
     image = low_resolution(image, u[1:4], 0.1, 0.5, jpeg_quality=75)
     if u[4] < QGFACE_PROBABILITY:
         image = resized_crop(image, u[5:9], 0.8, 1.0)
@@ -161,7 +166,7 @@ def qgface(image: np.ndarray, u: Sequence[float], out: np.ndarray | None = None)
 
 
 def adaface(image: np.ndarray, u: Sequence[float], out: np.ndarray | None = None) -> np.ndarray:
-    """AdaFace's: crop of 0.2-1 of the area, kept in place; U(0.2, 1) of the resolution; colour 0.5; flip."""
+    """AdaFace's augmentation: crop of 0.2-1 of the area, kept in place; U(0.2, 1) of the resolution; colour 0.5; flip."""
     if u[1] < ADAFACE_PROBABILITY:
         image = crop_in_place(image, u[2:6], 0.2, 1.0)
     if u[6] < ADAFACE_PROBABILITY:

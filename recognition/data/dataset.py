@@ -1,15 +1,15 @@
-"""A data set of labelled face images: one `.rec` file or a folder of shards, images numbered 0 … len-1.
+"""A data set of labelled face images: one `.rec` file or a folder of shards, with images numbered 0 … len-1.
 
-Two layouts are known by record 0. insightface's: record 0 has flag 2, labels [N+1, N+C+1] and no image; images are the
-keys 1 … N, and the keys N+1 … N+C describe the C identities and hold no image. im2rec's: every record is an image.
+Record 0 tells the two layouts apart. insightface's: record 0 has flag 2, labels [N+1, N+C+1] and no image; keys 1 … N are the
+images, and keys N+1 … N+C describe the C identities, without an image. im2rec's: every record is an image.
 
-The counts are exact: N is where the images end in the file, C the number of identity records or the largest label + 1.
-The float32 labels of record 0, wrong from 2^24 on (42,474,558 reads back as 42,474,560), only say where to look.
+The counts are exact: N is found by looking where the images end, and C is the number of identity records or the largest
+label + 1. Record 0 stores its labels as float32, inexact from 2^24 on (42,474,558 reads back as 42,474,560), so they only tell
+where to look.
 """
 
 from __future__ import annotations
 
-import sys
 from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
@@ -19,20 +19,20 @@ import numpy.typing as npt
 
 from recognition.data.records.format import EXACT_IN_FLOAT32, Record, RecordError
 from recognition.data.records.reader import RecordReader
-from utils.errors import UserError
+from utils.errors import UserError, warn
 
-UNREADABLE = -1  # stands for the label of a damaged record where damage is tolerated
+UNREADABLE = -1  # the label of a damaged record, if damage is tolerated
 
 
 class FaceDataset:
-    """Images and labels by number; shards in the order of their names, keys ascending inside each.
+    """Images and labels by number: shards in the order of their names, keys ascending within each.
 
     path: a `.rec` file, or a folder with `train.rec` or else any number of `*.rec`, each with its `.idx`.
-    strict: refuse damage as soon as it is seen. Without it a damaged record only raises when it is read, `labels`
-    gives `UNREADABLE` for it, and the caller counts what it skips.
+    strict: refuse damage when it is first noticed. Otherwise a damaged record raises an error only when it is read, its label in
+    `labels()` is `UNREADABLE`, and the caller counts the skipped records.
 
-    shards: the readers. starts: int64 [shards + 1]; shard s holds the images starts[s] … starts[s + 1] - 1.
-    Memory: two int64 a record, shared by forked processes; no object a record.
+    shards: the readers. starts: int64 [shards + 1]; shard s contains the images starts[s] … starts[s + 1] - 1.
+    Memory: two int64 per record, shared by forked processes; no Python object per record.
     """
 
     def __init__(self, path: str | Path, *, strict: bool = True):
@@ -40,7 +40,7 @@ class FaceDataset:
         self.strict = strict
         self.shards = [RecordReader(file, strict=strict) for file in _shard_files(self.path)]
         spans = [_image_span(shard, strict) for shard in self.shards]
-        self._first = [first for first, _, _ in spans]  # position of each shard's first image
+        self._first = [first for first, _, _ in spans]  # position of the first image in each shard
         self._identities = [identities for _, _, identities in spans]
         self.starts = np.cumsum([0] + [stop - first for first, stop, _ in spans], dtype=np.int64)
         self._start_list = self.starts.tolist()
@@ -49,37 +49,37 @@ class FaceDataset:
         return self._start_list[-1]
 
     def locate(self, image: int) -> tuple[int, int]:
-        """(shard, position in that shard's `keys`) of an image."""
+        """The shard of an image, and its position in that shard's `keys`."""
         if not 0 <= image < len(self):
             raise IndexError(f"image {image} of {len(self)}")
         shard = bisect_right(self._start_list, image) - 1
         return shard, self._first[shard] + image - self._start_list[shard]
 
     def read(self, image: int) -> tuple[bytes, int]:
-        """(encoded image, label). `RecordError` where the record is damaged, holds no image or no whole label."""
+        """An image, encoded, and its label. Raises RecordError if the record is damaged or lacks an image or an integer label."""
         shard, position = self.locate(image)
         return _image_and_label(self.shards[shard], position)
 
     def where(self, image: int) -> str:
-        """For messages: `file: key K, byte offset O`."""
+        """`FILE: key K, byte offset O`, for messages."""
         shard, position = self.locate(image)
         return self.shards[shard].where(position)
 
     def record_error(self, image: int, problem: str) -> RecordError:
-        """The error that says what is wrong with an image, and where it lies."""
+        """A RecordError that names the file, key and offset of an image."""
         shard, position = self.locate(image)
         return _record_error(self.shards[shard], position, problem)
 
     @cached_property
     def file_order(self) -> npt.NDArray[np.int64] | None:
-        """int64 [images], the images in the order of the files; None where their numbers are that order already."""
+        """int64 [images], the image numbers in the order of the files; None if that is 0, 1, 2, … anyway."""
         parts = [shard.offsets[first : first + count] for shard, first, count in self._shard_images()]
         if all((part[1:] > part[:-1]).all() for part in parts):
             return None
         return np.concatenate([start + part.argsort() for start, part in zip(self._start_list, parts, strict=False)])
 
     def byte_ranges(self, start: int, stop: int) -> list[tuple[Path, int, int]]:
-        """(file, first byte, last byte + 1) that hold images start … stop-1 of `file_order`."""
+        """(file, first byte, last byte + 1) of images start … stop-1 of `file_order`."""
         ranges = []
         for number in range(bisect_right(self._start_list, start) - 1, len(self.shards)):
             low, high = (max(start, self._start_list[number]), min(stop, self._start_list[number + 1]))
@@ -102,31 +102,27 @@ class FaceDataset:
         """(reader, position of the first image, number of images) of each shard."""
         return list(zip(self.shards, self._first, np.diff(self.starts).tolist(), strict=True))
 
-    @property
-    def num_images(self) -> int:
-        return len(self)
-
     @cached_property
     def num_classes(self) -> int:
-        """The identity records of the one insightface file, otherwise the largest label + 1 (all headers are read)."""
+        """The number of identity records of a single insightface file, otherwise the largest label + 1 (reads all headers)."""
         if len(self.shards) == 1 and self._identities[0]:
             return self._identities[0]
         return int(self.labels().max()) + 1
 
     @cached_property
     def image_size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels from the `property` file (`C,112,112`); None where there is no such file."""
+        """(height, width) in pixels from the `property` file (`C,112,112`); None if there is none."""
         file = (self.path if self.path.is_dir() else self.path.parent) / "property"
         if not file.is_file():
             return None
         try:
             _, height, width = (int(number) for number in file.read_text(encoding="ascii").strip().split(","))
         except ValueError as error:
-            raise UserError(f"{file}: must hold 'classes,height,width', as in 8631,112,112; mend it") from error
+            raise UserError(f"{file}: must contain 'classes,height,width', such as 8631,112,112; fix it") from error
         return height, width
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """int64 [images], read-only, from the records' headers; read once (seconds for millions), then kept."""
+        """int64 [images], read-only. They are read from the records' headers once (seconds for millions) and kept."""
         return self._labels
 
     @cached_property
@@ -137,18 +133,19 @@ class FaceDataset:
             at = first
             for rows in shard.headers(first, first + count):
                 label = rows["label"]
-                whole = rows["sound"] & (rows["bytes"] > 0) & np.isfinite(label)
-                whole &= np.abs(label) <= EXACT_IN_FLOAT32
-                whole &= np.floor(label) == label
+                valid = rows["sound"] & (rows["bytes"] > 0) & np.isfinite(label)
+                valid &= np.abs(label) <= EXACT_IN_FLOAT32
+                valid &= np.floor(label) == label
                 chunk = labels[done : done + len(rows)]
-                chunk[whole] = label[whole]
-                for odd in np.flatnonzero(~whole).tolist():
-                    chunk[odd] = self._label_with_care(shard, at + odd)
+                chunk[valid] = label[valid]
+                for odd in np.flatnonzero(~valid).tolist():
+                    chunk[odd] = self._label_of_record(shard, at + odd)
                 at, done = at + len(rows), done + len(rows)
         labels.flags.writeable = False
         return labels
 
-    def _label_with_care(self, shard: RecordReader, position: int) -> int:
+    def _label_of_record(self, shard: RecordReader, position: int) -> int:
+        """The label, by reading the whole record. If the record is damaged: RecordError, or `UNREADABLE` if not strict."""
         try:
             return _image_and_label(shard, position)[1]
         except RecordError:
@@ -157,10 +154,10 @@ class FaceDataset:
             return UNREADABLE
 
     def check_labels(self, num_classes: int) -> None:
-        """`UserError` for the first image whose label is no integer in [0, num_classes)."""
+        """Raise UserError for the first image whose label is not an integer in [0, num_classes)."""
         if num_classes > EXACT_IN_FLOAT32:
             raise UserError(
-                f"{self.path}: num_classes={num_classes}, but labels are float32 in the file and exact only up to "
+                f"{self.path}: num_classes={num_classes}, but labels are stored as float32, exact only up to "
                 f"{EXACT_IN_FLOAT32}; use fewer classes"
             )
         labels = self.labels()
@@ -171,18 +168,18 @@ class FaceDataset:
             raise UserError(
                 f"{self.where(first)}: label {labels[first]} is outside [0, {num_classes}) "
                 f"({int(outside.sum())} of {len(self)} images are); set num_classes to {int(labels.max()) + 1} "
-                "or mend the labels"
+                "or fix the labels"
             )
 
 
 def _image_and_label(shard: RecordReader, position: int) -> tuple[bytes, int]:
     payload, label = shard.image_at(position)
-    if not label.is_integer():  # NaN and infinities neither
-        raise _record_error(shard, position, f"label {label} is no class: labels are whole numbers; pack it again")
+    if not label.is_integer():  # nor is NaN or infinity
+        raise _record_error(shard, position, f"label {label} is not a class: labels are whole numbers; pack it again")
     if abs(label) > EXACT_IN_FLOAT32:
         raise _record_error(shard, position, f"label {label:.0f} is not exact in float32; pack it with smaller labels")
     if not payload:
-        raise _record_error(shard, position, "holds no image, where the layout has one; pack or index the file again")
+        raise _record_error(shard, position, "contains no image, but the layout requires one; pack or index the file again")
     return payload, int(label)
 
 
@@ -192,57 +189,57 @@ def _record_error(shard: RecordReader, position: int, problem: str) -> RecordErr
 
 def _shard_files(path: Path) -> list[Path]:
     if not path.is_dir():
-        return [path]  # the reader says what is wrong with it, if anything
+        return [path]  # the reader checks it
     try:
         files = sorted(file for file in path.iterdir() if file.suffix == ".rec")
     except OSError as error:
         raise UserError(f"{path}: the data folder cannot be read ({error.strerror})") from error
     if not files:
-        raise UserError(f"{path}: holds no .rec file; give a .rec file, or a folder with train.rec or *.rec shards")
+        raise UserError(f"{path}: contains no .rec file; give a .rec file, or a folder with train.rec or *.rec shards")
     whole = path / "train.rec"
     if whole not in files:
         return files
     if len(files) > 1:
-        print(f"warning: {path}: train.rec is used, {len(files) - 1} other .rec files are not", file=sys.stderr)
+        warn(f"{path}: train.rec is used, {len(files) - 1} other .rec files are not")
     return [whole]
 
 
 def _image_span(shard: RecordReader, strict: bool) -> tuple[int, int, int]:
-    """(position of the first image, of the last + 1, number of identity records) in one file."""
+    """One file's position of the first image, position after the last image, and number of identity records."""
     first = shard.read_at(0)
     if first.payload:
         return 0, len(shard), 0
     if shard.keys[0] != 0 or first.flag != 2:
-        problem = "the first record holds neither an image nor insightface's [N+1, N+C+1] labels"
+        problem = "the first record has neither an image nor insightface's labels [N+1, N+C+1]"
         raise _record_error(shard, 0, f"{problem}; pack or index it again")
     stop = _end_of_images(shard, first, strict)
     keys = shard.keys[1:stop]
     gaps = np.flatnonzero(keys != np.arange(1, stop))
     if len(gaps):
         missing = int(gaps[0]) + 1
-        raise UserError(f"{shard.idx_path}: lacks key {missing}, an image; move the index away to have it rebuilt")
+        raise UserError(f"{shard.idx_path}: key {missing}, an image, is missing; move the index away to have it rebuilt")
     identities = len(shard) - stop
     if identities:
         claimed = float(first.label[1]) - float(first.label[0])
         if abs(identities - claimed) > _slack(float(first.label[0])) + _slack(float(first.label[1])):
             raise UserError(
-                f"{shard.path}: record 0 announces {claimed:.0f} identities, the index lists {identities}; "
+                f"{shard.path}: record 0 announces {claimed:.0f} identities, but the index lists {identities}; "
                 "move the index away to have it rebuilt"
             )
     return 1, stop, identities
 
 
 def _end_of_images(shard: RecordReader, header: Record, strict: bool) -> int:
-    """The position of the first identity record, sought around the place where record 0 says it is."""
+    """The position of the first identity record, searched for around the position that record 0 announces."""
     claim = float(header.label[0])
-    if not 1 < claim < 1 << 62:  # NaN neither
+    if not 1 < claim < 1 << 62:
         raise _record_error(shard, 0, f"announces images up to key {claim} - 1; pack the file again")
-    # From one before the earliest place to the latest: it must be images, then identity records.
+    # From just before the earliest possible position to the latest, there must be images and then identity records.
     around = [max(1, int(claim) - _slack(claim) - 1), int(claim) + _slack(claim) + 1]
     low, high = np.searchsorted(shard.keys, around).tolist()
     images = [_holds_image(shard, position, strict) for position in range(max(low, 1), high)]
     stop = max(low, 1) + sum(images)
-    ends_here = stop < high or stop == len(shard)  # the latter in a file without identity records
+    ends_here = stop < high or stop == len(shard)  # the latter if there are no identity records
     if not ends_here or not any(images[:1]) or images != sorted(images, reverse=True):
         problem = f"announces that the images end before key {claim:.0f}, but they do not"
         raise _record_error(shard, 0, f"{problem}; move the index away to have it rebuilt, or pack the file again")
@@ -255,9 +252,9 @@ def _holds_image(shard: RecordReader, position: int, strict: bool) -> bool:
     except RecordError:
         if strict:
             raise
-        return True  # counted, so that whoever reads it can count the loss
+        return True  # it stays in the set, so that readers can count it as skipped
 
 
 def _slack(value: float) -> int:
-    """How far a whole number may lie from `value`, its float32."""
+    """How far `value`, read from a float32, may be from the integer that was written."""
     return 0 if value < EXACT_IN_FLOAT32 else int(np.spacing(np.float32(value)))

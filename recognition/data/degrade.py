@@ -1,24 +1,26 @@
-"""Real-world low quality: what distance, lens, sensor and compression make of a face."""
+"""Realistic low quality: the effect of distance, lens, sensor and compression on a face."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
+from utils.images import FACE_SIZE
+
 
 def degrade(image: np.ndarray, rng: np.random.Generator, low: int = 14, high: int = 24) -> np.ndarray:
-    """Takes a sharp face to a far-away one and back to its size: blur, area downsampling, noise, JPEG, cubic up.
+    """Degrade a sharp face as if seen from far away: blur, downsampling by area, noise, JPEG, cubic upsampling to its size.
 
     Args:
-        image: uint8 [H, W, 3], either channel order.
-        rng: the only source of chance.
-        low, high: bounds, both included, of the side of the small face in pixels.
+        image: uint8 [H, W, 3], RGB or BGR.
+        rng: the only source of randomness.
+        low, high: inclusive bounds of the small face's longer side, in pixels.
 
     Returns:
-        uint8, the shape of `image`.
+        uint8, of the shape of `image`.
 
     Raises:
-        ValueError: not a uint8 colour image, or bounds that are not 1 <= low <= high.
+        ValueError: `image` is not a uint8 colour image, or not 1 <= low <= high.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not 1 <= low <= high:
         raise ValueError(
@@ -27,7 +29,7 @@ def degrade(image: np.ndarray, rng: np.random.Generator, low: int = 14, high: in
         )
     height, width = image.shape[:2]
     side = int(rng.integers(low, high + 1))
-    out = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 2.0)) * max(height, width) / 112)
+    out = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 2.0)) * max(height, width) / FACE_SIZE)
     small = (max(1, round(side * width / max(height, width))), max(1, round(side * height / max(height, width))))
     out = cv2.resize(out, small, interpolation=cv2.INTER_AREA)
     noisy = out + rng.normal(0.0, float(rng.uniform(1.0, 6.0)), out.shape)

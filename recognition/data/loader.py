@@ -1,9 +1,9 @@
-"""The loader: uint8 batches of decoded, augmented views, made by worker processes in shared memory.
+"""The loader: worker processes make uint8 batches of decoded, augmented views in shared memory. batch.py describes a batch.
 
-Workers are forked once and live until `close`. They write decoded images straight into batch-sized slots of anonymous shared
-memory, so no image is copied between processes; the consumer reads a slot in place, and the slot is free again when the next
-batch is asked for. Batches are handed out in their order, each to the worker that has least to do, and given in their order: a
-worker on a slow core makes fewer of them and holds nobody up. What batches hold is said in batch.py.
+Workers are forked once and live until `close`. They decode images straight into batch-sized slots of anonymous shared memory, so
+no image is copied between processes. The consumer reads a slot in place; the slot is free again when the next batch is
+requested. Each batch, in order, is assigned to the worker with the least work, and batches are returned in order, so a worker on
+a slow core makes fewer of them and delays nobody.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from recognition.data.readahead import Readahead
 from recognition.data.records.format import RecordError
 from utils.errors import UserError
 
-_ASKED_AHEAD = 2  # batches that a worker knows of: the one that it fills and the next
+_REQUESTS_PER_WORKER = 2  # the batch that it fills, and the next one
 _NOTHING = np.empty(0, np.int64)
-_SPARE_SLOTS = 2  # besides those: one being read, and one that waits for an earlier batch
+_SPARE_SLOTS = 2  # one that is being read, and one that waits for an earlier batch
 
 
 class Loader:
-    """`epoch(e, start)` -> this rank's batches of epoch e, in order, from batch `start` on.
+    """Makes this rank's batches. num_workers=0 makes them in this process. Not thread-safe; one epoch at a time.
 
-    num_workers=0 makes the batches in this process. Not thread-safe; one iteration at a time.
+    Raises UserError if the data set is smaller than one batch.
     """
 
     def __init__(self, dataset: FaceDataset, spec: BatchSpec, num_workers: int = 2):
@@ -46,21 +46,21 @@ class Loader:
                 f"{dataset.path}: {len(dataset)} images are fewer than one batch of {spec.batch_size} x {spec.world} ranks; "
                 "lower batch_size"
             )
-        count = _ASKED_AHEAD * num_workers + _SPARE_SLOTS if num_workers else 0
+        count = _REQUESTS_PER_WORKER * num_workers + _SPARE_SLOTS if num_workers else 0
         self._slots = [_shared_array(spec.image_shape) for _ in range(count)]
         self._workers: list[_Worker] = []
-        # However this process ends: before multiprocessing waits for workers, which ignore its SIGTERM.
+        # However this process ends, close the workers before multiprocessing waits for them: they ignore its SIGTERM.
         Finalize(self, _close_all, args=(self._workers,), exitpriority=10)
         for _ in range(num_workers):
             self._workers.append(_Worker(self.maker, self._slots, [worker.connection for worker in self._workers]))
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return self.maker.steps
 
     @property
     def slots(self) -> list[np.ndarray]:
-        """The shared memory that batches lie in, uint8 [V, B, 112, 112, 3] each; none without workers."""
+        """The shared memory of the batches, uint8 [V, B, 112, 112, 3] each; empty without workers."""
         return self._slots
 
     @property
@@ -69,6 +69,7 @@ class Loader:
         return [worker.process_id for worker in self._workers]
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
+        """Yield this rank's batches of an epoch, in order, from batch `start` on."""
         with self._reading_ahead(epoch, start) as readahead:
             if self._workers:
                 yield from self._from_workers(epoch, start, readahead)
@@ -88,16 +89,16 @@ class Loader:
             readahead.close()
 
     def _from_workers(self, epoch: int, start: int, readahead: Readahead | None) -> Iterator[Batch]:
-        free, to_ask = list(range(len(self._slots))), start
+        free, to_request = list(range(len(self._slots))), start
         finished: dict[int, _Answer] = {}
         try:
             for number in range(start, len(self)):
                 while True:
-                    while free and to_ask < len(self) and (worker := self._least_busy()) is not None:
+                    while free and to_request < len(self) and (worker := self._least_busy()) is not None:
                         if readahead is not None:
-                            readahead.need(to_ask)
-                        worker.ask(epoch, to_ask, free.pop())
-                        to_ask += 1
+                            readahead.need(to_request)
+                        worker.request(epoch, to_request, free.pop())
+                        to_request += 1
                     if number in finished:
                         break
                     finished |= self._answers()
@@ -111,12 +112,12 @@ class Loader:
                 worker.drain()
 
     def _least_busy(self) -> _Worker | None:
-        """The worker that has least to do, unless all have enough."""
+        """The worker with the fewest open requests, or None if all have enough."""
         worker = min(self._workers, key=lambda worker: worker.outstanding)
-        return worker if worker.outstanding < _ASKED_AHEAD else None
+        return worker if worker.outstanding < _REQUESTS_PER_WORKER else None
 
     def _answers(self) -> dict[int, _Answer]:
-        """What the workers have finished, by the batch's number. Waits for one of them at least."""
+        """Wait for at least one worker, and return all finished answers by batch number."""
         busy = [worker for worker in self._workers if worker.outstanding]
         wait([handle for worker in busy for handle in (worker.connection, worker.sentinel)])
         return {answer.number: answer for worker in busy if worker.has_answer for answer in [worker.receive()]}
@@ -135,7 +136,7 @@ class Loader:
             yield batch
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         _close_all(self._workers)
 
 
@@ -145,13 +146,13 @@ def _close_all(workers: list[_Worker]) -> None:
 
 
 def _shared_array(shape: tuple[int, ...]) -> np.ndarray:
-    """uint8; forked processes see each other's writes. Anonymous memory, which needs no /dev/shm."""
+    """uint8, shared with forked processes. Anonymous memory, which needs no /dev/shm."""
     return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """A worker's answer: a filled slot, or why there is none."""
+    """A worker's answer: a filled slot, or the error that prevented it."""
 
     number: int
     slot: int
@@ -165,9 +166,9 @@ class _Worker:
     """A forked process that fills slots on request, in order."""
 
     def __init__(self, maker: BatchMaker, slots: list[np.ndarray], inherited: list[Connection]):
-        context = multiprocessing.get_context("fork")  # slots and the data set's index are shared, not pickled
+        context = multiprocessing.get_context("fork")  # slots and the data set's index are shared, not copied
         self.connection, theirs = context.Pipe()
-        self.outstanding = 0  # batches asked for and not received
+        self.outstanding = 0  # requested batches that have not been received
         self._process = context.Process(
             target=_worker_main, args=(maker, slots, theirs, [*inherited, self.connection]), daemon=True
         )
@@ -185,11 +186,11 @@ class _Worker:
 
     @property
     def has_answer(self) -> bool:
-        """Whether `receive` would not wait: there is an answer, or there will never be one."""
+        """Whether `receive` would return or fail at once."""
         return bool(wait([self.connection, self.sentinel], timeout=0))
 
-    def ask(self, epoch: int, number: int, slot: int) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a dead worker is reported where its answer is waited for
+    def request(self, epoch: int, number: int, slot: int) -> None:
+        with contextlib.suppress(BrokenPipeError):  # `receive` reports a dead worker
             self.connection.send((epoch, number, slot))
         self.outstanding += 1
 
@@ -206,7 +207,7 @@ class _Worker:
         return answer
 
     def drain(self) -> None:
-        """Waits for what was asked and not fetched (an epoch that was left early), so that slots are free again."""
+        """Discard all outstanding answers, after an epoch was left early, so that the slots are free again."""
         while self.outstanding:
             with contextlib.suppress(EOFError, ConnectionResetError):
                 self.connection.recv()
@@ -222,16 +223,16 @@ class _Worker:
 
 def _worker_main(maker: BatchMaker, slots: list[np.ndarray], connection: Connection, inherited: list[Connection]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer decides when to stop, and closes the pipe
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # likewise, where a whole process group is asked to end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole process group
     signal.set_wakeup_fd(-1)
-    gc.freeze()  # the collector would write to every page that holds an object, and so take it out of sharing
-    for other in inherited:  # ours and older workers' far ends: kept open here, they would outlive the trainer
+    gc.freeze()  # the collector would write to every page that holds an object, and so unshare it
+    for other in inherited:  # the trainer's ends of all pipes: open here, they would hide that the trainer is gone
         other.close()
     cv2.setNumThreads(1)
     while True:
         try:
             epoch, number, slot = connection.recv()
-        except (EOFError, ConnectionResetError):  # the trainer is gone, or closed us
+        except (EOFError, ConnectionResetError):  # the trainer has ended, or closed this worker
             return
         try:
             batch = maker.fill(epoch, number, slots[slot])

@@ -1,15 +1,15 @@
-"""In which order an epoch visits the images: functions of (seed, epoch, position), without a table.
+"""The order in which an epoch visits the images: a function of (seed, epoch, position), without a table.
 
-    none       as they lie in the data set
+    none       the order of the data set
     full       one pseudo-random permutation of all images: every read is a seek
-    windowed   for slow disks and data beyond memory: large pieces of the files in random order, mixed inside a window
+    windowed   for slow disks and for data larger than memory: large pieces of the files in random order, mixed within a window
 
-An order maps positions of the epoch to image numbers; positions b*G … b*G + G-1 are batch b of G images, over all ranks.
+An order maps positions in the epoch to image numbers. Positions b*G … b*G + G-1 are batch b of G images, over all ranks.
 
-Windowed. The images, in the order of the files and cut open at a place that each epoch draws, are divided into L equal
-lanes; each batch takes G / L rows from each, so a rank reads its own lanes and no other (L = gcd(G, 48), which any number
-of ranks from 1 to 4, 6, 8 … divides). A lane is a row of chunks of `CHUNK` images; they are visited in random order, and a
-window of consecutive ones is mixed by a permutation of its images before the next begins.
+The windowed shuffle rotates the images, in the order of the files, by an offset that each epoch draws, and divides them into L
+equal lanes. Each batch takes G / L images from each lane, so a rank reads only its own lanes (L = gcd(G, 48), which is divisible
+by 1, 2, 3, 4, 6, 8 … ranks if G is). A lane is a sequence of chunks of `CHUNK` images, visited in random order. A window is a
+number of consecutive chunks, whose images a permutation mixes before the next window begins.
 """
 
 from __future__ import annotations
@@ -26,29 +26,32 @@ from utils.randomness import hash64, permute
 
 Int64Array = npt.NDArray[np.int64]
 
-CHUNK = 128  # images read in one go: about a megabyte of 112x112 JPEGs, so that a disk spends its time reading
+CHUNK = 128  # images read at once: about a megabyte of 112x112 JPEGs, so that a disk reads more than it seeks
 _LANES = 48
-_CUT, _CHUNKS, _INSIDE = 1, 2, 3  # uses of randomness, so that none repeats another's numbers
-ORDERS = ("full", "windowed", "none")
+_OFFSET, _CHUNKS, _INSIDE = 1, 2, 3  # streams of random numbers: the rotation, the order of chunks, the mixing of windows
 
 
 class Order(ABC):
-    """`order(epoch, positions)` -> image numbers, int64 of the same shape. steps: batches of an epoch."""
+    """`order(epoch, positions)` returns image numbers, int64 of the same shape. steps: batches per epoch."""
 
     def __init__(self, length: int, global_batch: int):
         self.length, self.global_batch = length, global_batch
-        self.steps = length // global_batch  # the last, incomplete batch of an epoch is left out
+        self.steps = length // global_batch  # an incomplete last batch is left out
 
     @abstractmethod
     def __call__(self, epoch: int, positions: Int64Array) -> Int64Array: ...
 
 
 class InOrder(Order):
+    """The order of the data set."""
+
     def __call__(self, epoch: int, positions: Int64Array) -> Int64Array:
         return positions
 
 
 class FullShuffle(Order):
+    """A pseudo-random permutation of all images."""
+
     def __init__(self, length: int, global_batch: int, seed: int):
         super().__init__(length, global_batch)
         self.seed = seed
@@ -59,7 +62,7 @@ class FullShuffle(Order):
 
 @dataclass(frozen=True)
 class Piece:
-    """Images start … stop-1 in the order of the files, needed from batch `batch` of the epoch on."""
+    """Images start … stop-1 in the order of the files, first needed for batch `batch` of the epoch."""
 
     batch: int
     start: int
@@ -67,34 +70,35 @@ class Piece:
 
 
 class WindowedShuffle(Order):
-    """window: images that are in memory and mixed at a time, over all lanes.
+    """The windowed shuffle of the module's docstring.
 
-    file_order: int64 [length], the images in the order of the files; None where their numbers are that order.
+    window: number of images that are mixed at a time, over all lanes; they are to fit in memory.
+    file_order: int64 [length], the image numbers in the order of the files; None if that is 0, 1, 2, … anyway.
     """
 
     def __init__(self, length: int, global_batch: int, seed: int, window: int, file_order: Int64Array | None = None):
         super().__init__(length, global_batch)
         self.seed, self.file_order = seed, file_order
         self.lanes = math.gcd(global_batch, _LANES)
-        self.rows = global_batch // self.lanes  # of a batch, from one lane
+        self.rows = global_batch // self.lanes  # per batch and lane
         self._window_chunks = max(1, window // (self.lanes * CHUNK))
 
     def __call__(self, epoch: int, positions: Int64Array) -> Int64Array:
         batch, row = np.divmod(positions, self.global_batch)
         lane = row // self.rows
-        place = batch * self.rows + row % self.rows  # in the lane
+        place = batch * self.rows + row % self.rows  # position within the lane
         start, size = self._lane(lane)
         chunks = size // CHUNK
         chunk = np.minimum(place // CHUNK, chunks - 1)
         window = self._window_of(chunk, chunks)
         first, stop = self._bounds(window, chunks, size)
         place = first + permute(place - first, stop - first, hash64(self.seed, epoch, _INSIDE, lane, window))
-        image = start + self._unmix_chunks(epoch, lane, place, chunks) + self._cut(epoch)
+        image = start + self._unmix_chunks(epoch, lane, place, chunks) + self._offset(epoch)
         image %= self.length
         return image if self.file_order is None else self.file_order[image]
 
     def pieces(self, epoch: int, first_batch: int, rank: int, world: int) -> Iterator[Piece]:
-        """What a rank reads from `first_batch` on: large pieces, in the order in which their windows are needed."""
+        """The large pieces that a rank reads from `first_batch` on, in the order in which their windows are needed."""
         share = self.global_batch // world
         lanes = np.arange(rank * share // self.rows, -(-(rank + 1) * share // self.rows))
         starts, sizes = self._lane(lanes)
@@ -122,10 +126,10 @@ class WindowedShuffle(Order):
         lengths = np.minimum(CHUNK, stop - places)
         lengths[-1] = stop - places[-1]
         pieces = []
-        for begin, length in zip(((begins + self._cut(epoch)) % self.length).tolist(), lengths.tolist(), strict=True):
+        for begin, length in zip(((begins + self._offset(epoch)) % self.length).tolist(), lengths.tolist(), strict=True):
             end = min(begin + length, self.length)
             pieces.append(Piece(needed, begin, end))
-            if end - begin < length:  # around the end of the data set
+            if end - begin < length:  # wraps around the end of the data set
                 pieces.append(Piece(needed, 0, length - (end - begin)))
         return pieces
 
@@ -137,23 +141,23 @@ class WindowedShuffle(Order):
         return np.maximum(1, -(-chunks // self._window_chunks))
 
     def _window_of(self, chunk: Int64Array, chunks: Int64Array) -> Int64Array:
-        """The window w with floor(w F / n) <= chunk < floor((w + 1) F / n), F chunks and n windows."""
+        """The window w with floor(w F / n) <= chunk < floor((w + 1) F / n), for F chunks and n windows."""
         whole = np.maximum(chunks, 1)
         return np.where(chunks > 0, ((chunk + 1) * self._windows(chunks) - 1) // whole, 0)
 
     def _bounds(self, window: Int64Array, chunks: Int64Array, size: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """First place and last + 1; what is left over after the last whole chunk belongs to the last window."""
+        """First position of a window and last + 1. The images after the last whole chunk belong to the last window."""
         windows = self._windows(chunks)
         stop = np.where(window == windows - 1, size, (window + 1) * chunks // windows * CHUNK)
         return window * chunks // windows * CHUNK, stop
 
     def _unmix_chunks(self, epoch: int, lane: Int64Array, place: Int64Array, chunks: Int64Array) -> Int64Array:
-        """From a place in the lane's random order of chunks to a place in the lane as it lies in the files."""
+        """Map a position in the lane's random order of chunks to a position in the lane's order in the files."""
         chunk, inside = np.divmod(place, CHUNK)
         mixed = chunk < chunks
         key = hash64(self.seed, epoch, _CHUNKS, lane)
         moved = permute(np.where(mixed, chunk, 0), np.maximum(chunks, 1), key)
         return np.where(mixed, moved, chunk) * CHUNK + inside
 
-    def _cut(self, epoch: int) -> int:
-        return int(hash64(self.seed, epoch, _CUT)[0] % np.uint64(self.length))
+    def _offset(self, epoch: int) -> int:
+        return int(hash64(self.seed, epoch, _OFFSET)[0] % np.uint64(self.length))

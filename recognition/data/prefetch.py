@@ -1,7 +1,7 @@
-"""From the loader's shared memory to the device, while the device computes the step before.
+"""Copies batches from the loader's shared memory to the device while the device computes the previous step.
 
-On a GPU the slots are page-locked once, and a stream of its own copies batch i+1 while batch i is learned from; a slot goes
-back to its worker only when its copy is complete. On the CPU a batch is used where it lies.
+On a GPU the slots are page-locked once, and a separate stream copies batch i+1 during the step of batch i. A slot goes back to
+its worker only when its copy is complete. On the CPU batches are used in place.
 
 Shapes: V views, B images of this rank.
 """
@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """images_VBHWC: uint8 on the device. labels_B: int64 on the host, -1 in the rows of `skipped` records."""
+    """images_VBHWC: uint8 on the device. labels_B: int64 on the host, -1 in the rows of skipped records."""
 
     images_VBHWC: torch.Tensor
     labels_B: torch.Tensor
@@ -30,10 +30,10 @@ class DeviceBatch:
 
 
 class Prefetcher:
-    """`prefetcher(batches)` -> the same batches on `device`.
+    """`prefetcher(batches)` yields the same batches on `device`.
 
-    slots: the loader's shared memory. keep: a batch stays valid after the next has been asked for (on a GPU it always
-    does); without it, as with the loader, only until then.
+    slots: the loader's shared memory. keep: copy the images on a CPU too. Then a batch stays valid after the next one has been
+    requested, as it always does on a GPU; otherwise only until then.
     """
 
     def __init__(self, device: torch.device, slots: list[np.ndarray], keep: bool = False):
@@ -58,7 +58,7 @@ class Prefetcher:
             batches.close()
 
     def close(self) -> None:
-        """Unlocks the slots. To be called before the loader gives them up."""
+        """Unlock the slots. Call this before closing the loader."""
         for slot in self._pinned:
             torch.cuda.cudart().cudaHostUnregister(slot.ctypes.data)
         self._pinned = []
@@ -76,14 +76,14 @@ class Prefetcher:
                 copied = stream.record_event()
             moved = DeviceBatch(images, torch.from_numpy(batch.labels_B), batch.indices_B, batch.skipped)
             if waiting is not None:
-                yield self._arrived(*waiting)
-            copied.synchronize()  # the step before has been queued by now; then the slot may go back
+                yield self._make_available(*waiting)
+            copied.synchronize()  # the previous step is queued already; now the slot may be reused
             waiting = moved, copied
         if waiting is not None:
-            yield self._arrived(*waiting)
+            yield self._make_available(*waiting)
 
-    def _arrived(self, batch: DeviceBatch, copied: torch.cuda.Event) -> DeviceBatch:
+    def _make_available(self, batch: DeviceBatch, copied: torch.cuda.Event) -> DeviceBatch:
         computing = torch.cuda.current_stream(self.device)
         computing.wait_event(copied)
-        batch.images_VBHWC.record_stream(computing)  # allocated on the other stream; not to be reused too early
+        batch.images_VBHWC.record_stream(computing)  # allocated on the other stream: keeps its memory until this one is done
         return batch

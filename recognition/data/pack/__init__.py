@@ -1,6 +1,6 @@
-"""Packing tools: `python -m recognition.data.pack COMMAND …` makes, checks and takes apart packed data sets.
+"""Packing tools: `python -m recognition.data.pack COMMAND …` makes, checks and unpacks packed data sets.
 
-A subcommand is one module with `HELP`, `add_arguments(parser)` and `run(arguments)`, and one line in `__main__.COMMANDS`.
-Whatever they write appears under its final name whole or not at all (`output.py`), is made by several processes
-(`parallel.py`), and comes from images whose size was checked before they were decoded (`utils/images.py`).
+A subcommand is one module in `commands/` with `HELP`, `add_arguments(parser)` and `run(arguments)`, and one entry in
+`__main__.COMMANDS`. Its output appears under its final name as a whole or not at all (`utils/files.py`), several processes do the
+work (`recognition/data/parallel.py`), and the size of an image is checked before it is decoded (`utils/images.py`).
 """

@@ -1,16 +1,15 @@
-"""`python -m recognition.data.pack COMMAND …`: from image folders to packed data sets, and back.
+"""`python -m recognition.data.pack COMMAND …`: image folders to packed data sets, and back.
 
-Exit codes: 0 done; 2 a mistake that you can mend, in one line on stderr; 130 or 143 interrupted. Nothing half-made stays
-under a final name in any case.
+Exit codes: 0 done; 2 a mistake that you can fix, explained in one line on stderr; 130 or 143 interrupted. In no case is an
+incomplete result left under its final name.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from types import ModuleType
 
-from recognition.data.pack.parallel import stop_on_signals
+from recognition.data.parallel import exit_on_signals
 from utils.errors import exit_on_user_error
 
 COMMANDS = (
@@ -19,17 +18,14 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def command_module(name: str) -> ModuleType:
-    return importlib.import_module(f"recognition.data.pack.commands.{name}")
-
-
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `arguments.run(arguments)` runs the chosen one."""
     parser = argparse.ArgumentParser(
         prog="python -m recognition.data.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        module = command_module(name)
+        module = importlib.import_module(f"recognition.data.pack.commands.{name}")
         command = commands.add_parser(
             name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
@@ -40,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = make_parser().parse_args()
-    stop_on_signals()
+    exit_on_signals()
     arguments.run(arguments)
 
 

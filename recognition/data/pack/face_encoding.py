@@ -1,4 +1,4 @@
-"""From any image to the bytes that are packed: a face of the right size as JPEG or PNG."""
+"""Encodes images of any kind as packed faces: square, of one size, JPEG or PNG."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FITS = ("crop", "pad", "stretch")
 
 @dataclass(frozen=True)
 class FaceFormat:
-    """What packed faces look like.
+    """The format of packed faces. Raises UserError for a value out of range.
 
-    size: side in pixels. quality: of JPEG, 1-100. png: PNG instead of JPEG. fit: how an image that is not square becomes so:
-    "crop" its centre, "pad" with black, or "stretch". max_pixels: larger images are refused before they are decoded.
+    size: side in pixels. quality: JPEG quality, 1-100. png: PNG instead of JPEG. fit: how to make an image square: "crop" its
+    centre, "pad" it with black, or "stretch" it. max_pixels: larger images are refused before they are decoded.
     """
 
     size: int = FACE_SIZE
@@ -30,15 +30,16 @@ class FaceFormat:
 
     def __post_init__(self) -> None:
         if not 8 <= self.size <= 4096:
-            raise UserError(f"--size {self.size}: must lie in 8 to 4096 pixels")
+            raise UserError(f"--size {self.size}: must be from 8 to 4096 pixels")
         if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality {self.quality}: must lie in 1 to 100")
+            raise UserError(f"--quality {self.quality}: must be from 1 to 100")
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels {self.max_pixels}: must be at least 1")
         assert self.fit in FITS, self.fit
 
     @property
     def kind(self) -> str:
+        """The kind of image, as in `ImageHeader.kind`."""
         return "png" if self.png else "jpeg"
 
     @property
@@ -46,16 +47,16 @@ class FaceFormat:
         return ".png" if self.png else ".jpg"
 
 
-def encode(image: Image, face: FaceFormat) -> bytes:
-    """`image` (BGR uint8) as JPEG or PNG."""
-    options = [] if face.png else [cv2.IMWRITE_JPEG_QUALITY, face.quality]
-    done, encoded = cv2.imencode(face.suffix, image, options)
+def encode(image: Image, face_format: FaceFormat) -> bytes:
+    """Encode `image` (BGR) as JPEG or PNG."""
+    options = [] if face_format.png else [cv2.IMWRITE_JPEG_QUALITY, face_format.quality]
+    done, encoded = cv2.imencode(face_format.suffix, image, options)
     assert done, f"OpenCV could not encode an image of shape {image.shape}"
     return encoded.tobytes()
 
 
 def fit_square(image: Image, size: int, fit: str) -> Image:
-    """`image` [H, W, 3] as [size, size, 3]; area interpolation to shrink, cubic to enlarge."""
+    """Make `image` [H, W, 3] a square [size, size, 3]; area interpolation shrinks, cubic enlarges."""
     height, width = image.shape[:2]
     if fit == "crop":
         side = min(height, width)
@@ -64,9 +65,8 @@ def fit_square(image: Image, size: int, fit: str) -> Image:
     elif fit == "pad":
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
-        image = np.asarray(
-            cv2.copyMakeBorder(image, top, side - height - top, left, side - width - left, cv2.BORDER_CONSTANT), np.uint8
-        )
+        bottom, right = side - height - top, side - width - left
+        image = np.asarray(cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT), np.uint8)
     if image.shape[:2] == (size, size):
         return image
     shrinks = image.shape[0] * image.shape[1] > size * size
@@ -74,16 +74,14 @@ def fit_square(image: Image, size: int, fit: str) -> Image:
     return np.asarray(resized, np.uint8)
 
 
-def packed_face(path: Path, face: FaceFormat) -> bytes:
-    """The bytes to pack for an image file: its own where it is a sound image of the right kind and size already.
+def encode_file(path: Path, face_format: FaceFormat) -> bytes:
+    """The bytes to pack for an image file: the file itself if it has the right kind and size, otherwise encoded anew.
 
-    `UserError` where it cannot be read, is too large, or cannot be decoded.
+    Raises UserError if the file cannot be read, is too large, or cannot be decoded.
     """
     data = read_image_file(path)
-    image = decode_image(
-        data, path, "BGR", face.max_pixels
-    )  # also what is copied: a damaged image is found here, not in training
-    header = read_header(data)
-    if header.kind == face.kind and image.shape[:2] == (face.size, face.size) == (header.height, header.width):
+    image = decode_image(data, path, "BGR", face_format.max_pixels)  # even if `data` is kept: finds damage before training does
+    header, size = read_header(data), face_format.size
+    if header.kind == face_format.kind and image.shape[:2] == (size, size) == (header.height, header.width):
         return data
-    return encode(fit_square(image, face.size, face.fit), face)
+    return encode(fit_square(image, size, face_format.fit), face_format)

@@ -1,4 +1,4 @@
-"""The folders and lists that the pack tools write."""
+"""The folders and CSV files that the packing tools write."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recognition.data.pack.parallel import warn
 from utils import files
-from utils.errors import UserError
+from utils.errors import UserError, warn
 from utils.files import cannot_write
 
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """`files.new_folder`, which also mentions the temporary folders that killed runs left."""
+    """`files.new_folder`, with a warning about temporary folders that killed runs left behind."""
     target = Path(os.path.abspath(path))
     for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.*{files.PARTIAL}")):
-        warn(f"{leftover}: left by a run that was killed, or belongs to one that is under way; delete it in the first case")
-    with files.new_folder(path) as draft:
-        yield draft
+        warn(f"{leftover}: left by a run that was killed, or in use by another run; delete it in the first case")
+    with files.new_folder(path) as folder:
+        yield folder
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """A file in a draft folder; its folder is made too. `UserError` where it cannot be written or is there already."""
+    """Write a file in a folder that is being filled, creating its parents. Raises UserError if it exists or cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
@@ -39,12 +38,15 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 class CsvFile:
-    """A CSV file in a draft folder, a row at a time. UTF-8; bytes of file names that are no UTF-8 are kept as they are."""
+    """Writes a CSV file row by row, in a folder that is being filled. Raises UserError if it cannot be written.
+
+    UTF-8; bytes of file names that are not UTF-8 are kept.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]):
         self.path = path
         try:
-            # newline="" and surrogateescape: names come out of the file exactly as they went in.
+            # With newline="" and surrogateescape, names can be read back exactly.
             self._file: io.TextIOWrapper = path.open("x", encoding="utf-8", errors="surrogateescape", newline="")
         except OSError as error:
             raise cannot_write(path, error) from error

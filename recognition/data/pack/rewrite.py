@@ -1,10 +1,14 @@
-"""Images of packed data sets into a new one, with new labels and in a new order: what shuffle, merge and subset share."""
+"""Writes images of packed data sets into a new one, with new labels and in a new order.
+
+Shared by the commands `shuffle`, `merge`, `subset` and `degrade`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +16,8 @@ import numpy.typing as npt
 from recognition.data.dataset import FaceDataset
 from recognition.data.pack.listing import IMAGE_COLUMNS, IMAGES, ImageList, class_names, image_list, write_classes
 from recognition.data.pack.output import CsvFile
-from recognition.data.pack.parallel import chunks, in_order, shared_object
 from recognition.data.pack.shard_writer import ShardWriter, write_property
+from recognition.data.parallel import chunks, in_order, shared_object
 from utils.errors import UserError
 
 CHUNK = 256
@@ -22,7 +26,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass
 class Source:
-    """A packed data set with its lists. names: of its labels; where there is no class map, the labels as seven digits."""
+    """A packed data set with its lists. names: one per label; without a class map, the labels as seven digits."""
 
     path: Path
     faces: FaceDataset
@@ -31,7 +35,7 @@ class Source:
 
     @classmethod
     def open(cls, path: Path, strict: bool = True) -> Source:
-        """`UserError`: damaged files (where `strict`), labels outside [0, classes), lists that do not fit the set."""
+        """Raises UserError for damaged files (if `strict`), labels outside [0, classes), and lists that do not fit the set."""
         faces = FaceDataset(path, strict=strict)
         classes = faces.num_classes
         faces.check_labels(classes)
@@ -41,60 +45,37 @@ class Source:
 
 @dataclass
 class Selection:
-    """What the new set holds, in its order: int64 [N] each. source: number of the source. image: in that source. label: new."""
+    """The images of the new set, in its order: int64 [N] each.
+
+    source: number of the source. image: number of the image in that source. label: the new label.
+    """
 
     source: Int64Array
     image: Int64Array
     label: Int64Array
 
-    def grouped(self) -> Selection:
-        """The same by label; the order within a label is kept."""
-        order = np.argsort(self.label, kind="stable")
-        return Selection(self.source[order], self.image[order], self.label[order])
+    def grouped(self) -> Self:
+        """The same images, sorted by label; the order within a label is kept."""
+        return self.take(np.argsort(self.label, kind="stable"))
+
+    def take(self, places: Int64Array | slice) -> Self:
+        """The images at these places."""
+        return type(self)(*(getattr(self, field.name)[places] for field in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.label)
 
 
-Rewritten = list[tuple[npt.NDArray[np.float32] | float, bytes, int]]
+Rewritten = list[tuple[npt.NDArray[np.float32] | float, bytes, int]]  # label or labels, payload, id2
 
 
-def write_selection(
-    folder: Path, sources: Sequence[Source], selection: Selection, names: Sequence[str], *,
-    shards: int, grouped: bool, workers: int, prefix: str = "",
-) -> None:  # fmt: skip
-    """Writes records, class map, image list (where every source has one) and property into a draft folder.
-
-    prefix: "folder" or "file" puts the source's number and "_" before the first or last part of the images' paths, so that
-    sources cannot share paths.
-    """
-    total = len(selection.label)
-    if not total:
-        raise UserError("no image is left; nothing was written")
-    parts = [
-        (selection.source[start:stop], selection.image[start:stop], selection.label[start:stop])
-        for start, stop in chunks(total, CHUNK)
-    ]
-    with (
-        ShardWriter(folder, total, shards, grouped) as writer,
-        in_order(read_part, parts, workers, "writing", total, advance=len, shared=[s.faces for s in sources]) as records,
-    ):
-        for part in records:
-            for label, payload, id2 in part:
-                writer.write(label, payload, id2)
-    counts = np.bincount(selection.label, minlength=len(names)).tolist()
-    write_classes(folder, names, counts)
-    if all(source.images is not None for source in sources):
-        _write_list(folder, sources, selection, prefix)
-    size = sources[0].faces.image_size
-    if size is not None and all(source.faces.image_size == size for source in sources):
-        write_property(folder, len(names), size)
-
-
-def read_part(part: tuple[Int64Array, Int64Array, Int64Array]) -> Rewritten:
-    """Runs in a worker: (label or labels with the new class, payload, id2) of some images."""
+def read_records(part: Selection) -> Rewritten:
+    """Runs in a worker: the records of a part of the selection, under their new labels."""
     records: Rewritten = []
-    for source, image, label in zip(*(column.tolist() for column in part), strict=True):
+    for source, image, label in zip(part.source.tolist(), part.image.tolist(), part.label.tolist(), strict=True):
         faces: FaceDataset = shared_object()[source]
         shard, position = faces.locate(image)
-        faces.read(image)  # refuses what is no image with a label
+        faces.read(image)  # refuses a record without an image or a label
         record = faces.shards[shard].read_at(position)
         if record.flag:
             labels = record.label.copy()
@@ -105,10 +86,50 @@ def read_part(part: tuple[Int64Array, Int64Array, Int64Array]) -> Rewritten:
     return records
 
 
-def _write_list(folder: Path, sources: Sequence[Source], selection: Selection, prefix: str) -> None:
+def write_selection(
+    folder: Path,
+    sources: Sequence[Source],
+    selection: Selection,
+    names: Sequence[str],
+    *,
+    workers: int,
+    shards: int = 1,
+    grouped: bool = True,
+    with_list: bool = True,
+    prefix: str = "",
+    title: str = "writing",
+    work: Callable[[Any], Rewritten] = read_records,
+) -> None:
+    """Write records and class map; the property file if all sources have one size; images.csv if all sources have one.
+
+    work: makes the records of a part of the selection, in a worker.
+    prefix: "folder" or "file" puts the source's number and "_" before the first or last part of each path in images.csv, so that
+    no two sources share a path.
+    """
+    total = len(selection)
+    if not total:
+        raise UserError("no image is left; nothing was written")
+    parts = [selection.take(slice(start, stop)) for start, stop in chunks(total, CHUNK)]
+    shared = [source.faces for source in sources]
+    with (
+        ShardWriter(folder, total, shards, grouped) as writer,
+        in_order(work, parts, workers, title, total, advance=len, shared=shared) as records,
+    ):
+        for part in records:
+            for label, payload, id2 in part:
+                writer.write(label, payload, id2)
+    write_classes(folder, names, np.bincount(selection.label, minlength=len(names)).tolist())
+    if with_list and all(source.images is not None for source in sources):
+        _write_image_list(folder, sources, selection, prefix)
+    size = sources[0].faces.image_size
+    if size is not None and all(source.faces.image_size == size for source in sources):
+        write_property(folder, len(names), size)
+
+
+def _write_image_list(folder: Path, sources: Sequence[Source], selection: Selection, prefix: str) -> None:
     old_labels = [source.faces.labels() for source in sources]
     with CsvFile(folder / IMAGES, IMAGE_COLUMNS) as table:
-        for number in range(len(selection.label)):
+        for number in range(len(selection)):
             source, image, label = (int(column[number]) for column in (selection.source, selection.image, selection.label))
             listed = sources[source].images
             assert listed is not None, "checked by the caller"

@@ -1,4 +1,4 @@
-"""Images in their order into `train.rec`, in insightface's layout, or into several shards in im2rec's (docs/DATA.md)."""
+"""Writes images, in their order, to `train.rec` in insightface's layout or to shards in im2rec's layout (docs/DATA.md)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ MAX_SHARDS = 100_000
 
 
 class ShardWriter:
-    """Fills a folder with a packed data set; use it as a context manager.
+    """Writes a packed data set to a folder. Use it as a context manager.
 
-    One file with images grouped by label: insightface's layout, images keyed 1 … N, with record 0 and a record an identity.
-    Several shards, or images in any order: every record an image, keyed 0 … N-1 over all shards.
+    One file with images grouped by label gets insightface's layout: images have the keys 1 … N, and there are record 0 and one
+    record per identity. In several shards, or with images in any order, every record is an image, with keys 0 … N-1 over all
+    shards.
 
-    folder: where the files go. expected: the number of images, by which shards are made equally large (fewer may come in the
-    end, in the case of images that were skipped). grouped: labels come as 0, 0, …, 1, 1, …
+    expected: the number of images, which shards divide equally; images that are skipped may make it fewer. grouped: the labels
+    are written in the order 0, 0, …, 1, 1, …
     """
 
     def __init__(self, folder: Path, expected: int, shards: int = 1, grouped: bool = True):
@@ -32,12 +33,12 @@ class ShardWriter:
         self.folder, self.expected, self.shards = folder, expected, shards
         self.identity_records = grouped and shards == 1
         self.images = 0
-        self._starts = array("q")  # for each identity its first key
+        self._starts = array("q")  # the first key of each identity
         self._writer: RecordWriter | None = None
         self._shard = -1
 
     def write(self, label: Label, payload: bytes, id2: int = 0) -> None:
-        """Appends an image. label: a class, or several numbers of which the first is the class."""
+        """Append an image. label: a class, or several numbers that begin with the class."""
         shard = min(self.images * self.shards // max(self.expected, 1), self.shards - 1)
         if shard != self._shard:
             self._next_shard(shard)
@@ -50,9 +51,9 @@ class ShardWriter:
     def _note_identity(self, label: int) -> None:
         if label == len(self._starts):
             self._starts.append(self.images + 1)
-        assert label == len(self._starts) - 1, "labels come in order"
+        assert label == len(self._starts) - 1, "labels are in order"
         if label >= EXACT_IN_FLOAT32:
-            raise UserError(f"{self.folder}: more than {EXACT_IN_FLOAT32} classes; labels are float32 in the format")
+            raise UserError(f"{self.folder}: more than {EXACT_IN_FLOAT32} classes; the format stores labels as float32")
 
     def _next_shard(self, shard: int) -> None:
         self._close_shard()
@@ -70,7 +71,7 @@ class ShardWriter:
             bounds = [*self._starts, end]
             for number in range(len(self._starts)):
                 self._writer.write(end + number, bounds[number : number + 2], b"")
-            self._writer.write(0, [end, end + len(self._starts)], b"", id2=1)  # last, with id2 1: as insightface's files are
+            self._writer.write(0, [end, end + len(self._starts)], b"", id2=1)  # last, and with id2 1, as in insightface's files
         self._close_shard()
 
     def __enter__(self) -> ShardWriter:
@@ -84,5 +85,5 @@ class ShardWriter:
 
 
 def write_property(folder: Path, num_classes: int, size: tuple[int, int]) -> None:
-    """`C,height,width`, as insightface has it."""
-    write_file(folder / "property", f"{num_classes},{size[0]},{size[1]}".encode("ascii"))
+    """Write insightface's `property` file: `C,height,width`. size: (height, width)."""
+    write_file(folder / "property", f"{num_classes},{size[0]},{size[1]}")

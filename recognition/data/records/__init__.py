@@ -1,1 +1,1 @@
-"""RecordIO as MXNet writes it: format, index, reader and writer."""
+"""MXNet's RecordIO, without MXNet: format, index, reader and writer."""

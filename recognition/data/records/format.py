@@ -1,9 +1,9 @@
-"""The wire format of RecordIO and of the image record inside it, as dmlc-core and MXNet 1.9.1 write them.
+"""The byte format of RecordIO and of the image records in it, as dmlc-core and MXNet 1.9.1 write them.
 
-A record is one part, or several:  u32 magic | u32 cflag << 29 | length | `length` bytes | zeros up to a multiple of 4.
-cflag is 0 for a whole record, 1 for the first part, 2 for a middle one, 3 for the last. A record is split where its own
-bytes hold the magic at a multiple of 4; the magic itself is left out there and put back between the parts on reading.
-So an aligned magic in a sound file always begins a part, and a part ends where the next begins or at the file's end.
+A record consists of one or more parts:  u32 magic | u32 (cflag << 29 | length) | `length` bytes | zeros to a multiple of 4.
+cflag is 0 for a whole record, 1 for the first part, 2 for a middle part, 3 for the last. A record is split wherever its bytes
+contain the magic at a multiple of 4; the writer drops that magic, and the reader puts it back between the parts. So in an
+undamaged file an aligned magic always starts a part, and a part ends where the next one starts or at the end of the file.
 
 An image record is `<IfQQ` (flag, label, id, id2), then `flag` float32 labels if flag > 0, then the encoded image.
 """
@@ -29,13 +29,13 @@ LENGTH_BITS = 29
 LENGTH_MASK = (1 << LENGTH_BITS) - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 FLOAT32 = np.dtype("<f4")
-EXACT_IN_FLOAT32 = 1 << 24  # every integer up to here is a float32
+EXACT_IN_FLOAT32 = 1 << 24  # float32 represents every integer up to here exactly
 
 Label = float | Sequence[float] | npt.NDArray[np.generic]
 
 
 class RecordError(UserError):
-    """One record cannot be read. `path`, `key` (None where no index gives one) and `offset` say which."""
+    """A record that cannot be read: `path`, `key` (None if there is no index), byte `offset` and `problem`."""
 
     def __init__(self, path: str | Path, key: int | None, offset: int, problem: str):
         self.path, self.key, self.offset, self.problem = str(path), key, offset, problem
@@ -43,17 +43,17 @@ class RecordError(UserError):
         super().__init__(f"{path}: {named}byte offset {offset}: {problem}")
 
     def __reduce__(self) -> tuple[type[RecordError], tuple[str, int | None, int, str]]:
-        return type(self), (self.path, self.key, self.offset, self.problem)  # worker processes send it to their parent
+        return type(self), (self.path, self.key, self.offset, self.problem)  # for worker processes, which send it to their parent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
     """An image record.
 
-    label: float32 [max(flag, 1)], read-only; its first entry is the class.
-    payload: the encoded image as it was packed; empty in a record that describes an identity.
+    label: float32 [max(flag, 1)], read-only; the first entry is the class.
+    payload: the encoded image, as packed; empty in a record that describes an identity.
     id, id2: as written; `id` is usually the key.
-    flag: the number of labels after the header, 0 where the header's own label is the only one.
+    flag: the number of labels after the header; 0 if the only label is the one in the header.
     """
 
     label: npt.NDArray[np.float32]
@@ -64,13 +64,14 @@ class Record:
 
 
 def padded(length: int) -> int:
+    """`length` rounded up to a multiple of 4."""
     return (length + 3) & ~3
 
 
 def frame(record: bytes) -> bytes:
-    """The bytes on disk of one record: split at every aligned magic, padded. ValueError from 512 MiB on."""
+    """A record's bytes on disk: split at every aligned magic, and padded. Raises ValueError from 512 MiB on."""
     if len(record) > LENGTH_MASK:
-        raise ValueError(f"a record of {len(record)} bytes; the format's limit is {LENGTH_MASK}")
+        raise ValueError(f"a record of {len(record)} bytes is too long; the format's limit is {LENGTH_MASK}")
     pieces = []
     begin = 0
     at = record.find(MAGIC_BYTES)
@@ -87,25 +88,25 @@ def frame(record: bytes) -> bytes:
 
 
 def pack(label: Label, payload: bytes, id: int, id2: int = 0) -> bytes:
-    """An image record's bytes. A scalar label gives flag 0, a sequence of n labels gives flag n.
+    """The bytes of an image record. A scalar label is stored with flag 0, a sequence of n labels with flag n.
 
-    ValueError: a label that is not finite; no label; a class label (the first, where there is an image) that float32
-    would turn into another class.
+    Raises ValueError if there is no label, a label is not finite, or float32 would turn the class (the first label of a record
+    with an image) into another one.
     """
     exact = np.asarray(label, dtype=np.float64)
     if exact.ndim > 1 or exact.size == 0 or not np.isfinite(exact).all():
         raise ValueError(f"label {label!r} is neither a finite number nor a non-empty list of them")
     stored = exact.astype(FLOAT32)
-    wanted, kept = float(exact.flat[0]), float(stored.flat[0])
-    if payload and wanted.is_integer() and wanted != kept:
-        raise ValueError(f"label {wanted:.0f} would be stored as {kept:.0f}: float32 is exact up to {EXACT_IN_FLOAT32}")
+    given, first = float(exact.flat[0]), float(stored.flat[0])
+    if payload and given.is_integer() and given != first:
+        raise ValueError(f"label {given:.0f} would be stored as {first:.0f}: float32 is exact up to {EXACT_IN_FLOAT32}")
     if exact.ndim == 0:
-        return HEADER.pack(0, kept, id, id2) + payload
+        return HEADER.pack(0, first, id, id2) + payload
     return HEADER.pack(exact.size, 0.0, id, id2) + stored.tobytes() + payload
 
 
 def unpack(record: bytes) -> Record:
-    """The reverse of `pack`. ValueError where the bytes are too few for the header or for its flag."""
+    """The inverse of `pack`. Raises ValueError if the bytes end within the header or its labels."""
     if len(record) < HEADER.size:
         raise ValueError(f"holds {len(record)} bytes, fewer than an image record's header ({HEADER.size})")
     flag, label, id_, id2 = HEADER.unpack_from(record)

@@ -1,15 +1,14 @@
-"""RecordIO without mxnet: random and sequential access to image records. The format is in record_format.py.
+"""RecordIO without MXNet: random and sequential access to image records. format.py describes the bytes.
 
-Reads are positioned (`os.pread`), never memory-mapped: a file that is cut short or fails under way gives an error with
-file, key and byte offset, where a mapping would kill the process. A reader opens its file on the first read, so it can
-be handed to worker processes: forked ones share the index's pages, pickled ones open the file anew.
+Reads are positioned (`os.pread`) rather than memory-mapped: if the file is truncated or the disk fails, the error names file,
+key and byte offset, whereas a mapping would kill the process. A reader opens its file on the first read, so it can be passed to
+worker processes: forked ones share the index's pages, unpickled ones open the file again.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -36,27 +35,27 @@ from recognition.data.records.format import (
     padded,
     unpack,
 )
-from recognition.data.records.index import HEADER_BYTES, RecordIndex, header_rows, load_index, scan_records
-from utils.errors import UserError
+from recognition.data.records.index import HEADER_BYTES, RecordIndex, header_rows, load_index, scan_file
+from utils.errors import UserError, warn
 
-_BIG = 1 << 20  # a longer part is looked at before memory is taken for it
-_LIKELY = 1 << 16  # a longer distance to the next key is hardly one image
+_BIG = 1 << 20  # the end of a longer part is checked before memory is allocated for it
+_LIKELY = 1 << 16  # a longer distance to the next record is unlikely to be one image
 _FIRST_LABEL = struct.Struct("<f")
 _HEADERS_AT_ONCE = 1 << 16
 _DAMAGED_INDEX = "the index is damaged or belongs to another file; move it away to have it rebuilt"
 
 
 class RecordReader:
-    """The records of one `.rec` file by key.
+    """The records of one `.rec` file, by key.
 
-    keys: int64 [records], ascending, read-only. offsets: int64 [records], each key's byte offset.
+    keys: int64 [records], ascending, read-only. offsets: int64 [records], the byte offset of each key.
 
-    rec_path: the file. idx_path: `key<TAB>offset` lines in any order, by default beside the file. Where there is none
-    it is rebuilt in memory by a search of the file (nothing is written), and a line on stderr says so.
-    strict: also check here, before the first read, that the index fits the file and that the file is whole. Without it
-    such damage shows when a damaged record is read, so that the others remain usable.
+    rec_path: the file. idx_path: `key<TAB>offset` lines in any order, by default next to the file. A missing index is rebuilt in
+    memory from the `.rec` file, with a warning on stderr; nothing is written.
+    strict: check on opening that the index fits the file and that the file is complete. Otherwise such damage is only found when
+    a damaged record is read, and all other records remain readable.
 
-    Every failure is a `UserError`; one that concerns a single record is a `RecordError` with its key and offset.
+    Every failure is a UserError; if it concerns a single record, a RecordError with its key and offset.
     """
 
     def __init__(self, rec_path: str | Path, idx_path: str | Path | None = None, *, strict: bool = True):
@@ -76,22 +75,23 @@ class RecordReader:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self._size
 
     def position(self, key: int) -> int:
-        """Where `key` stands in `keys`. `UserError` if it does not."""
+        """The position of `key` in `keys`. Raises UserError if there is no such key."""
         position = int(self.keys.searchsorted(key)) if self._first_key is None else int(key) - self._first_key
         if not 0 <= position < len(self.keys) or self.keys[position] != key:
-            held = f"its {len(self)} keys lie in {self.keys[0]} to {self.keys[-1]}"
-            raise UserError(f"{self.path}: has no record with key {key}; {held}")
+            present = f"its {len(self)} keys lie in {self.keys[0]} to {self.keys[-1]}"
+            raise UserError(f"{self.path}: has no record with key {key}; {present}")
         return position
 
     def read(self, key: int) -> Record:
+        """The record with this key. Raises UserError if there is no such key, RecordError if the record is damaged."""
         return self.read_at(self.position(key))
 
     def read_at(self, position: int) -> Record:
-        """The record of `keys[position]`, with no search for the key."""
+        """The record of `keys[position]`. Raises RecordError if it is damaged."""
         offset = int(self.offsets[position])
         common = self._read_common(position, offset)
         if common is None:
@@ -101,7 +101,7 @@ class RecordReader:
         return Record(label, data[begin:end], id_, id2, flag)
 
     def image_at(self, position: int) -> tuple[bytes, float]:
-        """The payload and first label of `keys[position]`: half of what `read_at` gives, sooner."""
+        """The payload and first label of `keys[position]`: less than `read_at` returns, but faster."""
         offset = int(self.offsets[position])
         common = self._read_common(position, offset)
         if common is None:
@@ -111,12 +111,12 @@ class RecordReader:
         return data[begin:end], _FIRST_LABEL.unpack_from(data, PART_AND_HEADER.size if flag else 12)[0]
 
     def read_raw(self, key: int) -> bytes:
-        """The whole record as bytes, header included, whatever it holds."""
+        """The whole record as bytes, including its header, without interpreting them."""
         position = self.position(key)
         return self._join(int(key), int(self.offsets[position]))[0]
 
     def sequential(self) -> Iterator[tuple[int, bytes]]:
-        """(byte offset, whole record) in the file's order, without the index."""
+        """Yield (byte offset, whole record) in the order of the file, without using the index."""
         offset = 0
         while offset < self._size:
             record, end = self._join(None, offset)
@@ -124,18 +124,18 @@ class RecordReader:
             offset = end
 
     def where(self, position: int) -> str:
-        """For messages: which record `keys[position]` is."""
+        """`FILE: key K, byte offset O` of `keys[position]`, for messages."""
         return f"{self.path}: key {self.keys[position]}, byte offset {self.offsets[position]}"
 
     def headers(self, start: int = 0, stop: int | None = None) -> Iterator[npt.NDArray[np.void]]:
-        """The headers of positions start … stop-1 in chunks of `HEADER_ROW`s, 36 bytes read a record."""
+        """Yield the headers of positions start … stop-1, in arrays of `HEADER_ROW`s; 36 bytes are read per record."""
         stop = len(self) if stop is None else stop
         for begin in range(start, stop, _HEADERS_AT_ONCE):
             offsets = self.offsets[begin : min(begin + _HEADERS_AT_ONCE, stop)]
             yield header_rows([self._pread(HEADER_BYTES, offset) for offset in offsets.tolist()], offsets, self._size)
 
     def close(self) -> None:
-        """Gives the file descriptor back; a later read opens the file again."""
+        """Close the file; a later read opens it again."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -151,7 +151,7 @@ class RecordReader:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptor": None}  # a descriptor means nothing in another process
+        return {**self.__dict__, "_descriptor": None}  # a file descriptor is only valid in its own process
 
     # -- the file
 
@@ -175,8 +175,8 @@ class RecordReader:
         if size != self._size:
             self.close()
             raise UserError(
-                f"{self.path}: has {size} bytes now, and had {self._size} when its index was read; "
-                "start again once the file is complete"
+                f"{self.path}: has {size} bytes now, but had {self._size} when its index was read; "
+                "start again when the file is complete"
             )
         return self._descriptor
 
@@ -187,33 +187,35 @@ class RecordReader:
         try:
             return os.pread(descriptor, count, offset)
         except OSError as error:
-            named = self.keys[self.offsets == offset].tolist()
+            keys = self.keys[self.offsets == offset].tolist()
             problem = f"the file cannot be read ({error.strerror}); check the disk"
-            raise RecordError(self.path, named[0] if named else None, offset, problem) from error
+            raise RecordError(self.path, keys[0] if keys else None, offset, problem) from error
 
     # -- one record
 
     def _read_common(self, position: int, offset: int) -> tuple[bytes, int, int, int, int, int] | None:
-        """A record in one part, mostly in one call: (its bytes, where its payload begins and ends in them, flag, id, id2).
-        None for anything else or anything wrong."""
+        """Read a record that consists of one part, usually with one system call.
+
+        Returns (bytes, start and end of the payload in them, flag, id, id2), or None for any other or any damaged record.
+        """
         data = self._pread(self._expected_bytes(position, offset) + 4, offset)
         if len(data) < PART_AND_HEADER.size:
             return None
         magic, length, flag, _, id_, id2 = PART_AND_HEADER.unpack_from(data)
         labels = 4 * flag
-        if magic != MAGIC or not HEADER.size + labels <= length <= _BIG:  # so small a word also says that cflag is 0
+        if magic != MAGIC or not HEADER.size + labels <= length <= _BIG:  # then cflag is 0 as well
             return None
         end = PART.size + padded(length)
         if len(data) < end + 4:
             data += self._pread(end + 4 - len(data), offset + len(data))
-        # Not looked for here: a length that reaches over whole records to a later one. It would only append bytes to
-        # the image, and the search takes longer than the read.
+        # A damaged length that spans whole records, up to the start of a later one, is not noticed here: it would only append
+        # bytes to the image, and searching for magics would take longer than the read.
         if data[end : end + 4] != MAGIC_BYTES and (len(data) != end or offset + end != self._size):
             return None
         return data, PART_AND_HEADER.size + labels, PART.size + length, flag, id_, id2
 
     def _expected_bytes(self, position: int, offset: int) -> int:
-        """The record's bytes if the next key's follows it, as in files written in one go; otherwise its header's."""
+        """The record's size if the record of the next key follows it, as it usually does; otherwise the header's size."""
         if position + 1 < len(self.offsets):
             distance = int(self.offsets[position + 1]) - offset
             if PART_AND_HEADER.size <= distance <= _LIKELY:
@@ -221,7 +223,7 @@ class RecordReader:
         return PART_AND_HEADER.size
 
     def _read_any(self, key: int, offset: int) -> Record:
-        """Any record, or the error that says what is wrong with it."""
+        """Read any record. Raises RecordError, which says what is wrong with it."""
         record, _ = self._join(key, offset)
         try:
             return unpack(record)
@@ -229,7 +231,7 @@ class RecordReader:
             raise RecordError(self.path, key, offset, str(error)) from error
 
     def _join(self, key: int | None, offset: int) -> tuple[bytes, int]:
-        """The record at `offset`, its parts joined by the magic, and where it ends."""
+        """The record at `offset`, its parts joined by the magic, and the offset of its end."""
         parts: list[bytes] = []
         at = offset
         while True:
@@ -249,7 +251,7 @@ class RecordReader:
                 return MAGIC_BYTES.join(parts), at
 
     def _body(self, key: int | None, offset: int, begin: int, length: int) -> bytes:
-        """A part's bytes, once it is sure that the part ends where another begins or the file ends."""
+        """A part's bytes, after checking that another part, or the end of the file, follows."""
         body = padded(length)
         end = begin + body
         if end > self._size:
@@ -259,7 +261,7 @@ class RecordReader:
         if length <= _BIG or self._ends_at(self._pread(4, end), 0, end):
             rest = self._pread(body + 4, begin)
         if length <= _BIG and len(rest) < body:
-            problem = f"it ends at byte {end}, but the file has become shorter since it was opened: it is truncated"
+            problem = f"it ends at byte {end}, but the file was shortened after it was opened: it is truncated"
             raise RecordError(self.path, key, offset, f"{problem}; copy the file again")
         if not self._ends_at(rest, body, end) and not self._index_ends_it(rest, body, end):
             problem = f"no record follows at byte {end}, where this one of {length} bytes ends: {_damage(None)}"
@@ -267,35 +269,31 @@ class RecordReader:
         return rest[:length]
 
     def _ends_at(self, rest: bytes, body: int, end: int) -> bool:
-        """Whether a part is `rest[:body]`, up to byte `end`: the first aligned magic, or the file's end, comes there.
+        """Whether a part is `rest[:body]`, ending at byte `end` of the file: the first aligned magic or the file's end is there.
 
-        So a wrong length is always noticed, unless it is wrong within the padding only.
+        This detects any wrong length, except one that only differs within the padding.
         """
         at = _first_magic(rest, body)
         if at == body:
             return True
         tail = rest[body:]
-        cut = len(tail) < 4 and MAGIC_BYTES.startswith(tail) and end + len(tail) == self._size  # in the next magic
+        cut = len(tail) < 4 and MAGIC_BYTES.startswith(tail) and end + len(tail) == self._size  # within the next magic
         return at < 0 and cut and len(rest) >= body
 
     def _index_ends_it(self, rest: bytes, body: int, end: int) -> bool:
-        """Whether, by the index, another record begins at `end`: then not this length but that record's magic is damaged."""
+        """Whether the index has a record at `end`. Then that record's magic is damaged, not this one's length."""
         inside = _first_magic(rest, body)
         return len(rest) >= body and not 0 <= inside < body and bool((self.offsets == end).any())
 
     # -- the index
 
     def _rebuild_index(self, strict: bool) -> RecordIndex:
-        descriptor = self._open() if self._descriptor is None else self._descriptor
-        try:
-            scan = scan_records(descriptor, self._size, self.path, strict)
-        except OSError as error:
-            raise UserError(f"{self.path}: the .rec file cannot be read ({error.strerror})") from error
+        scan = scan_file(self.path, strict)
         if not len(scan.offsets):
-            raise RecordError(self.path, None, 0, "the file holds no whole record: it is truncated or damaged")
+            raise RecordError(self.path, None, 0, "the file contains no complete record: it is truncated or damaged")
         keys = "positions in the file" if scan.ids is None else "the records' ids"
-        lost = f"; {len(scan.damaged)} damaged places left out, first byte {scan.damaged[0]}" if len(scan.damaged) else ""
-        _warn(
+        lost = f"; {len(scan.damaged)} damaged places left out, the first at byte {scan.damaged[0]}" if len(scan.damaged) else ""
+        warn(
             f"{self.idx_path}: missing; index of {len(scan.offsets)} records rebuilt in memory from {self.path.name}, "
             f"keys are {keys}{lost}"
         )
@@ -311,22 +309,18 @@ class RecordReader:
         _, end = self._join(int(self.keys[last]), int(self.offsets[last]))
         first = int(self.offsets.min())
         if first or end != self._size:
-            _warn(
+            warn(
                 f"{self.idx_path}: covers bytes {first} to {end} of the {self._size} in {self.path.name}; "
                 "records outside are not used"
             )
 
 
 def _first_magic(data: bytes, stop: int) -> int:
-    """Where the first magic at a multiple of 4 begins, if that is before `stop`; otherwise any place from there on, or -1."""
+    """The offset of the first magic at a multiple of 4, if it is before `stop`; otherwise some offset from `stop` on, or -1."""
     at = data.find(MAGIC_BYTES)
     while at % 4 and 0 <= at < stop:
         at = data.find(MAGIC_BYTES, at + 4)
     return at
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _damage(key: int | None) -> str:

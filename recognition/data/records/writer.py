@@ -1,4 +1,4 @@
-"""Writing `.rec` and `.idx` files, byte for byte as MXNet 1.9.1 does, and never half of one under its final name."""
+"""Writes `.rec` and `.idx` files as MXNet 1.9.1 does, byte for byte, and each only as a whole."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _BUFFER = 1 << 20
 
 
 class RecordWriter:
-    """Writes records in the order given; use it as a context manager.
+    """Writes records in the order given. Use it as a context manager.
 
-    Both files grow under temporary names in the same folder and get their own names only on a clean close, after they
-    have reached the disk. An exception removes them; a killed process leaves `.NAME.….partial` files, which nothing
-    takes for a record file. An older pair of the same name stays whole until then.
+    Both files grow under temporary names in the same folder. They get their final names only on a clean close, once they are on
+    the disk; until then an older pair of the same name stays as it is. An exception removes them. A killed process leaves
+    `.NAME.….partial` files, which nothing takes for record files.
 
-    rec_path: the file to write. idx_path: by default beside it. `UserError`: a folder that is missing or not writable,
-    a full disk, a label or key that the format cannot hold, a key written twice (found on closing).
+    rec_path: the file to write. idx_path: by default next to it.
+    Raises UserError if the folder is missing or not writable, the disk is full, the format cannot hold a label or key, or (on
+    closing) a key was written twice.
     """
 
     def __init__(self, rec_path: str | Path, idx_path: str | Path | None = None):
@@ -49,9 +50,9 @@ class RecordWriter:
         self._open = True
 
     def write(self, key: int, label: Label, payload: bytes, id: int | None = None, id2: int = 0) -> None:
-        """Appends an image record.
+        """Append an image record.
 
-        label: a scalar (flag 0) or a sequence of n (flag n). payload: the encoded image, empty for a record that
+        label: a scalar (flag 0) or a sequence of n labels (flag n). payload: the encoded image; empty for a record that
         describes an identity or the whole set. id: by default the key.
         """
         try:
@@ -61,7 +62,7 @@ class RecordWriter:
         self.write_raw(key, record)
 
     def write_raw(self, key: int, record: bytes) -> None:
-        """Appends a record of any bytes, such as `RecordReader.read_raw` returns."""
+        """Append a record of arbitrary bytes, such as `RecordReader.read_raw` returns."""
         if not self._open:
             raise ValueError(f"{self.path}: the writer is closed")
         if not 0 <= key < 10**18:
@@ -83,7 +84,7 @@ class RecordWriter:
         return len(self._keys)
 
     def close(self) -> None:
-        """Puts both files in their places. On any error nothing is left of them."""
+        """Move both files to their final names. After an error neither exists."""
         if not self._open:
             return
         try:
@@ -91,7 +92,7 @@ class RecordWriter:
             for file, partial in zip((self._rec, self._idx), self._partial, strict=True):
                 file.close()
                 sync(partial)
-            # Between these steps there is a .rec without an index, which readers rebuild; never one with another's.
+            # In between, the .rec has no index, which readers rebuild; it never has another file's.
             self.idx_path.unlink(missing_ok=True)
             self._partial[0].replace(self.path)
             self._partial[1].replace(self.idx_path)
@@ -102,12 +103,12 @@ class RecordWriter:
             self.abort()
 
     def abort(self) -> None:
-        """Removes what was written. Does nothing after a clean close."""
+        """Remove both files. Does nothing after a clean close."""
         if not self._open:
             return
         self._open = False
         for file, partial in zip((self._rec, self._idx), self._partial, strict=True):
-            with contextlib.suppress(OSError):  # a full disk refuses the last buffer too, and the file goes anyway
+            with contextlib.suppress(OSError):  # a full disk also refuses the last buffer; the file is removed anyway
                 file.close()
             partial.unlink(missing_ok=True)
 

@@ -1,1 +1,1 @@
-"""The subcommands of `python -m recognition.data.pack`, one module per command."""
+"""The subcommands of `python -m recognition.data.pack`, one module each."""

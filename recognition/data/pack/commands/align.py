@@ -1,172 +1,177 @@
-"""A folder of photos -> a folder of aligned faces, from five landmarks an image (a file's, or a detector's).
+"""Folder of photos -> folder of aligned faces, by five landmarks per image from a file or a detector.
 
     python -m recognition.data.pack align photos/ aligned/ --landmarks landmarks.txt
     python -m recognition.data.pack align photos/ aligned/ --detector face_detection_yunet_2023mar.onnx
 
---landmarks: a line an image, its path below the folder (the suffix may be absent) and ten numbers x1 y1 … x5 y5 in pixels:
-left eye, right eye, nose, left and right corner of the mouth, left and right as one sees them. Blanks, tabs or commas between
-(a path with blanks needs one of the latter); an eleventh number, a score, and a first line of names are passed over. An image
-that is not listed is an error, or with --on-error skip is left out.
+--landmarks: one line per image, with its path below the folder (the suffix is optional) and ten numbers x1 y1 … x5 y5 in pixels:
+left eye, right eye, nose, left and right corner of the mouth, left and right as the viewer sees them. Separators are blanks, tabs
+or commas; a path that contains blanks needs tabs or commas. An eleventh number (a score) and a header line are ignored. An image
+that is not listed is an error; --on-error skip leaves it out.
 
---detector: your copy of OpenCV's YuNet; of several faces the largest is taken. What it found is written to landmarks.csv,
+--detector: your copy of OpenCV's YuNet. Of several faces the largest is used. The detected points are written to landmarks.csv,
 which --landmarks reads.
 
-A similarity transform takes the points to ArcFace's template (utils/alignment.py). Subfolders are kept, so that the result is
-what `folder` packs, byte for byte.
+A similarity transform moves the points to ArcFace's template (utils/alignment.py). Subfolders are kept, so that `folder` can pack
+the result, byte for byte.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import numpy.typing as npt
-
-from recognition.data.pack.commands.folder import add_on_error_argument, identity_names, image_names, show_skipped, write_skipped
-from recognition.data.pack.detector import FaceDetector
+from recognition.data.pack.arguments import (
+    add_face_format_arguments,
+    add_on_error_argument,
+    add_out_folder_argument,
+    face_format_of,
+)
 from recognition.data.pack.face_encoding import FaceFormat, encode
-from recognition.data.pack.landmarks import LandmarkTable, read_landmarks
+from recognition.data.pack.image_folder import identity_names, image_names
+from recognition.data.pack.landmarks import FaceDetector, LandmarkTable, Points, read_landmarks
+from recognition.data.pack.listing import warn_of_skipped, write_skipped
 from recognition.data.pack.output import CsvFile, new_folder, write_new
-from recognition.data.pack.parallel import add_workers_argument, in_order, shared_object, warn
+from recognition.data.parallel import add_workers_argument, chunks, in_order, shared_object
 from utils.alignment import align_face
-from utils.errors import UserError
-from utils.images import FACE_SIZE, MAX_PIXELS, SUFFIXES, Image, decode_image, read_image_file
+from utils.errors import UserError, warn
+from utils.images import SUFFIXES, Image, decode_image, read_image_file
 
-HELP = "photos -> aligned faces, from landmarks or with a detector"
+HELP = "photos -> aligned faces, by landmarks or with a detector"
 CHUNK = 16
 COLUMNS = ("path", *(f"{axis}{point}" for point in range(1, 6) for axis in "xy"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="folder with images, or with a folder of images an identity")
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("source", type=Path, help="folder of images, or of one folder of images per identity")
+    add_out_folder_argument(parser)
     points = parser.add_mutually_exclusive_group(required=True)
-    points.add_argument("--landmarks", type=Path, help="file with five points an image")
+    points.add_argument("--landmarks", type=Path, help="file with five points per image")
     points.add_argument("--detector", type=Path, help="YuNet as .onnx")
-    parser.add_argument("--min-score", type=float, default=0.6, help="of a detected face (%(default)s)")
-    parser.add_argument("--size", type=int, default=FACE_SIZE, help="side in pixels (%(default)s)")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEG (%(default)s)")
-    parser.add_argument("--png", action="store_true", help="encode as PNG: lossless, about five times as large")
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (%(default)s)")
+    parser.add_argument("--min-score", type=float, default=0.6, help="lowest score of a detected face (%(default)s)")
+    add_face_format_arguments(parser, fit=False)
     add_on_error_argument(parser)
     add_workers_argument(parser)
 
 
 @dataclass
 class Alignment:
-    """What a worker is told. The table of landmarks it inherits (`shared_object`)."""
+    """What a worker needs to know, apart from the landmark table, which is its `shared_object`."""
 
     source: Path
     folder: Path
-    face: FaceFormat
+    face_format: FaceFormat
     skip: bool
     detector: Path | None
     min_score: float
 
 
-Done = tuple[list[tuple[str, npt.NDArray[np.float64]]], list[str]]  # (path, points [5, 2]) made, messages of those skipped
+Done = tuple[list[tuple[str, Points]], list[str]]  # path and points of the images made; why the others were skipped
 
 
 def image_paths(source: Path) -> list[str]:
-    """Images in the folder itself and in its folders, in order."""
+    """The images in the folder itself and in its folders, in order."""
     own = image_names(source)
     names = [] if own and not any(entry.is_dir() for entry in source.iterdir()) else identity_names(source)
     paths = own + [f"{name}/{file}" for name in names for file in image_names(source / name)]
     if not paths:
-        raise UserError(f"{source}: holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{source}: contains no images ({', '.join(sorted(SUFFIXES))})")
     return paths
 
 
-@lru_cache(maxsize=1)  # one a worker
+@lru_cache(maxsize=1)  # one per worker
 def _detector(model: Path, min_score: float) -> FaceDetector:
     return FaceDetector(model, min_score)
 
 
 def align_part(task: Alignment, paths: list[str]) -> Done:
-    """Runs in a worker."""
+    """Runs in a worker: writes the aligned faces of some images."""
     table: LandmarkTable | None = shared_object()
     made, skipped = [], []
     for path in paths:
         where = task.source / path
         try:
-            image = decode_image(read_image_file(where), where, "BGR", task.face.max_pixels)
+            image = decode_image(read_image_file(where), where, "BGR", task.face_format.max_pixels)
             if task.detector is not None:
                 points = _detector(task.detector, task.min_score).largest_face(image, where)
             else:
                 assert table is not None, "landmarks or a detector"
-                points = _listed(table, path, where)
-            aligned = align_image(image, points, task.face.size, where)
+                points = _listed_points(table, path, where)
+            aligned = align_image(image, points, task.face_format.size, where)
         except UserError as error:
             if not task.skip:
                 raise UserError(f"{error} (or leave it out with --on-error skip)") from error
             skipped.append(str(error))
         else:
-            write_new(task.folder / aligned_path(path, task.face), encode(aligned, task.face))
+            write_new(task.folder / aligned_path(path, task.face_format), encode(aligned, task.face_format))
             made.append((path, points))
     return made, skipped
 
 
-def align_image(image: Image, points: npt.NDArray[np.float64], size: int, where: object) -> Image:
-    """The face cut out: `image` BGR uint8 [H, W, 3], points float64 [5, 2] -> BGR uint8 [size, size, 3], black outside.
+def align_image(image: Image, points: Points, size: int, where: object) -> Image:
+    """Cut out the face: `image` [H, W, 3], any channel order -> [size, size, 3], black outside the photo.
 
-    `UserError`: the points coincide, or lie outside by more than the whole image (where a face is cut off, a little is right).
+    Raises UserError if the points coincide, or lie outside by more than the size of the image (for a face that is cut off by the
+    border, points slightly outside are correct).
     """
     height, width = image.shape[:2]
     if (points < [-width, -height]).any() or (points > [2 * width, 2 * height]).any():
-        raise UserError(f"{where}: landmarks {points.round(1).tolist()} are far outside the {width}x{height} image; mend them")
+        raise UserError(f"{where}: landmarks {points.round(1).tolist()} are far outside the {width}x{height} image; fix them")
     return align_face(image, points, where, size)
 
 
-def aligned_path(path: str, face: FaceFormat) -> PurePosixPath:
-    """An image's path below the new folder: its own, with a suffix more where the kind changes."""
+def aligned_path(path: str, face_format: FaceFormat) -> PurePosixPath:
+    """An image's path below the new folder: its own, with one more suffix if the kind of image changes."""
     target = PurePosixPath(path)
-    kept = {".png"} if face.png else {".jpg", ".jpeg"}
-    return target if target.suffix.lower() in kept else target.with_name(target.name + face.suffix)
+    kept = {".png"} if face_format.png else {".jpg", ".jpeg"}
+    return target if target.suffix.lower() in kept else target.with_name(target.name + face_format.suffix)
 
 
-def _listed(table: Mapping[str, npt.NDArray[np.float64]], path: str, where: Path) -> npt.NDArray[np.float64]:
+def _listed_points(table: LandmarkTable, path: str, where: Path) -> Points:
     bare = str(PurePosixPath(path).with_suffix(""))
     points = table.get(path, table.get(bare))
     if points is None:
-        raise UserError(f"{where}: has no landmarks; list it by {path!r} or {bare!r}")
+        raise UserError(f"{where}: has no landmarks; list it as {path!r} or {bare!r}")
     return points
 
 
 def run(arguments: argparse.Namespace) -> None:
-    face = FaceFormat(arguments.size, arguments.quality, arguments.png, max_pixels=arguments.max_pixels)
+    face_format = face_format_of(arguments)
     table = None if arguments.landmarks is None else read_landmarks(arguments.landmarks)
     if arguments.detector is not None:
-        FaceDetector(arguments.detector, arguments.min_score)  # a bad model is an error before any work
+        FaceDetector(arguments.detector, arguments.min_score)  # reports a bad model before any work is done
     paths = image_paths(arguments.source)
+    parts = [paths[start:stop] for start, stop in chunks(len(paths), CHUNK)]
     skipped: list[str] = []
     with new_folder(arguments.out) as folder:
-        task = Alignment(arguments.source, folder, face, arguments.on_error == "skip", arguments.detector, arguments.min_score)
-        parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+        skip = arguments.on_error == "skip"
+        task = Alignment(arguments.source, folder, face_format, skip, arguments.detector, arguments.min_score)
+        work = partial(align_part, task)
         with (
             CsvFile(folder / "landmarks.csv", COLUMNS) as found,
-            in_order(
-                partial(align_part, task), parts, arguments.workers, "aligning", len(paths),
-                advance=lambda done: len(done[0]) + len(done[1]), shared=table,
-            ) as results,
-        ):  # fmt: skip
+            in_order(work, parts, arguments.workers, "aligning", len(paths), advance=_count, shared=table) as results,
+        ):
             for made, messages in results:
                 skipped += messages
                 for path, points in made:
                     found.row(path, *(f"{value:.2f}" for value in points.ravel()))
         if len(skipped) == len(paths):
-            raise UserError(f"{arguments.source}: not one of {len(paths)} images could be aligned; the first: {skipped[0]}")
+            raise UserError(f"{arguments.source}: none of {len(paths)} images could be aligned; the first: {skipped[0]}")
         write_skipped(folder, skipped)
-    print(f"{arguments.out}: {len(paths) - len(skipped)} aligned faces of {face.size}x{face.size}")
-    show_skipped(skipped, arguments.out)
-    unused = 0 if table is None else len(table) - len(table.keys() & _keys(paths))
+    print(f"{arguments.out}: {len(paths) - len(skipped)} aligned faces of {face_format.size}x{face_format.size}")
+    warn_of_skipped(skipped, arguments.out)
+    if table is not None:
+        _warn_of_unused_lines(arguments, table, paths)
+
+
+def _count(done: Done) -> int:
+    made, skipped = done
+    return len(made) + len(skipped)
+
+
+def _warn_of_unused_lines(arguments: argparse.Namespace, table: LandmarkTable, paths: list[str]) -> None:
+    names = {*paths, *(str(PurePosixPath(path).with_suffix("")) for path in paths)}
+    unused = len(table.keys() - names)
     if unused:
-        warn(f"{arguments.landmarks}: {unused} of {len(table or ())} lines name no image in {arguments.source}")
-
-
-def _keys(paths: list[str]) -> set[str]:
-    """What a landmark file may call these images."""
-    return {*paths, *(str(PurePosixPath(path).with_suffix("")) for path in paths)}
+        warn(f"{arguments.landmarks}: {unused} of {len(table)} lines name no image in {arguments.source}")

@@ -1,9 +1,9 @@
-"""A contact sheet of a packed data set: some identities, a row each, as one PNG or JPEG picture.
+"""A contact sheet of a packed data set: some identities, one per row, as a PNG or JPEG picture.
 
     python -m recognition.data.pack grid packed/ sheet.png --identities 10 --images 8
     python -m recognition.data.pack grid packed/ views.png --augmentation qgface
 
-With --augmentation a row is one image: first as it is, then as that augmentation changes it with successive draws.
+With --augmentation, each row shows one image and then the results of that augmentation with successive random numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS
 from recognition.data.dataset import FaceDataset
+from recognition.data.pack.arguments import add_packed_set_argument
 from recognition.data.pack.face_encoding import fit_square
 from utils.errors import UserError
 from utils.files import write_file
@@ -24,39 +25,40 @@ from utils.randomness import Permutation, uniforms
 
 HELP = "contact sheet, also of augmented images"
 GAP, BACKGROUND = 2, 255
-LARGEST = 20_000  # pixels a side
+LARGEST_SIDE = 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
-    parser.add_argument("out", type=Path, help="picture to make, .png or .jpg")
-    parser.add_argument("--identities", type=int, default=10, help="rows (%(default)s)")
-    parser.add_argument("--images", type=int, default=8, help="images a row (%(default)s)")
-    parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="show what this makes of an image")
+    add_packed_set_argument(parser)
+    parser.add_argument("out", type=Path, help="picture to write, .png or .jpg")
+    parser.add_argument("--identities", type=int, default=10, help="number of rows (%(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="images per row (%(default)s)")
+    parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="show what this does to an image")
     parser.add_argument("--first", type=int, help="identities from this label on, instead of random ones")
-    parser.add_argument("--seed", type=int, default=0, help="of the identities and of the augmentation (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice and the augmentation (%(default)s)")
     parser.add_argument("--size", type=int, default=FACE_SIZE, help="side of an image in pixels (%(default)s)")
 
 
 def choose_labels(faces: FaceDataset, count: int, first: int | None, seed: int) -> list[int]:
     """Labels of identities that have images."""
-    there = np.unique(faces.labels())
+    present = np.unique(faces.labels())
     if first is not None:
-        chosen = there[there >= first][:count]
+        chosen = present[present >= first][:count]
     else:
-        chosen = there[Permutation(len(there), seed, epoch=0)(np.arange(min(count, len(there))))]
+        chosen = present[Permutation(len(present), seed, epoch=0)(np.arange(min(count, len(present))))]
     if not len(chosen):
-        raise UserError(f"{faces.path}: no identity from label {first} on; the largest is {there[-1]}")
+        raise UserError(f"{faces.path}: no identity from label {first} on; the largest is {present[-1]}")
     return [int(label) for label in chosen]
 
 
 def read_image(faces: FaceDataset, image: int, size: int) -> Image:
-    """RGB uint8 [size, size, 3]."""
+    """An image of the set, RGB [size, size, 3]."""
     payload, _ = faces.read(image)
     return fit_square(decode_image(payload, faces.where(image)), size, "pad")
 
 
 def make_row(faces: FaceDataset, label: int, arguments: argparse.Namespace) -> list[Image]:
+    """The images that show one identity."""
     numbers = np.flatnonzero(faces.labels() == label)[: arguments.images].tolist()
     if arguments.augmentation is None:
         return [read_image(faces, number, arguments.size) for number in numbers]
@@ -67,7 +69,7 @@ def make_row(faces: FaceDataset, label: int, arguments: argparse.Namespace) -> l
 
 
 def make_sheet(rows: list[list[Image]], columns: int, size: int) -> Image:
-    """RGB uint8: the rows below each other, on white."""
+    """The rows below each other on a white background, RGB."""
     cell = size + GAP
     sheet = np.full((GAP + len(rows) * cell, GAP + columns * cell, 3), BACKGROUND, np.uint8)
     for down, row in enumerate(rows):
@@ -80,11 +82,11 @@ def make_sheet(rows: list[list[Image]], columns: int, size: int) -> Image:
 def run(arguments: argparse.Namespace) -> None:
     suffix = arguments.out.suffix.lower()
     if suffix not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"{arguments.out}: the picture is a .png or a .jpg; name it so")
+        raise UserError(f"{arguments.out}: the picture must be a .png or .jpg file")
     for name in ("identities", "images", "size"):
         value = getattr(arguments, name)
-        if value < 1 or value * (1 if name == "size" else arguments.size + GAP) > LARGEST:
-            raise UserError(f"--{name} {value}: the picture would have less than one or more than {LARGEST} pixels a side")
+        if value < 1 or value * (1 if name == "size" else arguments.size + GAP) > LARGEST_SIDE:
+            raise UserError(f"--{name} {value}: the picture must have from 1 to {LARGEST_SIDE} pixels per side")
     faces = FaceDataset(arguments.source)
     labels = choose_labels(faces, arguments.identities, arguments.first, arguments.seed)
     rows = [make_row(faces, label, arguments) for label in labels]

@@ -2,7 +2,7 @@
 
     python -m recognition.data.pack merge first/ second/ third/ --out all/
 
---classes separate (default): the sets hold different people; labels of the second follow those of the first, and so on.
+--classes separate (default): different people; the labels of the second set follow those of the first, and so on.
 --classes by-name:  the same name in two class maps (classes.csv) is the same person.
 --classes same:     label k is the same person in all sets, as in parts of one data set.
 """
@@ -15,25 +15,31 @@ from pathlib import Path
 
 import numpy as np
 
+from recognition.data.pack.arguments import add_shards_argument
 from recognition.data.pack.listing import CLASSES
 from recognition.data.pack.output import new_folder
-from recognition.data.pack.parallel import add_workers_argument, warn
 from recognition.data.pack.rewrite import Int64Array, Selection, Source, write_selection
-from utils.errors import UserError
+from recognition.data.parallel import add_workers_argument
+from utils.errors import UserError, warn
 
 HELP = "several packed data sets -> one"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", type=Path, nargs="+", help=".rec files, or folders with train.rec or shards")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--classes", choices=("separate", "by-name", "same"), default="separate", help="who is who (%(default)s)")
-    parser.add_argument("--shards", type=int, default=1, help="files to divide the images among (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create")
+    parser.add_argument(
+        "--classes",
+        choices=("separate", "by-name", "same"),
+        default="separate",
+        help="which labels are the same person (%(default)s)",
+    )
+    add_shards_argument(parser)
     add_workers_argument(parser)
 
 
-def new_labels(sources: Sequence[Source], classes: str) -> tuple[list[Int64Array], list[str]]:
-    """(for each source the new label of each of its labels, the names of all new labels)."""
+def merge_labels(sources: Sequence[Source], classes: str) -> tuple[list[Int64Array], list[str]]:
+    """For each source, the new label of each of its labels; and the names of all new labels."""
     if classes == "separate":
         starts = np.cumsum([0] + [len(source.names) for source in sources]).tolist()
         maps = [np.arange(len(source.names)) + start for source, start in zip(sources, starts, strict=False)]
@@ -52,7 +58,7 @@ def new_labels(sources: Sequence[Source], classes: str) -> tuple[list[Int64Array
     for source in sources:
         folder = source.path if source.path.is_dir() else source.path.parent
         if not (folder / CLASSES).exists():
-            raise UserError(f"{source.path}: has no {CLASSES} with the names that --classes by-name goes by")
+            raise UserError(f"{source.path}: has no {CLASSES}, which --classes by-name needs")
         maps.append(np.array([numbers.setdefault(name, len(numbers)) for name in source.names], np.int64))
     return maps, list(numbers)
 
@@ -60,7 +66,7 @@ def new_labels(sources: Sequence[Source], classes: str) -> tuple[list[Int64Array
 def _separate_names(sources: Sequence[Source]) -> list[str]:
     if not _share_names(sources):
         return [name for source in sources for name in source.names]
-    warn("some names occur in more than one set; all get the number of their set before them (1_NAME, 2_NAME, …)")
+    warn("some names occur in more than one set; the number of the set is put before all names (1_NAME, 2_NAME, …)")
     return [f"{number}_{name}" for number, source in enumerate(sources, 1) for name in source.names]
 
 
@@ -71,7 +77,7 @@ def _share_names(sources: Sequence[Source]) -> bool:
 def run(arguments: argparse.Namespace) -> None:
     with new_folder(arguments.out) as folder:
         sources = [Source.open(path) for path in arguments.sources]
-        maps, names = new_labels(sources, arguments.classes)
+        maps, names = merge_labels(sources, arguments.classes)
         selection = Selection(
             np.repeat(np.arange(len(sources)), [len(source.faces) for source in sources]),
             np.concatenate([np.arange(len(source.faces)) for source in sources]),
@@ -81,12 +87,13 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.classes == "separate":
             prefix = "folder" if _share_names(sources) else ""
         write_selection(
-            folder, sources, selection, names,
-            shards=arguments.shards, grouped=_no_gaps(selection.label, len(names)), workers=arguments.workers, prefix=prefix,
-        )  # fmt: skip
-    print(f"{arguments.out}: {len(selection.label)} images of {len(names)} identities from {len(sources)} sets")
-
-
-def _no_gaps(labels: Int64Array, classes: int) -> bool:
-    """Whether each class has an image, as a file with a record an identity must have it."""
-    return len(np.unique(labels)) == classes
+            folder,
+            sources,
+            selection,
+            names,
+            workers=arguments.workers,
+            shards=arguments.shards,
+            grouped=len(np.unique(selection.label)) == len(names),  # identity records need an image of each class
+            prefix=prefix,
+        )
+    print(f"{arguments.out}: {len(selection)} images of {len(names)} identities from {len(sources)} sets")

@@ -1,13 +1,13 @@
-"""A list of pairs and a folder of aligned faces -> a verification `.bin`.
+"""List of pairs and folder of aligned faces -> verification `.bin`.
 
     python -m recognition.data.pack pairs pairs.txt lfw_aligned/ lfw.bin
 
-Two kinds of list are known, one a file:
-  LFW's     a first line `10<TAB>300` (or `300`, for one set), then lines `NAME i j` (one person) and `NAME1 i NAME2 j` (two);
-            the image is NAME/NAME_0001.jpg, of any suffix that images have
-  by paths  lines `PATH1 PATH2 1` (one person) or `… 0` (two), below the folder
+Two kinds of list are supported:
+  LFW's     a first line `10<TAB>300` (or `300`, for one set), then lines `NAME i j` (same person) and `NAME1 i NAME2 j`
+            (different people); the image is NAME/NAME_0001.jpg, with any image suffix
+  by paths  lines `PATH1 PATH2 1` (same person) or `PATH1 PATH2 0` (different people), below the folder
 
-Sets of mixed and low quality are made of the same pairs by degrading faces, as by distance, lens, sensor and compression:
+Degrading faces makes sets of mixed and low quality from the same pairs; it imitates distance, lens, sensor and compression:
     python -m recognition.data.pack pairs pairs.txt lfw_aligned/ lfw_mixed.bin --degrade second
     python -m recognition.data.pack pairs pairs.txt lfw_aligned/ lfw_lq.bin --degrade both
 """
@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 
 from recognition.data.bins import write_bin
+from recognition.data.pack.arguments import add_face_format_arguments, face_format_of
 from recognition.data.pack.commands.degrade import PAIRS, PIXELS, Degradation, add_degradation_arguments
-from recognition.data.pack.commands.folder import add_format_arguments, face_format
-from recognition.data.pack.face_encoding import FaceFormat, packed_face
+from recognition.data.pack.face_encoding import FaceFormat, encode_file
 from recognition.data.pack.listing import inner_name, numbered_lines
-from recognition.data.pack.parallel import add_workers_argument, in_order
+from recognition.data.parallel import add_workers_argument, in_order
 from utils.errors import UserError
 from utils.files import path_inside
 from utils.images import SUFFIXES
@@ -37,17 +37,17 @@ _DEGRADED = {"none": (), "second": (1,), "both": (0, 1)}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pairs", type=Path, help="the list, such as LFW's pairs.txt")
     parser.add_argument("source", type=Path, help="folder with the images")
-    parser.add_argument("out", type=Path, help=".bin file to make; an older one is replaced")
-    parser.add_argument("--degrade", choices=tuple(_DEGRADED), default="none", help="which faces of a pair (%(default)s)")
+    parser.add_argument("out", type=Path, help=".bin file to write; an existing one is replaced")
+    parser.add_argument("--degrade", choices=tuple(_DEGRADED), default="none", help="faces of a pair to degrade (%(default)s)")
     add_degradation_arguments(parser)
-    parser.set_defaults(pixels=None, seed=None)  # so that they are known to be given
-    add_format_arguments(parser)
+    parser.set_defaults(pixels=None, seed=None)  # to notice whether they were given
+    add_face_format_arguments(parser)
     add_workers_argument(parser)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """where: its line, for messages. first, second: paths below the folder, LFW's without a suffix. same: one person."""
+    """where: its line, for messages. first, second: paths below the folder, LFW's without suffix. same: one person."""
 
     where: str
     first: str
@@ -56,7 +56,7 @@ class Pair:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs in their order. `UserError` names a line that is no pair, or says that the number of pairs is another."""
+    """The pairs in their order. Raises UserError for a malformed line and if LFW's first line announces another number."""
     lines = list(numbered_lines(path))
     if not lines:
         raise UserError(f"{path}: is empty; expected LFW's pairs.txt or lines `PATH1 PATH2 0|1`")
@@ -66,16 +66,16 @@ def read_pairs(path: Path) -> list[Pair]:
     pairs = [_lfw_pair(where, line) for where, line in lines[1:]]
     sets, each = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
     if len(pairs) != 2 * sets * each:
-        raise UserError(f"{path}: line 1 announces {sets} x 2 x {each} pairs, {len(pairs)} follow; the list is not whole")
-    wrong = [place for place, pair in enumerate(pairs) if pair.same != _same_is_due(place, each)]
+        raise UserError(f"{path}: line 1 announces {sets} x 2 x {each} pairs, but {len(pairs)} follow; the list is incomplete")
+    wrong = [place for place, pair in enumerate(pairs) if pair.same != _expects_same(place, each)]
     if wrong:
-        kind = "one person" if _same_is_due(wrong[0], each) else "two people"
-        raise UserError(f"{pairs[wrong[0]].where}: by line 1, a pair of {kind} is due here; the lists' order is not LFW's")
+        kind = "one person" if _expects_same(wrong[0], each) else "two people"
+        raise UserError(f"{pairs[wrong[0]].where}: expected a pair of {kind}, by line 1; the list is not in LFW's order")
     return pairs
 
 
-def _same_is_due(place: int, each: int) -> bool:
-    """In each of LFW's sets, `each` pairs of one person come before as many of two."""
+def _expects_same(place: int, each: int) -> bool:
+    """Each of LFW's sets has `each` pairs of one person, and then as many of two people."""
     return place // each % 2 == 0
 
 
@@ -89,7 +89,7 @@ def _lfw_pair(where: str, line: str) -> Pair:
         return Pair(where, _lfw_image(fields[0], fields[1], where), _lfw_image(fields[0], fields[2], where), True)
     if len(fields) == 4 and _is_count(fields[1]) and _is_count(fields[3]):
         return Pair(where, _lfw_image(fields[0], fields[1], where), _lfw_image(fields[2], fields[3], where), False)
-    raise UserError(f"{where}: {line[:80]!r} is neither `NAME i j` nor `NAME1 i NAME2 j`; mend it")
+    raise UserError(f"{where}: {line[:80]!r} is neither `NAME i j` nor `NAME1 i NAME2 j`; fix it")
 
 
 def _lfw_image(name: str, number: str, where: str) -> str:
@@ -100,12 +100,12 @@ def _lfw_image(name: str, number: str, where: str) -> str:
 def _pair_of_paths(where: str, line: str) -> Pair:
     fields = line.split("\t") if "\t" in line else line.split()
     if len(fields) != 3 or fields[2] not in ("0", "1"):
-        raise UserError(f"{where}: {line[:80]!r} is not `PATH1 PATH2 0|1`, and line 1 is not LFW's; mend it")
+        raise UserError(f"{where}: {line[:80]!r} is not `PATH1 PATH2 0|1`, and line 1 is not LFW's; fix it")
     return Pair(where, str(path_inside(fields[0], where)), str(path_inside(fields[1], where)), fields[2] == "1")
 
 
 def find_image(source: Path, path: str, where: str) -> Path:
-    """The image file of a path that may lack its suffix. `UserError` where there is none, or more than one."""
+    """The image file of a path that may lack its suffix. Raises UserError if there is none, or more than one."""
     exact = source / path
     if exact.suffix.lower() in SUFFIXES:
         if not exact.is_file():
@@ -124,31 +124,30 @@ def _with_suffixes(path: Path) -> Iterable[Path]:
 
 
 def encode_pair(
-    source: Path, face: FaceFormat, degradation: Degradation, degraded: tuple[int, ...], numbered: tuple[int, Pair]
+    source: Path, face_format: FaceFormat, degradation: Degradation, degraded: tuple[int, ...], numbered: tuple[int, Pair]
 ) -> list[bytes]:
-    """Runs in a worker: the two images. degraded: which of them are; an image of a pair comes out the same whether the other is
-    degraded or not."""
+    """Runs in a worker: the two images of a numbered pair. degraded: which of them to degrade; one does not affect the other."""
     number, pair = numbered
     try:
-        images = [packed_face(find_image(source, path, pair.where), face) for path in (pair.first, pair.second)]
+        images = [encode_file(find_image(source, path, pair.where), face_format) for path in (pair.first, pair.second)]
     except UserError as error:
         raise error if str(error).startswith(pair.where) else UserError(f"{pair.where}: {error}") from error
     for member in degraded:
-        images[member] = degradation(images[member], pair.where, face, PAIRS, number, member)
+        images[member] = degradation(images[member], pair.where, face_format, PAIRS, number, member)
     return images
 
 
 def run(arguments: argparse.Namespace) -> None:
-    face = face_format(arguments)
+    face_format = face_format_of(arguments)
     if not arguments.source.is_dir():
-        raise UserError(f"{arguments.source}: is no folder; give the one with the images")
+        raise UserError(f"{arguments.source}: is not a folder; give the folder with the images")
     if arguments.degrade == "none" and (arguments.pixels, arguments.seed) != (None, None):
         raise UserError("--pixels and --seed are for degraded faces: add --degrade second, or --degrade both")
     low, high = arguments.pixels or PIXELS
     degradation = Degradation(low, high, arguments.seed or 0)
     pairs = read_pairs(arguments.pairs)
     images: list[bytes] = []
-    work = partial(encode_pair, arguments.source, face, degradation, _DEGRADED[arguments.degrade])
+    work = partial(encode_pair, arguments.source, face_format, degradation, _DEGRADED[arguments.degrade])
     with in_order(work, list(enumerate(pairs)), arguments.workers, "encoding", len(pairs), "pairs") as encoded:
         for both in encoded:
             images += both

@@ -1,10 +1,10 @@
-"""Some identities of a packed data set -> a smaller one, with labels 0, 1, 2, … again.
+"""Some identities of a packed data set -> a smaller one, with new labels 0, 1, 2, …
 
     python -m recognition.data.pack subset packed/ small/ --first 1000 --max-images 50
     python -m recognition.data.pack subset packed/ clean/ --drop-damaged
 
---identities FILE holds a name of the class map, or a label, a line. Several conditions hold together, in the order in which
-the options are listed.
+--identities FILE lists names of the class map or labels, one per line. Conditions are combined, in the order in which the options
+are listed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.pack.examine import SOUND, examine
+from recognition.data.pack.arguments import add_out_folder_argument, add_packed_set_argument, add_shards_argument
+from recognition.data.pack.commands.verify import OK, check_images
 from recognition.data.pack.listing import numbered_lines
 from recognition.data.pack.output import new_folder
-from recognition.data.pack.parallel import add_workers_argument
 from recognition.data.pack.rewrite import Int64Array, Selection, Source, write_selection
+from recognition.data.parallel import add_workers_argument
 from utils.errors import UserError
 from utils.randomness import Permutation
 
@@ -26,27 +27,27 @@ HELP = "some identities of a packed data set"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
-    parser.add_argument("out", type=Path, help="folder to make")
+    add_packed_set_argument(parser)
+    add_out_folder_argument(parser)
     parser.add_argument("--drop-damaged", action="store_true", help="leave out images that cannot be read or decoded")
-    parser.add_argument("--identities", type=Path, help="file with a name or a label a line")
-    parser.add_argument("--min-images", type=int, default=1, help="leave out identities with fewer (%(default)s)")
-    parser.add_argument("--first", type=int, help="the first N identities")
-    parser.add_argument("--random", type=int, help="N identities by --seed")
-    parser.add_argument("--seed", type=int, default=0, help="of --random (%(default)s)")
-    parser.add_argument("--max-images", type=int, help="at most the first N images of each identity")
-    parser.add_argument("--shards", type=int, default=1, help="files to divide the images among (%(default)s)")
+    parser.add_argument("--identities", type=Path, help="file with one name or label per line")
+    parser.add_argument("--min-images", type=int, default=1, help="leave out identities with fewer images (%(default)s)")
+    parser.add_argument("--first", type=int, help="keep the first N identities")
+    parser.add_argument("--random", type=int, help="keep N random identities")
+    parser.add_argument("--seed", type=int, default=0, help="seed of --random (%(default)s)")
+    parser.add_argument("--max-images", type=int, help="keep at most the first N images of each identity")
+    add_shards_argument(parser)
     add_workers_argument(parser)
 
 
 def listed_labels(path: Path, names: list[str]) -> Int64Array:
-    """The labels that a file lists by name or number. `UserError` names the line that is neither or repeats one."""
+    """The labels that a file lists by name or number, ascending. Raises UserError for a line that is neither or a repetition."""
     numbers = {name: label for label, name in enumerate(names)}
     found: dict[int, str] = {}
     for where, text in numbered_lines(path):
         label = numbers.get(text, int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1)
         if not 0 <= label < len(names):
-            raise UserError(f"{where}: {text!r} is neither a name of the class map nor a label in 0 to {len(names) - 1}")
+            raise UserError(f"{where}: {text!r} is neither a name in the class map nor a label from 0 to {len(names) - 1}")
         if label in found:
             raise UserError(f"{where}: {text!r} is label {label}, as is {found[label]}; list it once")
         found[label] = where
@@ -54,7 +55,7 @@ def listed_labels(path: Path, names: list[str]) -> Int64Array:
 
 
 def choose(labels: Int64Array, names: list[str], arguments: argparse.Namespace) -> tuple[Int64Array, Int64Array]:
-    """(numbers of the images kept, labels kept, ascending). labels: int64 [images], negative for one that is left out."""
+    """The images and the labels to keep, ascending. labels: int64 [images], negative for an image that is left out."""
     counts = np.bincount(labels[labels >= 0], minlength=len(names))
     kept = np.flatnonzero(counts >= max(arguments.min_images, 1))
     if arguments.identities is not None:
@@ -78,12 +79,12 @@ def run(arguments: argparse.Namespace) -> None:
         source = Source.open(arguments.source, strict=not arguments.drop_damaged)
         labels = source.faces.labels().copy()
         if arguments.drop_damaged:
-            labels[examine(source.faces, arguments.workers).status != SOUND] = -1
+            labels[check_images(source.faces, arguments.workers).status != OK] = -1
         images, kept = choose(labels, source.names, arguments)
         if not len(images):
             raise UserError(f"{arguments.source}: no identity meets these conditions; nothing was written")
-        new = np.searchsorted(kept, labels[images])
-        selection = Selection(np.zeros(len(images), np.int64), images, new).grouped()
+        new_labels = np.searchsorted(kept, labels[images])
+        selection = Selection(np.zeros(len(images), np.int64), images, new_labels).grouped()
         names = [source.names[label] for label in kept.tolist()]
-        write_selection(folder, [source], selection, names, shards=arguments.shards, grouped=True, workers=arguments.workers)
+        write_selection(folder, [source], selection, names, workers=arguments.workers, shards=arguments.shards)
     print(f"{arguments.out}: {len(images)} of {len(labels)} images, {len(kept)} of {len(source.names)} identities")

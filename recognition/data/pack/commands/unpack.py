@@ -1,10 +1,10 @@
-"""A packed data set -> an image folder with one folder an identity; every image byte for byte as it was packed.
+"""Packed data set -> folder with one folder of images per identity; every image byte for byte as it was packed.
 
     python -m recognition.data.pack unpack packed/ photos/
 
-Names come from images.csv and classes.csv where these lie beside the records; otherwise folders are labels (0000017) and
-files are image numbers (000000123.jpg). An image that was re-encoded in packing gets the suffix of what it is now: s1/1.pgm
-comes out as s1/1.pgm.jpg.
+Names come from images.csv and classes.csv, if they are next to the records. Otherwise folders are named after labels (0000017)
+and files after image numbers (000000123.jpg). An image that packing encoded anew gets one more suffix: s1/1.pgm becomes
+s1/1.pgm.jpg.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from recognition.data.dataset import FaceDataset
-from recognition.data.pack.commands.folder import add_on_error_argument, show_skipped, write_skipped
-from recognition.data.pack.listing import ImageList, class_names, image_list
+from recognition.data.pack.arguments import add_on_error_argument, add_out_folder_argument, add_packed_set_argument
+from recognition.data.pack.listing import ImageList, class_names, image_list, warn_of_skipped, write_skipped
 from recognition.data.pack.output import new_folder, write_new
-from recognition.data.pack.parallel import add_workers_argument, chunks, in_order, shared_object
+from recognition.data.parallel import add_workers_argument, chunks, in_order, shared_object
 from utils.errors import UserError
 from utils.images import read_header
 
 HELP = "packed data set -> image folder"
 CHUNK = 64
 SUFFIXES_OF = {
-    "jpeg": (".jpg", ".jpeg"), "png": (".png",), "bmp": (".bmp",), "pnm": (".pgm", ".ppm", ".pnm", ".pbm"),
-}  # fmt: skip
+    "jpeg": (".jpg", ".jpeg"),
+    "png": (".png",),
+    "bmp": (".bmp",),
+    "pnm": (".pgm", ".ppm", ".pnm", ".pbm"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
-    parser.add_argument("out", type=Path, help="folder to make")
+    add_packed_set_argument(parser)
+    add_out_folder_argument(parser)
     add_on_error_argument(parser)
     add_workers_argument(parser)
 
@@ -39,25 +42,27 @@ def run(arguments: argparse.Namespace) -> None:
     skip = arguments.on_error == "skip"
     with new_folder(arguments.out) as folder:
         faces = FaceDataset(arguments.source, strict=not skip)
-        names = class_names(arguments.source, faces.num_classes)
-        shared = faces, names, image_list(arguments.source, len(faces))
+        count = len(faces)
+        shared = faces, class_names(arguments.source, faces.num_classes), image_list(arguments.source, count)
         work = partial(unpack_part, folder, skip)
         skipped: list[str] = []
-        parts = chunks(len(faces), CHUNK)
-        with in_order(
-            work, parts, arguments.workers, "unpacking", len(faces), advance=lambda done: done[0], shared=shared
-        ) as results:
+        parts = chunks(count, CHUNK)
+        with in_order(work, parts, arguments.workers, "unpacking", count, advance=_count, shared=shared) as results:
             for _, messages in results:
                 skipped += messages
-        if len(skipped) == len(faces):
-            raise UserError(f"{arguments.source}: not one image could be unpacked; the first: {skipped[0]}")
+        if len(skipped) == count:
+            raise UserError(f"{arguments.source}: no image could be unpacked; the first: {skipped[0]}")
         write_skipped(folder, skipped)
-    print(f"{arguments.out}: {len(faces) - len(skipped)} images")
-    show_skipped(skipped, arguments.out)
+    print(f"{arguments.out}: {count - len(skipped)} images")
+    warn_of_skipped(skipped, arguments.out)
+
+
+def _count(done: tuple[int, list[str]]) -> int:
+    return done[0]
 
 
 def unpack_part(folder: Path, skip: bool, part: tuple[int, int]) -> tuple[int, list[str]]:
-    """Runs in a worker: (number of images, messages of those that were skipped)."""
+    """Runs in a worker: writes some images. Returns their number, and why images were skipped."""
     faces: FaceDataset
     faces, names, listed = shared_object()
     skipped = []
@@ -77,7 +82,7 @@ def unpack_part(folder: Path, skip: bool, part: tuple[int, int]) -> tuple[int, l
 def image_path(
     image: int, label: int, payload: bytes, names: list[str] | None, listed: ImageList | None, where: str
 ) -> PurePosixPath:
-    """Where an image goes, below the folder."""
+    """The path of an image below the new folder. Raises UserError, beginning with `where`, if the payload is not an image."""
     try:
         kind = read_header(payload).kind
     except ValueError as error:

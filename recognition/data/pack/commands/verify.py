@@ -1,66 +1,51 @@
-"""Checks a packed data set from end to end, and prints a table: 0 where it is sound, otherwise exit code 2.
+"""Checks a packed data set completely and prints a table. Exit code 0 if it has no fault, otherwise 2.
 
     python -m recognition.data.pack verify packed/
 
-Every record is read and every image decoded; labels must be 0 … C-1 with no gap; the index must list every record of its file,
-each with its own key; all images must have the size of the `property` file; the lists (classes.csv, images.csv) must fit.
-Images that occur twice are counted: within one identity that is waste and no fault, under two identities it is a wrong label.
+Every record is read and every image decoded. Labels must be 0 … C-1 without gaps. The index must list every record of its file,
+each under its own key. All images must have the size in the `property` file. The lists (classes.csv, images.csv) must fit.
+Duplicate images are counted: within one identity they are no fault, under two identities one label must be wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from prettytable import PrettyTable
 
 from recognition.data.dataset import FaceDataset
-from recognition.data.pack.examine import SOUND, UNDECODABLE, UNREADABLE, Examination, examine
+from recognition.data.pack.arguments import add_packed_set_argument
 from recognition.data.pack.listing import class_names, image_list
-from recognition.data.pack.parallel import add_workers_argument, warn
-from recognition.data.records.index import scan_records
+from recognition.data.parallel import add_workers_argument, chunks, in_order, shared_object
+from recognition.data.records.index import scan_file
 from recognition.data.records.reader import RecordReader
-from utils.errors import UserError
+from utils.errors import UserError, warn
+from utils.images import decode_image
 
-HELP = "check a packed data set from end to end"
-MESSAGES = 40
+HELP = "check a packed data set completely"
+CHUNK = 256
+MAX_IMAGE_MESSAGES, MAX_MESSAGES = 20, 40
+OK, UNREADABLE, UNDECODABLE = range(3)
+
 MISSING = "files without an index"
-UNLISTED = "records that no index lists"
-NOWHERE = "index entries that point at no whole record"
-EXCHANGED = "index entries with another record's key"
+UNLISTED = "records missing from the index"
+NOWHERE = "index entries that point to no complete record"
+WRONG_KEY = "index entries with another record's key"
 DAMAGED = "damaged places in the files"
-INDEX_FAULTS = (MISSING, UNLISTED, NOWHERE, EXCHANGED, DAMAGED)
+INDEX_FAULTS = (MISSING, UNLISTED, NOWHERE, WRONG_KEY, DAMAGED)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
+    add_packed_set_argument(parser)
     parser.add_argument("--any-labels", action="store_true", help="labels may have gaps, as in benchmark sets (tinyface, scface)")
     parser.add_argument("--any-size", action="store_true", help="images may differ in size")
     add_workers_argument(parser)
-
-
-@dataclass
-class Report:
-    """rows: (what, figure, whether that is a fault). messages: of the first faults."""
-
-    rows: list[tuple[str, str, bool]] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
-
-    def add(self, what: str, figure: object, fault: bool = False) -> None:
-        self.rows.append((what, f"{figure:,}" if isinstance(figure, int) else str(figure), fault))
-
-    @property
-    def faults(self) -> int:
-        return sum(fault for _, _, fault in self.rows)
-
-    def table(self) -> str:
-        table = PrettyTable(["what", "found", ""], align="l")
-        table.align["found"] = "r"
-        table.add_rows([[what, figure, "FAULT" if fault else ""] for what, figure, fault in self.rows])
-        return table.get_string()
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,58 +58,146 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.source}: {report.faults} kinds of fault; {remedy}")
 
 
+# ------------------------------------------------------------------------------------------------ the images
+
+Finding = tuple[int, int, int, int, int, str]  # status, label, digest, height, width, message
+
+
+@dataclass
+class ImageChecks:
+    """The results of `check_images`: arrays [images] in the data set's order, and the messages of the first faults.
+
+    status: OK, UNREADABLE (the record) or UNDECODABLE (its image). label: int64, -1 if unreadable. digest: uint64, of the encoded
+    image. height, width: of the decoded image, 0 if there is none.
+    """
+
+    status: npt.NDArray[np.uint8]
+    label: npt.NDArray[np.int64]
+    digest: npt.NDArray[np.uint64]
+    height: npt.NDArray[np.int32]
+    width: npt.NDArray[np.int32]
+    messages: list[str]
+
+
+def check_images(faces: FaceDataset, workers: int) -> ImageChecks:
+    """Read and decode every image. faces: opened with `strict=False`, so that damage is counted and not raised."""
+    count = len(faces)
+    checks = ImageChecks(
+        status=np.zeros(count, np.uint8),
+        label=np.full(count, -1, np.int64),
+        digest=np.zeros(count, np.uint64),
+        height=np.zeros(count, np.int32),
+        width=np.zeros(count, np.int32),
+        messages=[],
+    )
+    columns: tuple[npt.NDArray[Any], ...] = (checks.status, checks.label, checks.digest, checks.height, checks.width)
+    at = 0
+    with in_order(check_part, chunks(count, CHUNK), workers, "checking", count, advance=len, shared=faces) as parts:
+        for part in parts:
+            *values, messages = zip(*part, strict=True)
+            for column, new in zip(columns, values, strict=True):
+                np.copyto(column[at : at + len(part)], np.array(new, column.dtype))
+            room = MAX_IMAGE_MESSAGES - len(checks.messages)
+            checks.messages += [message for message in messages if message][:room]
+            at += len(part)
+    return checks
+
+
+def check_part(part: tuple[int, int]) -> list[Finding]:
+    """Runs in a worker: checks some images."""
+    faces: FaceDataset = shared_object()
+    return [_check_image(faces, image) for image in range(*part)]
+
+
+def _check_image(faces: FaceDataset, image: int) -> Finding:
+    try:
+        payload, label = faces.read(image)
+    except UserError as error:
+        return UNREADABLE, -1, 0, 0, 0, str(error)
+    digest = int.from_bytes(blake2b(payload, digest_size=8).digest(), "little")
+    try:
+        height, width = decode_image(payload, faces.where(image)).shape[:2]
+    except UserError as error:
+        return UNDECODABLE, label, digest, 0, 0, str(error)
+    return OK, label, digest, height, width, ""
+
+
+# ------------------------------------------------------------------------------------------------ the report
+
+
+@dataclass
+class Report:
+    """rows: (what was checked, what was found, whether that is a fault). messages: of the first faults."""
+
+    rows: list[tuple[str, str, bool]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+    def add(self, what: str, found: object, fault: bool = False) -> None:
+        self.rows.append((what, f"{found:,}" if isinstance(found, int) else str(found), fault))
+
+    @property
+    def faults(self) -> int:
+        return sum(fault for _, _, fault in self.rows)
+
+    def table(self) -> str:
+        table = PrettyTable(["what", "found", ""], align="l")
+        table.align["found"] = "r"
+        table.add_rows([[what, found, "FAULT" if fault else ""] for what, found, fault in self.rows])
+        return table.get_string()
+
+
 def verify(source: Path, workers: int, any_labels: bool = False, any_size: bool = False) -> Report:
-    """`UserError` where the set cannot be opened at all."""
+    """Check everything. Raises UserError if the set cannot be opened at all."""
     faces = FaceDataset(source, strict=False)
     report = Report()
     report.add("files", len(faces.shards))
     report.add("images", len(faces))
-    found = examine(faces, workers)
-    report.messages += found.problems
+    checks = check_images(faces, workers)
+    report.messages += checks.messages
     for what, status in (("records that cannot be read", UNREADABLE), ("images that cannot be decoded", UNDECODABLE)):
-        count = int((found.status == status).sum())
+        count = int((checks.status == status).sum())
         report.add(what, count, count > 0)
-    _report_labels(report, faces, found, any_labels)
-    _report_duplicates(report, found)
-    _report_sizes(report, faces, found, any_size)
+    _report_labels(report, faces, checks, any_labels)
+    _report_duplicates(report, checks)
+    _report_sizes(report, faces, checks, any_size)
     _report_indices(report, faces.shards)
     _report_lists(report, source, faces)
     return report
 
 
-def _report_labels(report: Report, faces: FaceDataset, found: Examination, any_labels: bool) -> None:
-    labels = found.label[found.status != UNREADABLE]
+def _report_labels(report: Report, faces: FaceDataset, checks: ImageChecks, any_labels: bool) -> None:
+    labels = checks.label[checks.status != UNREADABLE]
     unique, counts = np.unique(labels, return_counts=True)
     classes = faces.num_classes
     report.add("classes", classes)
     if not len(unique):
         return
-    report.add("images an identity, fewest", int(counts.min()))
-    report.add("images an identity, median", f"{np.median(counts):,.1f}")
-    report.add("images an identity, most", int(counts.max()))
+    report.add("images per identity, fewest", int(counts.min()))
+    report.add("images per identity, median", f"{np.median(counts):,.1f}")
+    report.add("images per identity, most", int(counts.max()))
     inside = int(((unique >= 0) & (unique < classes)).sum())
     report.add("labels without an image", classes - inside, inside < classes and not any_labels)
     outside = int(((labels < 0) | (labels >= classes)).sum())
     report.add("images with a label outside the classes", outside, outside > 0 and not any_labels)
 
 
-def _report_duplicates(report: Report, found: Examination) -> None:
-    readable = found.status != UNREADABLE
-    order = np.lexsort((found.label[readable], found.digest[readable]))
-    digest, label = found.digest[readable][order], found.label[readable][order]
-    same = digest[1:] == digest[:-1]
-    other = label[1:] != label[:-1]
-    report.add("images that repeat one of the same identity", int((same & ~other).sum()))
-    crossed = int((same & other).sum())
-    report.add("images that repeat one of another identity", crossed, crossed > 0)
-    if crossed:
-        first = int(np.flatnonzero(same & other)[0])
-        report.messages.append(f"the same image is under the labels {label[first]} and {label[first + 1]}")
+def _report_duplicates(report: Report, checks: ImageChecks) -> None:
+    readable = checks.status != UNREADABLE
+    order = np.lexsort((checks.label[readable], checks.digest[readable]))
+    digest, label = checks.digest[readable][order], checks.label[readable][order]
+    same_image = digest[1:] == digest[:-1]
+    other_label = label[1:] != label[:-1]
+    report.add("images that repeat one of the same identity", int((same_image & ~other_label).sum()))
+    contradictions = np.flatnonzero(same_image & other_label)
+    report.add("images that repeat one of another identity", len(contradictions), len(contradictions) > 0)
+    if len(contradictions):
+        first = int(contradictions[0])
+        report.messages.append(f"the same image has the labels {label[first]} and {label[first + 1]}")
 
 
-def _report_sizes(report: Report, faces: FaceDataset, found: Examination, any_size: bool) -> None:
-    sound = found.status == SOUND
-    sizes, counts = np.unique(np.stack([found.height[sound], found.width[sound]]), axis=1, return_counts=True)
+def _report_sizes(report: Report, faces: FaceDataset, checks: ImageChecks, any_size: bool) -> None:
+    ok = checks.status == OK
+    sizes, counts = np.unique(np.stack([checks.height[ok], checks.width[ok]]), axis=1, return_counts=True)
     shown = [f"{width}x{height}" for height, width in sizes.T.tolist()]
     more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
     report.add("sizes", ", ".join(shown[:3]) + more, len(shown) > 1 and not any_size)
@@ -132,40 +205,33 @@ def _report_sizes(report: Report, faces: FaceDataset, found: Examination, any_si
     if expected is not None:
         fits = (sizes == np.array(expected)[:, None]).all(axis=0)
         wrong = int(counts[~fits].sum())
-        report.add(f"images that are not {expected[1]}x{expected[0]}, as `property` says", wrong, wrong > 0)
+        report.add(f"images that are not {expected[1]}x{expected[0]}, the size in `property`", wrong, wrong > 0)
 
 
 def _report_indices(report: Report, shards: list[RecordReader]) -> None:
-    """Each file's index against a search of the whole file, summed up; messages name the files at fault."""
+    """Compare each file's index with a search of the whole file. The table has totals, the messages name the files."""
     totals = dict.fromkeys(INDEX_FAULTS, 0)
     for shard in shards:
         for what, count in _index_faults(shard).items():
             totals[what] += count
-            if count and len(report.messages) < MESSAGES:
+            if count and len(report.messages) < MAX_MESSAGES:
                 report.messages.append(f"{shard.path}: {what}: {count}")
     for what, count in totals.items():
         report.add(what, count, count > 0)
 
 
 def _index_faults(shard: RecordReader) -> dict[str, int]:
-    """A count for some of `INDEX_FAULTS`."""
-    try:
-        descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(f"{shard.path}: cannot be opened ({error.strerror})") from error
-    try:
-        scan = scan_records(descriptor, os.fstat(descriptor).st_size, shard.path, strict=False)
-    finally:
-        os.close(descriptor)
+    """The number of faults of each kind (a name in `INDEX_FAULTS`) in one file."""
+    scan = scan_file(shard.path, strict=False)
     if not shard.idx_path.exists():
         return {MISSING: 1, DAMAGED: len(scan.damaged)}
     nowhere = len(np.setdiff1d(shard.offsets, scan.offsets))
     faults = {UNLISTED: len(np.setdiff1d(scan.offsets, shard.offsets)), NOWHERE: nowhere, DAMAGED: len(scan.damaged)}
     if scan.ids is not None and not nowhere and np.array_equal(np.sort(scan.ids), shard.keys):
-        # Otherwise the records do not carry keys of their own, and there is nothing to compare with.
+        # Otherwise the records do not contain their keys, and there is nothing to compare with.
         by_offset = np.argsort(scan.offsets)
-        own = scan.ids[by_offset][np.searchsorted(scan.offsets[by_offset], shard.offsets)]
-        faults[EXCHANGED] = int((own != shard.keys).sum())
+        own_keys = scan.ids[by_offset][np.searchsorted(scan.offsets[by_offset], shard.offsets)]
+        faults[WRONG_KEY] = int((own_keys != shard.keys).sum())
     return faults
 
 
@@ -174,12 +240,11 @@ def _report_lists(report: Report, source: Path, faces: FaceDataset) -> None:
         names = class_names(source, faces.num_classes)
         images = image_list(source, len(faces))
         if images is not None:
-            labels = faces.labels().tolist()
-            for image, label in enumerate(labels):
+            for image, label in enumerate(faces.labels().tolist()):
                 images.path_of(image, label)
     except UserError as error:
         report.add("lists", "do not fit", True)
         report.messages.append(str(error))
         return
-    found = [what for what, there in (("class map", names), ("image list", images)) if there is not None]
-    report.add("lists that fit", ", ".join(found) or "none there")
+    found = [what for what, value in (("class map", names), ("image list", images)) if value is not None]
+    report.add("lists that fit", ", ".join(found) or "none")

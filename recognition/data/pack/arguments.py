@@ -1,0 +1,43 @@
+"""Command-line arguments that several packing commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recognition.data.pack.face_encoding import FITS, FaceFormat
+from utils.images import FACE_SIZE, MAX_PIXELS
+
+
+def add_packed_set_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
+
+
+def add_out_folder_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, help="folder to create")
+
+
+def add_shards_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shards", type=int, default=1, help="number of files to divide the images among (%(default)s)")
+
+
+def add_on_error_argument(parser: argparse.ArgumentParser) -> None:
+    help = "at a bad image: stop (default), or leave it out, count it and list it in skipped.csv"
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=help)
+
+
+def add_face_format_arguments(parser: argparse.ArgumentParser, fit: bool = True) -> None:
+    """The options of a `FaceFormat`. fit: images may have any shape, so `--fit` is one of them."""
+    parser.add_argument("--size", type=int, default=FACE_SIZE, help="side in pixels (%(default)s)")
+    parser.add_argument("--quality", type=int, default=95, help="JPEG quality (%(default)s)")
+    parser.add_argument("--png", action="store_true", help="encode as PNG: lossless, about five times as large")
+    if fit:
+        parser.add_argument("--fit", choices=FITS, default=FITS[0], help="how to make an image square (%(default)s)")
+    else:
+        parser.set_defaults(fit=FITS[0])
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (%(default)s)")
+
+
+def face_format_of(arguments: argparse.Namespace) -> FaceFormat:
+    """The format that the options ask for. Raises UserError if one is out of range."""
+    return FaceFormat(arguments.size, arguments.quality, arguments.png, arguments.fit, arguments.max_pixels)
