@@ -1,13 +1,13 @@
-"""How fast the benchmarks' arithmetic is, at the releases' full sizes, and how much memory it takes.
+"""Speed and memory of the benchmarks' arithmetic, at the releases' full sizes.
 
     python benchmarks/eval.py                     # a few minutes, 3 GB of temporary files
-    python benchmarks/eval.py --quick             # under a minute: IJB-C and TinyFace at a quarter of their size and bar
+    python benchmarks/eval.py --quick             # under a minute: IJB-C and TinyFace with a quarter of the size and the bar
     python benchmarks/eval.py --json figures.json
 
 IJB is measured through `python -m eval ijb --features … --meta …`, from the start of the command to its table and JSON file:
-reading the meta, pooling images to templates, comparing, the ROC. Importing the packages is shown apart. Features and meta
-are synthetic: right sizes, galleries and probes as in the releases. Each measurement is a process of its own, whose peak
-memory is the kernel's figure. Exits 0 only where every bar holds.
+reading the meta files, pooling images into templates, comparing, the ROC. The time of imports is reported separately.
+Features and meta files are synthetic, with the sizes, galleries and probes of the releases. Each measurement runs in its own
+process, whose peak memory the kernel reports. Exits with 0 only if every bar holds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DIM = 512
 @dataclass(frozen=True)
 class IjbSize:
     images: int
-    galleries: int  # gallery templates; all others are probes
+    galleries: int  # gallery templates; the others are probes
     templates: int
     same: int
     different: int
@@ -45,11 +45,11 @@ IJBB = IjbSize(227_630, 1_845, 12_115, 10_270, 8_000_000)
 IJBC = IjbSize(469_375, 3_531, 23_124, 19_557, 15_638_932)
 TINYFACE_PROBES, TINYFACE_MATCHES, TINYFACE_GALLERY = 3_728, 4_443, 157_871
 
-# -------------------------------------------------------------------------------------------------- made-up releases
+# -------------------------------------------------------------------------------------------------- synthetic releases
 
 
 def write_ijb(folder: Path, size: IjbSize, any_templates: bool = False) -> None:
-    """meta/ and features.npz. Pairs are of a gallery template and a probe, or of any two templates."""
+    """Write meta/ and features.npz. A pair is a gallery template and a probe, or with `any_templates` any two templates."""
     generator = np.random.default_rng(0)
     (folder / "meta").mkdir()
     further = generator.integers(0, size.templates, size.images - size.templates)
@@ -82,11 +82,11 @@ def _write_pairs(path: Path, generator: np.random.Generator, size: IjbSize, pers
             file.write(("%d %d %d\n" * len(block)) % tuple(block.reshape(-1).tolist()))
 
 
-# -------------------------------------------------------------------------------------------------- what is measured
+# -------------------------------------------------------------------------------------------------- measurements
 
 
 def timed(action: Callable[[], object]) -> dict[str, float]:
-    """Seconds by the clock, and of processor time over all threads."""
+    """Wall-clock seconds, and seconds of processor time over all threads."""
     started, processor = time.perf_counter(), time.process_time()
     action()
     return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - processor}
@@ -147,7 +147,7 @@ MEASURES: dict[str, Callable[[Path], dict[str, float]]] = {
 
 
 def child(name: str, folder: Path) -> None:
-    """Measures in this process and leaves the figures in the folder."""
+    """Measure in this process and write the figures to the folder."""
     sys.path.insert(0, str(ROOT))
     figures = MEASURES[name](folder)
     figures["peak_gb"] = _peak_bytes() / 1e9
@@ -155,7 +155,7 @@ def child(name: str, folder: Path) -> None:
 
 
 def _peak_bytes() -> int:
-    """The kernel's figure for this program alone (that of getrusage begins with the memory of whoever started it)."""
+    """The kernel's figure for this process alone (getrusage's starts with the memory of the parent process)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
@@ -164,7 +164,7 @@ def _peak_bytes() -> int:
 
 
 def in_own_process(measure: str, prepare: Callable[[Path], None], threads: int, bar: float, tries: int) -> dict[str, float]:
-    """The best of up to so many tries, of which the first that meets the bar is the last: other work on the machine disturbs."""
+    """The best of up to `tries` runs, stopping at the first that meets the bar: other work on the machine disturbs."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     best: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:

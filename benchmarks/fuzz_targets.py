@@ -1,4 +1,4 @@
-"""What benchmarks/fuzz.py and tests/test_security.py feed: for each kind of file, small sound examples and its readers."""
+"""Targets for benchmarks/fuzz.py and tests/test_security.py: for each kind of file, small sound examples and its readers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _face(number: int, kind: str = "jpeg", side: int = 112) -> bytes:
 
 
 class Target:
-    """`seeds`: sound files. `read`: everything that the software does with such a file; UserError is the one refusal."""
+    """`seeds`: sound files. `read`: everything that the software does with such a file; only UserError is a refusal."""
 
     seeds: list[bytes]
 
@@ -55,7 +55,7 @@ class Target:
 
 
 class Records(Target):
-    """A .rec file, with its sound index and without."""
+    """A .rec file, with a sound index and without an index."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -97,7 +97,7 @@ class Records(Target):
 
 
 class Indices(Records):
-    """A .idx file beside its sound records."""
+    """An .idx file with sound records."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -108,7 +108,7 @@ class Indices(Records):
 
 
 class Bins(Target):
-    """A verification set, by several pickle protocols, as bytes and as arrays."""
+    """A verification set in all pickle protocols, with images as bytes and as arrays."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -157,7 +157,7 @@ class Arguments(Configs):
 
 
 class Features(Target):
-    """A features.npz, as benchmarks read it and as the cache does."""
+    """A features.npz, read as by the benchmarks and as by the cache."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -205,7 +205,7 @@ class Weights(Target):
 
 
 class Checkpoints(Target):
-    """Each text file of a checkpoint, and its tensors, past the manifest as well."""
+    """The files of a checkpoint, also read without the manifest's check."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)

@@ -1,4 +1,4 @@
-"""Searches in a gallery against plain loops: ranks with ties, TPIR, the pooled variant, and bad input."""
+"""Search in a gallery against plain loops: ranks with ties, TPIR, the pooled variant, bad input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 
 def faces(probes: int, gallery: int, identities: int, dim: int = 8, noise: float = 0.8, seed: int = 0):
-    """Features of noisy identities; the gallery shows some identities several times and lacks others."""
+    """Features of noisy identities; the gallery contains some identities several times and others not at all."""
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(identities, dim))
     probe_ids = generator.integers(0, identities, probes)
@@ -135,7 +135,7 @@ def test_metrics_are_named():
 
 
 def test_rank_interval_agrees_with_resampling_probe_by_probe():
-    """Of one gallery, and of the mean of two with different numbers of mated probes."""
+    """For one gallery, and for the mean of two with different numbers of mated probes."""
     generator = np.random.default_rng(5)
     found = [search(*faces(probes, 60, 30, noise=1.5, seed=seed)) for seed, probes in enumerate((150, 400))]
     for searches in (found[:1], found):

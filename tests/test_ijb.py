@@ -1,4 +1,4 @@
-"""IJB-B/C: the authors' figures, templates and pairs against plain loops, one to many, files, alignment, and bad input."""
+"""IJB-B/C: the authors' figures, templates and pairs against plain loops, identification, files, alignment, bad input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from utils.number_table import read_numbers
 
 
 class Release:
-    """A small made-up release: templates of several media of several images, pairs, galleries and probes."""
+    """A small synthetic release: templates with several media of several images, pairs, galleries and probes."""
 
     def __init__(self, folder: Path, images: int = 300, templates: int = 40, people: int = 12, seed: int = 0):
         generator = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ class Release:
         self.write("template_pair_label.txt", [f"{7 * a + 3} {7 * b + 3} {int(same)}" for a, b, same in rows])
         landmarks = " ".join(["40.5", "50", "70", "50", "55", "70", "42", "90", "70", "90"])
         self.write("name_5pts_score.txt", [f"{i}.jpg {landmarks} {score:.6f}" for i, score in enumerate(self.scores)])
-        # One template a person in the galleries, listed with each of its images; all others are probes.
+        # The galleries have one template per person, listed once per image; the other templates are probes.
         for name, part in (("S1", range(0, people // 2)), ("S2", range(people // 2, people))):
             self.write_csv(f"1N_gallery_{name}.csv", [template for template in part for _ in range(2)])
         self.write_csv("1N_probe_mixed.csv", range(people, templates))
@@ -171,7 +171,7 @@ def test_one_to_many_is_the_mean_over_both_galleries(release):
     assert metrics["pooled_rank1"] == together.rank_rate(1)
 
 
-def test_intervals_hold_the_figure_and_shrink_with_the_number_of_pairs():
+def test_intervals_contain_the_figure_and_shrink_with_the_number_of_pairs():
     generator = np.random.default_rng(2)
     widths = []
     for pairs in (400, 40_000):
@@ -321,7 +321,7 @@ def test_features_that_do_not_fit_are_refused(release):
 @pytest.mark.parametrize("name", ["features", "flipped"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("setting", [Setting(), Setting(keep_norm=False)])
-def test_numbers_that_are_none_are_named(release, name, value, setting):
+def test_features_that_are_not_finite_are_named(release, name, value, setting):
     array = getattr(release, name).copy()
     array[123, 4] = value
     with pytest.raises(UserError, match=f"{name}: row 123 is not finite"):
@@ -364,7 +364,7 @@ def test_landmarks_must_be_of_the_same_images(release):
             release.meta.landmarks(images)
 
 
-def test_a_missing_file_is_reported_with_all_that_was_looked_for(release):
+def test_a_missing_file_is_reported_with_everything_that_was_looked_for(release):
     with pytest.raises(UserError, match=r"ijbc_face_tid_mid.txt \(missing\).*contains files of IJBB: give --target IJBB"):
         compare(Meta(release.folder / "meta", "IJBC"), release.source, Setting())
     release.meta.pairs_file.unlink()
@@ -400,7 +400,7 @@ def test_other_feature_files_are_refused(arrays, message, tmp_path):
         read_feature_file(tmp_path / "f.npz")
 
 
-def test_files_that_are_no_feature_files_are_refused(release, tmp_path):
+def test_files_other_than_feature_files_are_refused(release, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_feature_file(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("features")

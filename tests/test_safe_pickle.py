@@ -1,4 +1,4 @@
-"""The reader of plain pickles: everything honest is read as Python reads it, nothing hostile runs or allocates."""
+"""The reader of plain pickles: it reads honest files as Python does; hostile ones neither run nor allocate anything."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ PYTHON_2_ARRAYS = {
 
 
 def plain(value: object) -> object:
-    """What the reader should make of an honest Python value."""
+    """What the reader should return for an honest Python value."""
     if isinstance(value, (list, tuple)):
         return type(value)(plain(item) for item in value)
     if isinstance(value, np.ndarray):
@@ -104,7 +104,7 @@ def test_reads_what_python_writes(protocol, dump):
     read_only = np.frombuffer(every_byte, np.uint8)
     arrays = [np.arange(9, dtype=np.uint8), np.zeros((4, 1), np.uint8), read_only]
     if dump is pickle.dumps:
-        arrays.append(np.array([], np.uint8))  # CPython's pickler in Python fails to write an empty one beside b""
+        arrays.append(np.array([], np.uint8))  # CPython's pickler in Python cannot write it together with b""
     value = (
         [*blobs, blobs[2], every_byte, bytearray(every_byte), bytearray(), *arrays, arrays[0]],
         (True, False, np.bool_(True), np.bool_(False), 0, 1, -1, 256, 70_000, -70_000, 2**40, None),
@@ -169,7 +169,7 @@ def test_commands_are_refused_and_not_run(tmp_path, protocol, place):
     with pytest.raises(UserError, match=r"set\.bin: refused at byte \d+: .*(posix\.system|numpy type O8)"):
         load_plain(path)
     assert not marker.exists()
-    pickle.loads(path.read_bytes())  # the file is a real one: Python's own unpickler does run it
+    pickle.loads(path.read_bytes())  # a real attack: Python's own unpickler runs it
     assert marker.exists()
 
 

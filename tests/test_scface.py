@@ -1,4 +1,4 @@
-"""SCface: which images count, alignment by landmarks, the figures against a plain loop, real faces, and bad input."""
+"""SCface: which images count, alignment by landmarks, figures against a plain loop, real faces, bad input."""
 
 from __future__ import annotations
 

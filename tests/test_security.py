@@ -1,5 +1,5 @@
-"""No file that is opened can run code, lead out of its folder, or fill the memory. Each hostile file is a real one: the
-control shows that it does its harm where it is opened carelessly."""
+"""No file can run code, lead out of its folder, or fill the memory. Each hostile file is real: a control shows that it does harm
+when opened carelessly."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SOURCES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
 ] + [ROOT / "train.py"]  # fmt: skip
 
-# Calls that can run what a file says. A dotted name; None: never, else the keyword that makes it safe and its value.
+# Calls that can run code from a file, by dotted name. None: never allowed; else the keyword that makes it safe, and its value.
 DANGEROUS: dict[str, tuple[str, object] | None] = {
     "pickle.load": None, "pickle.loads": None, "pickle.Unpickler": None, "pickle._Unpickler": None, "cPickle.load": None,
     "dill.load": None,
@@ -77,7 +77,7 @@ def _dangerous_calls(source: str) -> list[str]:
     return found
 
 
-def test_nothing_unpickles_or_runs_what_a_file_says():
+def test_nothing_unpickles_or_runs_what_a_file_contains():
     assert len(SOURCES) > 80
     found = {str(path.relative_to(ROOT)): calls for path in SOURCES if (calls := _dangerous_calls(path.read_text()))}
     (unpickler,) = found.pop("eval/safe_pickle.py")  # restricted: tests/test_safe_pickle.py
@@ -95,7 +95,7 @@ def test_the_search_would_find_it(line):
 
 
 class Payload:
-    """Unpickled without restriction, it creates the file `marker`."""
+    """Creates the folder `marker` when unpickled without restriction."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -110,7 +110,7 @@ def marker(tmp_path) -> Path:
 
 
 def _harmless(marker: Path, careless: Callable[[], object], careful: Callable[[], object]) -> str:
-    """What the careful reader says; it must refuse, and must not run what the careless one runs."""
+    """The careful reader's message: it must refuse the file, and must not run what the careless one runs."""
     with pytest.raises((UserError, ValueError)) as refusal:
         careful()
     assert not marker.exists()
@@ -145,7 +145,7 @@ def test_hostile_features(tmp_path, marker):
 
 @pytest.mark.parametrize("name", ["shard-00001.safetensors", "state.json", "config.json", ".metadata"])
 def test_hostile_checkpoint(tmp_path, marker, name):
-    """A pickle under any of the names, with a manifest that vouches for it."""
+    """A pickle under any of the names, with a matching manifest."""
     folder = tmp_path / "run/checkpoints/step-00000001"
     folder.mkdir(parents=True)
     config.from_base(rec="x").save(folder / "config.json")
@@ -177,7 +177,7 @@ def test_class_maps_stay_in_their_folder(tmp_path, name):
 
 
 def _png(width: int, height: int) -> bytes:
-    """A whole PNG of grey, some kilobytes long however large it is."""
+    """A complete grey PNG, a few kilobytes long whatever its size in pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -192,7 +192,7 @@ def _png(width: int, height: int) -> bytes:
 
 
 def test_image_bombs_are_not_decoded(tmp_path):
-    """256 million pixels in 32 KB: 768 MB once decoded. Refused, within 100 MB."""
+    """256 million pixels in 32 KB, 768 MB when decoded: refused with less than 100 MB."""
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(_png(16000, 16000))
     assert bomb.stat().st_size < 100_000
@@ -201,16 +201,16 @@ def test_image_bombs_are_not_decoded(tmp_path):
             reader()
     decoding = _peak(f"cv2.imread({str(bomb)!r}, cv2.IMREAD_COLOR)")
     checking = _peak(f"decode_face(open({str(bomb)!r}, 'rb').read(), '')")
-    assert decoding > 700_000, "the file is no bomb: this test would prove nothing"
+    assert decoding > 700_000, "the file is not a bomb: this test would prove nothing"
     assert checking < 100_000
 
 
 def _peak(statement: str) -> int:
-    """Kilobytes of memory that a statement takes at its peak, in a process of its own."""
+    """Peak memory of a statement in kilobytes, measured in a separate process."""
     peaks = []
     for run in ("pass", statement):
         script = f"import cv2, re\nfrom utils.images import decode_face\ntry:\n    {run}\nexcept ValueError:\n    pass\n"
-        # Not ru_maxrss: a process inherits that from the one that started it.
+        # Not ru_maxrss, which a process inherits from its parent.
         script += "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
@@ -221,14 +221,14 @@ def _peak(statement: str) -> int:
 
 
 @pytest.mark.parametrize("path", sorted(SEEDS.iterdir()), ids=lambda path: path.name)
-def test_what_fuzzing_has_found_stays_mended(path, tmp_path):
-    """tests/fuzz_seeds/TARGET-WHAT: each once made a reader fail with something else than one line."""
+def test_what_fuzzing_found_stays_fixed(path, tmp_path):
+    """tests/fuzz_seeds/TARGET-WHAT: each once made a reader fail with something other than a UserError."""
     assert verdict(TARGETS[path.name.partition("-")[0]](tmp_path), path.read_bytes()) == ""
 
 
-@pytest.mark.parametrize("name", [name for name in TARGETS if name != "weights"])  # these have tests of their own, and are slow
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "weights"])  # they have their own tests and are slow
 def test_a_little_fuzzing(name, tmp_path):
-    """The long run is benchmarks/fuzz.py."""
+    """benchmarks/fuzz.py is the long run."""
     target, generator = TARGETS[name](tmp_path), random.Random(1)
     for number in range(60):
         content = damaged(generator.choice(target.seeds), target.seeds, generator)

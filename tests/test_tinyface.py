@@ -1,4 +1,4 @@
-"""TinyFace: which images are the protocol's, the figures against a plain loop, real faces, and bad input."""
+"""TinyFace: which images count, figures against a plain loop, real faces, bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification sets, the ten-fold protocol, the ROC, and embedding on one and on several ranks."""
+"""Verification sets, the ten-fold protocol, the ROC, and embedding on one and several ranks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plain_ten_fold(embeddings: np.ndarray, issame: np.ndarray) -> tuple[list[flo
 
 
 def plain_auc(scores: np.ndarray, issame: np.ndarray) -> float:
-    """The share of (same, different) couples in the right order; ties count one half."""
+    """The share of (same, different) pairs of pairs in the right order; ties count half."""
     wins = sum(float(s > d) + 0.5 * float(s == d) for s in scores[issame] for d in scores[~issame])
     return wins / (int(issame.sum()) * int((~issame).sum()))
 
@@ -89,7 +89,7 @@ def test_ten_fold_equals_a_plain_loop(pairs, noise):
 
 
 def test_a_distance_on_a_threshold_is_not_below_it():
-    # Orthogonal unit vectors are exactly 2 apart, and 2.0 is exactly a threshold: only from 2.01 on they are the same.
+    # Orthogonal unit vectors are exactly 2 apart, and 2.0 is exactly a threshold: they count as the same from 2.01 on.
     embeddings = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (20, 1))
     result = ten_fold(embeddings, np.ones(20, bool))
     assert set(result.distances) == {2.0}
@@ -170,13 +170,13 @@ def test_tar_is_read_at_the_nearest_corner():
     roc = roc_curve(-np.arange(9.0), issame)
     corners = list(zip(roc.far * 5, roc.tar * 4, strict=True))
     assert corners == [(0, 0), (0, 1), (4, 1), (4, 3), (5, 3), (5, 4)]  # the run of four is one edge, not four
-    assert roc.tar_at_far(0.0) == 0.25  # of the two points at FAR 0 the better
+    assert roc.tar_at_far(0.0) == 0.25  # the better of the two points at FAR 0
     assert roc.tar_at_far(0.3) == 0.25
-    assert roc.tar_at_far(0.5) == 0.75  # nearest corner: FAR 0.8, better of its two; inside the run it would be 0.25
+    assert roc.tar_at_far(0.5) == 0.75  # the better of two at FAR 0.8, the nearest corner; inside the run it would be 0.25
     assert roc.tar_at_far(1.0) == 1.0
 
 
-def test_between_two_corners_equally_near_the_better_counts():
+def test_of_two_equally_near_corners_the_better_counts():
     roc = roc_curve(-np.arange(4.0), np.array([1, 0, 1, 0], bool))  # FAR 0, 0.5, 1
     assert roc.tar_at_far(0.25) == 1.0
 
@@ -218,7 +218,7 @@ def write_bin(path: Path, images: object, issame: object, protocol: int = 4) -> 
 def test_real_sets_are_read_as_python_reads_them(name):
     path = FACES / "val" / f"{name}.bin"
     images, issame = load_bin(path)
-    with open(path, "rb") as file:  # our own file: written with the data set, not by a stranger
+    with open(path, "rb") as file:  # trusted: written with the data set
         expected_images, expected_issame = pickle.load(file)
     assert images == expected_images and issame.tolist() == expected_issame
     assert issame.dtype == bool and (len(images), int(issame.sum())) == (1200, 300)
@@ -274,14 +274,14 @@ def test_nested_pairs_are_not_walked(tmp_path):
 
 
 def block_features(images: torch.Tensor) -> torch.Tensor:
-    """A tiny encoder that is not symmetric: block means weighed by place and channel, uint8 [n,112,112,3] -> [n, 147]."""
+    """A tiny asymmetric encoder: block means weighted by position and channel, uint8 [n, 112, 112, 3] -> [n, 147]."""
     assert images.dtype == torch.uint8 and images.shape[1:] == (112, 112, 3)
     means = images.float().view(-1, 7, 16, 7, 16, 3).mean(dim=(2, 4)) - 127
     return means.flatten(1) * torch.linspace(0.5, 1.5, 147)
 
 
 def whole_set(encoded: list[bytes], flip: bool) -> np.ndarray:
-    """The same in one go, without threads or batches."""
+    """The same in one batch, without threads."""
     bgr = [cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) for image in encoded]
     images = torch.from_numpy(np.stack(bgr)[..., ::-1].copy())
     features = block_features(images)
@@ -351,7 +351,7 @@ def test_a_gray_image_is_decoded_to_three_channels():
 
 
 def make_sets(folder: Path) -> dict[str, Path]:
-    """Good sets (larger and smaller than a batch), and three that fail in different places."""
+    """Sound sets (larger and smaller than a batch), and three that fail at different steps."""
     images = checked_images(46)
     same = [image for image in images[:12] for _ in range(2)]  # 12 same pairs, then 11 different ones
     good = same + images[12:34]
@@ -372,7 +372,7 @@ def nan_for_blank(images: torch.Tensor) -> torch.Tensor:
 
 
 def outcomes(folder: Path) -> dict[str, object]:
-    """What each set of `make_sets` gives: metrics or the error's text."""
+    """The result for each set of `make_sets`: metrics, or the error's text."""
     found: dict[str, object] = {}
     drawn: list[str] = []
     for name in ("good", "small", "broken", "blank", "few"):
