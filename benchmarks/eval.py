@@ -94,20 +94,15 @@ def timed(action: Callable[[], object]) -> dict[str, float]:
 
 def measure_ijb(folder: Path) -> dict[str, float]:
     from eval.__main__ import build_parser
-    from eval.commands.common import Context
     from utils import dist
 
     arguments = build_parser().parse_args(
         ["ijb", "--features", f"{folder}/features.npz", "--meta", f"{folder}/meta", "--json", f"{folder}/out.json"]
     )
     world = dist.start()
-    figures = timed(lambda: arguments.run(arguments, Context(world, _no_encoder)))
+    figures = timed(lambda: arguments.run(arguments, world))
     dist.stop()
     return figures
-
-
-def _no_encoder(path: str):
-    raise AssertionError("features are given")
 
 
 def measure_ten_fold(_: Path) -> dict[str, float]:

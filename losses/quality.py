@@ -42,6 +42,11 @@ class QualityStatistics(nn.Module):
         centred_N = norm_N.clamp(1e-3, 100.0) - self.mean
         return (centred_N / ((self.std + self.epsilon) / self.concentration)).clamp(-1.0, 1.0)
 
+    def norm_of(self, quality: float) -> float:
+        """The norm at which z-hat equals `quality`: the inverse of eq. 1, without its clips."""
+        width = (float(self.std) + self.epsilon) / self.concentration
+        return float(self.mean) + width * quality
+
 
 @dataclass(frozen=True)
 class Partition:

@@ -9,7 +9,7 @@ from torch import nn
 
 import backbones
 from eval.embedding import verify_bins
-from eval.present.plots import plot_roc
+from eval.present.plots import draw_roc, save_figure
 from eval.present.tables import verification_table, write_results
 from eval.roc import Roc
 from eval.verification import TenFold
@@ -143,8 +143,8 @@ class Trainer:
         if self.world.is_first:
             write_results(self.output / "results.json", results)
             if results:
-                pictures = plot_roc(self._curves, self.output / "plots" / "roc")
-                progress.say(verification_table(results))
+                pictures = save_figure(draw_roc(self._curves), self.output / "plots" / "roc")
+                progress.say(str(verification_table(results)))
                 progress.say(f"plots: {', '.join(map(str, pictures))}")
             progress.say(f"results: {self.output / 'results.json'}")
         dist.barrier()

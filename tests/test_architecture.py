@@ -18,11 +18,7 @@ MAY_IMPORT = {
     "backbones": set(),
     "utils": set(),
 }
-COMMANDS = (
-    "eval/__main__.py",
-    "eval/commands/",
-    "eval/report/measure.py",
-)  # commands put packages together; no other module of eval/ imports them
+COMMANDS = ("eval/__main__.py", "eval/commands/")  # commands put packages together; no other module of eval/ imports them
 MOST_FILES = 15  # in a package folder
 COLLECTIVES = {"utils/dist.py", "utils/sync_bn.py"}
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -17,11 +18,12 @@ import pytest
 import torch
 
 from eval.__main__ import COMMANDS, build_parser
-from eval.commands.common import Context, Encoder
+from eval.commands.common import plot_folder
 from eval.feature_cache import fingerprint
 from eval.present import paper
-from eval.present.benchmark_tables import summary_row, summary_table
+from eval.present.tables import summary_row, summary_table
 from tests.commands import run
+from tests.eval_commands import run_eval
 from tests.shared_files import FACES, GOLDEN, ROOT, needs_faces, needs_golden
 from tests.world import run_world
 from utils import dist
@@ -39,14 +41,11 @@ def small_picture(images_nHWC: torch.Tensor) -> torch.Tensor:
     return cells - cells.mean(dim=1, keepdim=True)
 
 
-def evaluate(arguments: list[str], key: str = "1") -> dict[str, dict[str, float]]:
+def evaluate(arguments: list[str]) -> dict[str, dict[str, float]]:
     """Runs one command within a process group that is there already; what it wrote to --json."""
-    parsed = build_parser().parse_args(arguments)
-    rank, size = dist.rank_and_world()
-    world = dist.World(rank, size, rank, size, torch.device("cpu"))
-    parsed.run(parsed, Context(world, lambda path: Encoder(small_picture, f"pixels {path}", key)))
+    run_eval(small_picture, *arguments)
     dist.barrier()
-    return json.loads(Path(parsed.json).read_text())
+    return json.loads(Path(arguments[arguments.index("--json") + 1]).read_text())
 
 
 def in_world(size: int, arguments: list[str]) -> dict[str, dict[str, float]]:
@@ -68,7 +67,7 @@ def alone():
 def test_all_finds_every_set_and_prints_one_summary(alone, tmp_path, capsys):
     out, plots = tmp_path / "out.json", tmp_path / "plots"
     results = evaluate(
-        ["all", "--checkpoint", "r", "--data-root", str(VAL), "--json", str(out), "--plots", str(plots), "--bootstrap", "50"]
+        ["all", "--checkpoint", "pixels", "--data-root", str(VAL), "--json", str(out), "--plots", str(plots), "--bootstrap", "50"]
     )
     assert set(results) == {"lfw_hq", "lfw_mixed", "lfw_lq", "IJBB", "tinyface", "scface_d1", "scface_d2", "scface_d3"}
     assert results["lfw_hq"]["accuracy"] > 0.55 and results["scface_d3"]["rank1"] > 0.05  # chance: 0.5 and 0.01
@@ -80,7 +79,7 @@ def test_all_finds_every_set_and_prints_one_summary(alone, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert len(re.findall(r"\d \[\d+\.\d\d, \d+\.\d\d\]", shown)) == 3 * 2 + 6 + 3 + 3  # sets, FARs, ranks, distances
     summary = shown[shown.index("Summary") :]
-    own = next(line for line in summary.splitlines() if "pixels r" in line)
+    own = next(line for line in summary.splitlines() if "| pixels " in line)
     for name, metric in (("scface_d1", "rank1"), ("tinyface", "rank1"), ("IJBB", "tar@far=1e-4"), ("lfw_lq", "accuracy")):
         assert f" {100 * results[name][metric]:.2f} " in own
     assert re.search(r"E \(paper, table I\) +\| +92\.31 \| +99\.54 \| +100\.00 \| +69\.85 \| +91\.05 \|", summary)
@@ -92,7 +91,9 @@ def test_all_finds_every_set_and_prints_one_summary(alone, tmp_path, capsys):
 @needs_faces
 def test_two_ranks_find_what_one_finds_and_keep_it(alone, tmp_path):
     # More than half of the images to a batch: the second rank's share is smaller than one.
-    release = ["ijb", "--data-root", str(VAL / "IJBB"), "--checkpoint", "r", "--json", str(tmp_path / "out.json")]
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(b"")
+    release = ["ijb", "--data-root", str(VAL / "IJBB"), "--checkpoint", str(weights), "--json", str(tmp_path / "out.json")]
     results = evaluate([*release, "--batch-size", "500"])
     release += ["--batch-size", "500", "--cache", str(tmp_path / "kept")]
     assert in_world(2, release) == results
@@ -127,28 +128,22 @@ def test_scface_beside_a_baseline(alone, tmp_path, capsys):
 def test_features_are_kept_until_checkpoint_or_images_change(alone, tmp_path):
     copy = tmp_path / "lfw_hq.bin"
     copy.write_bytes((VAL / "lfw_hq.bin").read_bytes())
-    arguments = [
-        "verify",
-        "--bins",
-        str(copy),
-        "--checkpoint",
-        "r",
-        "--cache",
-        str(tmp_path / "kept"),
-        "--json",
-        str(tmp_path / "o.json"),
-    ]
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(b"first")
+    arguments = ["verify", "--bins", str(copy), "--checkpoint", str(weights), "--cache", str(tmp_path / "kept")]
+    arguments += ["--json", str(tmp_path / "o.json")]
 
-    def embedded(key: str) -> tuple[int, dict]:
+    def embedded() -> tuple[int, dict]:
         before = EMBEDDED["images"]
-        return (lambda results: (EMBEDDED["images"] - before, results))(evaluate(arguments, key))
+        return (lambda results: (EMBEDDED["images"] - before, results))(evaluate(arguments))
 
-    first, results = embedded("1")
+    first, results = embedded()
     assert first == 2400  # 600 pairs, and their mirror images
-    assert embedded("1") == (0, results)
-    assert embedded("2")[0] == 2400
+    assert embedded() == (0, results)
+    weights.write_bytes(b"second")
+    assert embedded()[0] == 2400
     os.utime(copy, ns=(1, 1))
-    assert embedded("1")[0] == 2400
+    assert embedded()[0] == 2400
     assert len(list((tmp_path / "kept").glob("lfw_hq-*.npz"))) == 3
 
 
@@ -184,8 +179,8 @@ def test_the_summary_averages_the_five_sets_only_when_all_are_there():
     assert paper.HQ not in summary_row(results)
     results["calfw"] = {"accuracy": 0.5}
     assert summary_row(results)[paper.HQ] == pytest.approx((90 + 91 + 92 + 93 + 50) / 5)
-    assert "queue: proxy-updated (paper, table II)" in summary_table("mine", results)
-    assert "paper" not in summary_table("mine", {"own_set": {"accuracy": 0.9}})
+    assert "queue: proxy-updated (paper, table II)" in str(summary_table("mine", results))
+    assert "paper" not in str(summary_table("mine", {"own_set": {"accuracy": 0.9}}))
     assert summary_row({"IJBB_N1D1F0": {"tar@far=1e-4": 0.1}, "IJBB_N1D1F1": {"tar@far=1e-4": 0.5}}) == {paper.IJBB: 50}
     assert summary_row({"IJBB": {"rank1": 0.5}}) == {}  # --protocol 1:N
 
@@ -196,13 +191,13 @@ def test_the_summary_averages_the_five_sets_only_when_all_are_there():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["all", "--checkpoint", "r", "--data-root", "."], r"looked for \*\.bin, IJBB/, IJBC/, tinyface/, scface/"),
+        (["all", "--checkpoint", "pixels", "--data-root", "."], r"looked for \*\.bin, IJBB/, IJBC/, tinyface/, scface/"),
         (["ijb", "--data-root", "."], "give either --checkpoint RUN or --features"),
         (["ijb", "--checkpoint", "r"], "give --data-root"),
         (["ijb", "--checkpoint", "r", "--data-root", "."], r"looked for ijbb_face_tid_mid\.txt \(missing\)"),
         (["ijb", "--checkpoint", "r", "--data-root", ".", "--protocol", "both"], r"looked for .*ijbb_1N_probe_mixed\.csv"),
         (["ijb", "--features", "none.npz", "--meta", "."], r"none\.npz: cannot be read"),
-        (["verify", "--checkpoint", "r", "--bins", "a/x.bin", "b/x.bin"], "two files of one name"),
+        (["verify", "--checkpoint", "r", "--bins", "a/x.bin", "b/x.bin"], "two sets have the same name"),
         (["tinyface", "--checkpoint", "r", "--data-root", "."], "does not contain TinyFace"),
         (["scface", "--checkpoint", "r", "--data-root", "."], "does not contain SCface"),
     ],
@@ -224,7 +219,7 @@ def test_mistakes_are_explained(alone, arguments, message, tmp_path, monkeypatch
 def test_all_does_not_pass_over_what_is_incomplete(alone, folder, message, tmp_path):
     (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(UserError, match=message):
-        evaluate(["all", "--checkpoint", "r", "--data-root", str(tmp_path), "--json", "out.json"])
+        evaluate(["all", "--checkpoint", "pixels", "--data-root", str(tmp_path), "--json", "out.json"])
 
 
 def test_a_json_file_that_cannot_be_written_is_named(alone, tmp_path):
@@ -233,6 +228,14 @@ def test_a_json_file_that_cannot_be_written_is_named(alone, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--json .*out\.json: cannot be written"):
         evaluate(["scface", "--checkpoint", "r", "--data-root", str(VAL / "scface"), "--json", str(tmp_path / "file/out.json")])
+
+
+def test_plots_go_to_the_run_also_for_one_of_its_checkpoints(tmp_path):
+    checkpoint = tmp_path / "run/checkpoints/best"
+    checkpoint.mkdir(parents=True)
+    for given in (tmp_path / "run", checkpoint):
+        assert plot_folder(Namespace(plots=None, checkpoint=str(given))) == tmp_path / "run/eval"
+    assert plot_folder(Namespace(plots=None, checkpoint=str(tmp_path / "weights.pt"))) is None
 
 
 @pytest.mark.parametrize("argument", ["--json", "--plots", "--cache"])
@@ -244,8 +247,9 @@ def test_outputs_are_tried_before_the_work(argument, tmp_path):
 
 
 def test_kept_features_that_are_damaged_are_told_on_all_ranks(alone, tmp_path):
-    arguments = ["tinyface", "--data-root", str(tmp_path), "--checkpoint", "r", "--cache", str(tmp_path / "kept")]
-    arguments += ["--json", str(tmp_path / "out.json")]
+    (tmp_path / "weights.pt").write_bytes(b"")
+    arguments = ["tinyface", "--data-root", str(tmp_path), "--checkpoint", str(tmp_path / "weights.pt")]
+    arguments += ["--cache", str(tmp_path / "kept"), "--json", str(tmp_path / "out.json")]
     face = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (112, 112, 3), np.uint8))[1].tobytes()
     for part, name in (("Probe", "1_1"), ("Gallery_Match", "1_2"), ("Gallery_Distractor", "x")):
         (tmp_path / part).mkdir()

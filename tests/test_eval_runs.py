@@ -34,6 +34,6 @@ def test_runs_stand_side_by_side_with_their_difference(tmp_path):
 def test_a_run_that_has_not_ended_is_named(tmp_path):
     done = _command(_finished(tmp_path / "plain", hq=0.9), tmp_path / "gone")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "gone/results.json: cannot be read" in done.stderr and "come to its end" in done.stderr
+    assert "gone/results.json: cannot be read" in done.stderr and "give the output folder of a finished run" in done.stderr
     (tmp_path / "plain" / "results.json").write_text("{}")
-    assert "holds no verification" in _command(tmp_path / "plain").stderr
+    assert "has no verification results" in _command(tmp_path / "plain").stderr

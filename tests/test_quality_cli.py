@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.__main__ import build_parser
-from eval.commands.common import Context, Encoder
 from eval.commands.quality import compare_norms
+from recognition.encoders.card import QualityScale
+from tests.eval_commands import run_eval
 from tests.shared_files import FACES, needs_faces
 from tests.world import run_world
 from utils import dist
@@ -22,16 +22,13 @@ VAL = FACES / "val"
 
 def edges(images_nHWC: torch.Tensor) -> torch.Tensor:
     """Features whose norm IS sharpness: differences of neighbours."""
-    grey = images_nHWC.float().mean(dim=3)
+    grey = images_nHWC.float().mean(dim=3) / 100
     return (grey[:, 1:] - grey[:, :-1]).flatten(1)
 
 
 def _quality(bins: list[str], out: Path) -> dict[str, dict[str, float]]:
-    arguments = ["quality", "--checkpoint", "edges", "--bins", *bins, "--json", str(out), "--plots", str(out.parent)]
-    parsed = build_parser().parse_args(arguments)
-    rank, size = dist.rank_and_world()
-    world = dist.World(rank, size, rank, size, torch.device("cpu"))
-    parsed.run(parsed, Context(world, lambda path: Encoder(edges, path, "1", lambda norms: norms / 1e4, 0.1)))
+    arguments = ["quality", "--checkpoint", "edges", "--bins", *bins, "--json", out, "--plots", out.parent]
+    run_eval(edges, *arguments, quality=QualityScale(10.0, 5.0, 0.333, 0.5))
     dist.barrier()
     return json.loads(out.read_text())
 
@@ -52,17 +49,19 @@ def test_a_norm_that_is_sharpness_tells_sharp_faces_from_degraded_ones(ranks: in
 def test_figures_are_plain_counts() -> None:
     rng = np.random.default_rng(1)
     norms = {"a": rng.normal(20, 3, 50), "b": rng.normal(18, 3, 50), "c": rng.normal(18, 3, 7)}
-    found = compare_norms(norms, Encoder(edges, "e", "1", lambda norm: norm / 30, 0.6))
+    scale = QualityScale(20.0, 3.0, 0.333, 0.4)
+    found = compare_norms(norms, scale)
     for name in ("b", "c"):
         expected = np.mean([float(x < y) + 0.5 * float(x == y) for x in norms[name] for y in norms["a"]])
         assert found[name]["auc"] == pytest.approx(expected)
     assert found["b"]["below_twin"] == np.mean(norms["b"] < norms["a"]) and "below_twin" not in found["c"]
-    assert found["c"]["low_quality_share"] == np.mean(norms["c"] / 30 <= 0.6)
-    plain = compare_norms(norms, Encoder(edges, "e", "1"))
+    assert found["c"]["low_quality_share"] == np.mean(norms["c"] <= scale.norm_of(0.4))
+    assert found["c"]["quality"] == pytest.approx(np.mean(scale.u(norms["c"])))
+    plain = compare_norms(norms, None)
     assert set(plain["a"]) == {"images", "norm", "norm_std"}
 
 
 @needs_faces
 def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="two files of one name"):
+    with pytest.raises(UserError, match="two sets have the same name"):
         _quality([str(VAL / "lfw_hq.bin")] * 2, tmp_path / "out.json")

@@ -7,18 +7,21 @@ import json
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ElementTree
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from eval.__main__ import build_parser
-from eval.commands.common import Context, Encoder, TrainingViews
-from eval.report import svg
+from eval.commands import report
+from eval.present.plots import Curve, draw_curves
+from eval.report import page as html_page
 from eval.report.read import read_run
 from recognition.data.batch import sample_views
 from recognition.encoders.card import QualityScale
+from tests.eval_commands import run_eval
 from tests.shared_files import FACES, needs_faces
 from utils import dist
 from utils.config import from_base
@@ -82,20 +85,22 @@ def cells(images_nHWC: torch.Tensor) -> torch.Tensor:
     return (pooled - pooled.mean(dim=1, keepdim=True)) / 16
 
 
-def some_views(folder: str, count: int) -> TrainingViews:
+def some_views(config: object, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Faces from sharp to flat, so that both sides of the partition have some."""
     faces = np.random.default_rng(0).integers(0, 256, (count, 112, 112, 3))
     contrast = np.linspace(0.1, 1, count)[:, None, None, None]
     coarse = np.repeat(np.repeat(faces[:, ::14, ::14], 14, 1), 14, 2)
     sharp, dull = 128 + contrast * (coarse - 128), 128 + contrast * (coarse - 128) / 3
-    return TrainingViews(sharp.astype(np.uint8), dull.astype(np.uint8))
+    return sharp.astype(np.uint8), dull.astype(np.uint8)
 
 
-def write_report(*arguments: str, threshold: float | None = 0.2, views=some_views) -> None:
-    parsed = build_parser().parse_args(["report", *map(str, arguments)])
-    encoder = Encoder(cells, "cells", "1", QualityScale(20.0, 5.0, 0.333, threshold).u, threshold)
-    world = dist.World(0, 1, 0, 1, torch.device("cpu"))
-    parsed.run(parsed, Context(world, lambda path: encoder, training_views=views))
+def write_report(*arguments: object, threshold: float | None = 0.2, views=some_views) -> None:
+    with (
+        mock.patch.object(report, "sample_views", views),
+        mock.patch.object(report.store, "find", lambda folder: folder),
+        mock.patch.object(report.store, "read_config", lambda folder: from_base()),
+    ):
+        run_eval(cells, "report", *arguments, quality=QualityScale(20.0, 5.0, 0.333, threshold))
 
 
 def section(page: str, name: str) -> str:
@@ -111,11 +116,11 @@ def test_the_page_shows_everything_and_a_browser_shows_it_whole(alone, run, tmp_
     write_report(run, "--data-root", data, "--images", 60)
     page = (run / "report.html").read_text()
     assert [name for name in SECTIONS if f'<section id="{name}">' in page] == list(SECTIONS)
-    assert not re.search(r"""(?:src|href)=["'](?!data:)|url\(|@import|<script""", page)
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)|url\((?!#)|@import|<script""", page)
     assert "94.17 ± 1.00" in section(page, "results") and "99.50" in section(page, "results")  # the paper's LFW, beside
     assert "60.00" in section(page, "results") and "QGFace" not in section(page, "training")
     assert "&lt;script&gt;" in page and "a &lt;b&gt; &amp; c" in page
-    assert section(page, "roc").count("<svg") == 2 and "lfw_hq, AUC" in section(page, "roc")
+    assert section(page, "roc").count("<svg") == 2 and re.search(r">lfw_hq +TAR [\d.]+ % +AUC ", section(page, "roc"))
     assert section(page, "similarity").count("<svg") == 3 and "gain" in section(page, "similarity")
     shown = section(page, "pairs")
     for kind in ("HQ: both features are classified", "LQ: the pair is contrasted"):
@@ -126,8 +131,10 @@ def test_the_page_shows_everything_and_a_browser_shows_it_whole(alone, run, tmp_
     shown = section(page, "differences")
     assert "momentum" in shown and shown.count("<svg") == 3 and "2 to 3 updates later" in shown
     assert re.search(r"<td>proxy, compensated</td><td>0\.4000</td><td>1\.1667</td><td>0\.9433</td>", shown)
-    assert section(page, "norms").count("<svg") == 6 and section(page, "norms").count('class="band"') == 4
-    assert "m = 0.4, s = 64" in section(page, "gradients") and section(page, "gradients").count("<image ") == 1
+    assert section(page, "norms").count("<svg") == 6 and section(page, "norms").count("PolyCollection") == 4
+    assert "m = 0.4, s = 64" in section(page, "gradients") and section(page, "gradients").count("<image ") == 2  # map, colour bar
+    ids, used = _ids(page), set(re.findall(r'(?:url\(|href=")#([^")]+)', page))
+    assert len(ids) == len(re.findall(r' id="', page)) and used and used <= ids  # unique on the page, and none is missing
     assert "skipped steps" in page
     if CHROMIUM is None:
         pytest.skip("no chromium: the page was not opened in a browser")
@@ -181,7 +188,7 @@ def test_only_adafaces_margin_has_its_gradient_scale(alone, run):
 
 
 def test_what_cannot_be_measured_is_said_on_the_page(alone, run):
-    def gone(folder: str, count: int) -> TrainingViews:
+    def gone(config: object, count: int) -> tuple[np.ndarray, np.ndarray]:
         raise UserError("/data/vgg2: no such folder")
 
     write_report(run, views=gone)
@@ -204,7 +211,7 @@ def test_a_run_that_has_only_begun(alone, run):
     [
         ("metrics.jsonl", '{"step": 1}\nnothing\n', "line 2: not a measurement"),
         ("results.json", "{", "cannot be read"),
-        ("eval/other.json", '{"a": 1}', "not a file of results"),
+        ("eval/other.json", '{"a": 1}', "not a results file"),
         ("pair_differences.json", '{"proxy": {"steps": [1]}}', "expected queue"),
         ("pair_differences.json", '{"q": {"steps": [1], "positive": [], "negative": []}}', "differ in length"),
     ],
@@ -221,17 +228,24 @@ def test_a_folder_that_is_no_run(tmp_path):
         read_run(tmp_path)
 
 
-def test_a_curve_lies_where_its_numbers_say():
-    x, y = svg.Axis("step", 0.0, 100.0), svg.Axis("loss", 0.0, 10.0)
-    drawn = svg.lines([svg.Series("a", np.array([0.0, 100.0]), np.array([0.0, 10.0]))], x, y, "chart")
-    path = re.search(r'class="line" d="M([\d.]+) ([\d.]+) L([\d.]+) ([\d.]+)"', drawn)
-    left, bottom, right, top = (float(value) for value in path.groups())
-    assert (left, right) == (svg.LEFT, svg.WIDTH - svg.RIGHT) and (bottom, top) == (svg.HEIGHT - svg.BOTTOM, svg.TOP)
-    assert svg.Axis("far", 1e-4, 1.0, log=True).place(1e-2) == pytest.approx(0.5)
-    assert svg.Axis("", 0.0, 1.0).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert svg.Axis("", 1e-4, 1.0, log=True).ticks() == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
-    long = svg.lines([svg.Series("a", np.arange(1e5), np.sin(np.arange(1e5)))], svg.Axis("", 0, 1e5), svg.Axis("", -1, 1), "long")
-    assert len(long) < 20_000
+def _ids(text: str) -> set[str]:
+    return set(re.findall(r' id="([^"]+)"', text))
+
+
+def test_a_chart_has_the_colours_of_the_page_and_ids_of_its_own():
+    curves = [Curve(label, np.arange(1e5), np.sin(np.arange(1e5) / 1e4)) for label in ("first", "second & third")]
+    charts = [html_page.chart(draw_curves(curves, "title", "step", "y"), title, "a note") for title in ("A <chart>", "another")]
+    assert all(len(chart) < 60_000 for chart in charts), "points that cannot be seen are left out"
+    for chart in charts:
+        svg = re.search(r"<svg.*</svg>", chart, re.DOTALL)[0]
+        ElementTree.fromstring(svg)
+        assert not re.search(r"#[0-9a-fA-F]{6}", svg) and {"var(--c0)", "var(--c1)", "var(--ink)", "var(--card)"} <= set(
+            re.findall(r"var\(--\w+\)", svg)
+        )
+        assert "second &amp; third" in svg and "<style" not in svg and ">title<" not in svg
+    assert "A &lt;chart&gt;" in charts[0] and not set(re.findall(r' id="([^"]+)"', charts[0])) & set(
+        re.findall(r' id="([^"]+)"', charts[1])
+    )
 
 
 @needs_faces

@@ -1,6 +1,6 @@
-"""What the subcommands of `python -m eval` share: the encoder they are given, common arguments, progress, output.
+"""What the commands of `python -m eval` share: the encoder, embedding, common arguments, output files.
 
-A subcommand is a module with `NAME`, `HELP`, `add_arguments(parser)` and `run(arguments, context)`; `eval/__main__.py` lists it.
+A command is a module with `NAME`, `HELP`, `add_arguments(parser)` and `run(arguments, world)`; `eval/__main__.py` lists it.
 """
 
 from __future__ import annotations
@@ -9,19 +9,27 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from eval.embedding import Embed
-from eval.feature_cache import FeatureCache
+from eval.embedding import Embed, MergeFlip, embed_items
+from eval.feature_cache import FeatureCache, fingerprint
+from eval.present.plots import save_figure
 from eval.present.tables import write_results
+from eval.verification import load_bin
+from recognition.encoders.load import LoadedEncoder, load_encoder
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError
+from utils.images import decode_face
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Results = dict[str, dict[str, float]]
 """Set name -> metric -> value: what is printed, written to --json and to a run's results.json."""
@@ -29,43 +37,108 @@ Results = dict[str, dict[str, float]]
 _SECONDS_BETWEEN_REPORTS = 5.0
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """An encoder as the benchmarks use it."""
-
-    embed: Embed
-    label: str  # what its rows are called in tables and plots
-    key: str  # changes whenever its weights may have changed
-    quality: Callable[[np.ndarray], np.ndarray] | None = None  # norms of raw features [N] -> u in 0..1, where a run knows it
-    threshold: float | None = None  # b: a face with u <= b is of low quality
+# -------------------------------------------------------------------------------------------------- encoder and features
 
 
-@dataclass(frozen=True)
-class TrainingViews:
-    """Some of a run's training images as its losses see them: uint8 RGB [n, 112, 112, 3] each, row by row a pair."""
-
-    originals: np.ndarray
-    augmented: np.ndarray
+def open_encoder(arguments: argparse.Namespace, world: World, other: str | None = None) -> LoadedEncoder:
+    """Open the encoder of `--checkpoint`, or that of `other`, to which `--channel-order` and `--network` do not apply."""
+    if other:
+        return load_encoder(other, world.device, precision=arguments.precision)
+    return load_encoder(
+        arguments.checkpoint, world.device, arguments.channel_order, arguments.network, precision=arguments.precision
+    )
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a subcommand is handed besides its arguments."""
+class ImageSet:
+    """Images to embed.
 
-    world: World
-    open_encoder: Callable[[str], Encoder]  # of a run or checkpoint folder, a file of weights, an exported file
-    export: Callable[[str, str], str] | None = None  # (checkpoint, file to write) -> what was done, for people
-    training_views: Callable[[str, int], TrainingViews] | None = None  # (run folder, number of images)
+    name: used in progress, messages and the names of cached files. load: index -> uint8 RGB [112, 112, 3]; called from several
+    threads. sources: files and folders; if any of them changes, cached features are out of date.
+    """
+
+    name: str
+    count: int
+    load: Callable[[int], np.ndarray]
+    sources: Sequence[str | Path]
+
+
+def bin_sets(paths: Iterable[str | Path]) -> Iterator[tuple[ImageSet, np.ndarray]]:
+    """Read verification sets (.bin) one by one: their images, and bool [P], whether a pair shows the same person.
+
+    UserError: two files have the same name, or a file is damaged.
+    """
+    files = [Path(path) for path in paths]
+    if len({path.stem for path in files}) != len(files):
+        raise UserError(f"--bins {' '.join(map(str, files))}: two sets have the same name; rename one")
+    for path in files:
+        encoded, issame = load_bin(path)
+
+        def load(index: int, encoded: list[bytes] = encoded, name: str = path.stem) -> np.ndarray:
+            return decode_face(encoded[index], f"{name}, image {index}")
+
+        yield ImageSet(path.stem, len(encoded), load, [path]), issame
+
+
+def embed(
+    encoder: LoadedEncoder,
+    images: ImageSet,
+    batch_size: int,
+    merge_flip: MergeFlip | None = torch.add,
+    cache: str | Path | None = None,
+) -> np.ndarray:
+    """Embed a set on all ranks, with progress on stderr, and return its features: float32 [count, any].
+
+    merge_flip: joins the features of the images and of their mirror images; None: no mirror images are embedded.
+    cache: folder that keeps the features until the encoder or the images change. Cached features are returned on rank 0 only;
+    the other ranks get an empty array.
+    """
+
+    def compute() -> np.ndarray:
+        total = images.count if merge_flip is None else 2 * images.count
+        return embed_items(
+            Progress(encoder.embed, images.name, total), images.load, images.count, batch_size, merge_flip, images.name
+        )
+
+    if not cache:
+        return compute()
+    checkpoints = encoder.path / "checkpoints"
+    key = fingerprint([checkpoints if checkpoints.is_dir() else encoder.path]) + encoder.card.channel_order + encoder.precision
+    return FeatureCache(Path(cache), key).get(images.name, lambda: fingerprint(images.sources), compute)
+
+
+class Progress:
+    """An `Embed` that reports its progress on stderr, on rank 0, every few seconds."""
+
+    def __init__(self, embed: Embed, name: str, images: int):
+        rank, ranks = dist.rank_and_world()
+        self.embed, self.name, self.images, self.done = embed, name, -(-images // ranks), 0
+        self.active = rank == 0
+        self.started = self.reported = time.monotonic()
+
+    def __call__(self, images_nHWC: torch.Tensor) -> torch.Tensor:
+        rows = self.embed(images_nHWC)
+        self.done += len(images_nHWC)
+        now = time.monotonic()
+        if self.active and now - self.reported > _SECONDS_BETWEEN_REPORTS:
+            self.reported = now
+            rate = self.done / (now - self.started)
+            left = max(0.0, (self.images - self.done) / rate)
+            print(
+                f"{self.name}: {self.done:,} of {self.images:,} images per rank, {rate:,.0f} per second, {left:,.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+        return rows
 
 
 # -------------------------------------------------------------------------------------------------- arguments
-
 
 _ENCODERS = "run folder, one of its checkpoints, released weights (.pt .pth .ckpt) or an exported encoder (.safetensors .onnx)"
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser, checkpoint_required: bool = True) -> None:
-    """What every benchmark takes: the encoder, intervals, where the figures and plots go."""
+    """Arguments of every benchmark: the encoder, confidence intervals, output files."""
     add_encoder_arguments(parser, checkpoint_required)
     parser.add_argument(
         "--bootstrap", type=positive, default=0, metavar="N", help="95%% confidence intervals from N resamplings, such as 1000"
@@ -75,30 +148,31 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, checkpoint_required
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """An encoder that embeds many images."""
+    """Arguments of commands that embed many images."""
     add_checkpoint_argument(parser, required)
     add_precision_argument(parser)
     add_batch_argument(parser)
     parser.add_argument(
-        "--cache", metavar="DIR", help="keep features here, and use them again while checkpoint and images stay as they are"
+        "--cache", metavar="DIR", help="keep features here and reuse them while the checkpoint and the images do not change"
     )
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser, required: bool = True, described: str = _ENCODERS) -> None:
     parser.add_argument("--checkpoint", required=required, metavar="RUN", help=described)
-    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="of a file that does not say; default: by its family")
-    parser.add_argument("--network", help="of released weights whose entries do not tell; a name of backbones/")
+    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="for files that do not state it; default: by family")
+    parser.add_argument("--network", help="backbone of released weights that cannot be identified; a name of backbones/")
 
 
 def add_precision_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"),
-        help="numbers that the encoder computes in; default: the run's, else bf16 where the hardware has it",
-    )  # fmt: skip
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="number format of the encoder; default: the run's, else bf16 if the hardware supports it",
+    )
 
 
 def add_batch_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=positive, default=128, help="images a rank embeds at a time (default 128)")
+    parser.add_argument("--batch-size", type=positive, default=128, help="images per batch and rank (default 128)")
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -106,49 +180,54 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number above zero, for argparse."""
+    """Parse a positive integer, for argparse."""
     number = int(text)
     if number <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
     return number
-
-
-def feature_cache(arguments: argparse.Namespace, encoder: Encoder) -> FeatureCache | None:
-    """The cache that `--cache` asks for, or None."""
-    return FeatureCache(Path(arguments.cache), encoder.key) if arguments.cache else None
-
-
-def plot_folder(arguments: argparse.Namespace) -> Path | None:
-    """Where plots go: `--plots`, else a folder `eval` in the run, else nowhere."""
-    if not hasattr(arguments, "plots"):
-        return None
-    if arguments.plots:
-        return Path(arguments.plots)
-    checkpoint = getattr(arguments, "checkpoint", None)
-    return Path(checkpoint) / "eval" if checkpoint and Path(checkpoint).is_dir() else None
 
 
 # -------------------------------------------------------------------------------------------------- output
 
 
+def plot_folder(arguments: argparse.Namespace) -> Path | None:
+    """The folder for plots: `--plots`, else `eval` in the run's folder, else None."""
+    if arguments.plots:
+        return Path(arguments.plots)
+    if not arguments.checkpoint or not Path(arguments.checkpoint).is_dir():
+        return None
+    folder = Path(arguments.checkpoint)
+    return (folder.parents[1] if folder.parent.name == "checkpoints" else folder) / "eval"
+
+
 def prepare_outputs(arguments: argparse.Namespace) -> None:
-    """Makes the folders that `--json`, `--plots`, `--cache` and `--out` name, so that a mistake is told before hours of work.
-    UserError where they cannot be made or written to."""
-    given = {name: Path(getattr(arguments, name, None) or "") for name in ("json", "out", "cache")}
-    folders = {f"--{name} {path}": path if name == "cache" else path.parent for name, path in given.items() if path.name}
-    if plots := plot_folder(arguments):
+    """Create the folders of `--json`, `--out`, `--cache` and `--plots`, so that a mistake is found before hours of work.
+
+    UserError: a folder cannot be created or written to.
+    """
+    given = vars(arguments)
+    folders = {f"--{name} {given[name]}": Path(given[name]).parent for name in ("json", "out") if given.get(name)}
+    if given.get("cache"):
+        folders[f"--cache {arguments.cache}"] = Path(arguments.cache)
+    if "plots" in given and (plots := plot_folder(arguments)):
         folders[f"--plots {plots}"] = plots
-    for told, folder in folders.items():
+    for option, folder in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
-            raise UserError(f"{told}: cannot be written ({fault.strerror})") from fault
+            raise UserError(f"{option}: cannot be written ({fault.strerror})") from fault
         if not os.access(folder, os.W_OK):
-            raise UserError(f"{told}: cannot be written (no permission for {folder})")
+            raise UserError(f"{option}: cannot be written (no permission for {folder})")
+
+
+def save_plots(folder: Path, figures: Mapping[str, Figure]) -> None:
+    """Write figures, file name -> figure, as PNG and SVG, and print where."""
+    written = [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+    print("plots:", ", ".join(map(str, written)))
 
 
 def write_json(arguments: argparse.Namespace, results: Mapping[str, Mapping[str, float]]) -> None:
-    """Writes the results to `--json`, if it was given; from rank 0."""
+    """Write the results to `--json`, if it was given, from rank 0."""
     if not arguments.json:
         return
 
@@ -157,28 +236,3 @@ def write_json(arguments: argparse.Namespace, results: Mapping[str, Mapping[str,
         print(f"figures: {arguments.json}")
 
     dist.on_first_rank(write)
-
-
-class Reporting:
-    """An `Embed` that says on stderr, on rank 0, how far it is, when that takes longer than a few seconds."""
-
-    def __init__(self, embed: Embed, describe: str, images: int):
-        rank, world = dist.rank_and_world()
-        self.embed, self.describe, self.images, self.done = embed, describe, -(-images // world), 0
-        self.loud = rank == 0
-        self.started = self.reported = time.monotonic()
-
-    def __call__(self, images_nHWC: torch.Tensor) -> torch.Tensor:
-        rows = self.embed(images_nHWC)
-        self.done += len(images_nHWC)
-        now = time.monotonic()
-        if self.loud and now - self.reported > _SECONDS_BETWEEN_REPORTS:
-            self.reported = now
-            rate = self.done / (now - self.started)
-            left = max(0.0, (self.images - self.done) / rate)
-            print(
-                f"{self.describe}: {self.done:,} of {self.images:,} images a rank, {rate:,.0f} a second, {left:,.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
-        return rows

@@ -8,18 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.commands.common import Context, Reporting, add_encoder_arguments, feature_cache
-from eval.embedding import embed_items
-from eval.feature_cache import cached, fingerprint
+from eval.commands.common import ImageSet, add_encoder_arguments, embed, open_encoder
 from utils import dist
+from utils.dist import World
 from utils.errors import UserError
 from utils.files import new_file
-from utils.images import decode_face
+from utils.images import SUFFIXES, decode_face, read_image_file
 
 NAME = "embed"
 HELP = "features of aligned 112x112 images: an .npz with features, norms, names (and quality)"
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pbm")  # of the kinds that utils/images.py decodes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,48 +26,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror images, as the benchmarks do")
 
 
-def run(arguments: argparse.Namespace, context: Context) -> None:
+def run(arguments: argparse.Namespace, world: World) -> None:
     if not arguments.out.endswith(".npz"):
         raise UserError(f"--out {arguments.out}: the ending must be .npz")
     paths = find_images(arguments.images)
-    encoder = context.open_encoder(arguments.checkpoint)
-    flip = torch.add if arguments.flip else None
+    encoder = open_encoder(arguments, world)
 
-    def embed() -> np.ndarray:
-        reporting = Reporting(encoder.embed, NAME, len(paths) * (2 if flip else 1))
-        return embed_items(reporting, lambda index: read_face(paths[index]), len(paths), arguments.batch_size, flip, NAME)
+    def load(index: int) -> np.ndarray:
+        return decode_face(read_image_file(paths[index]), paths[index])
 
-    kept_as = "embed_flip" if flip else NAME
-    features = cached(feature_cache(arguments, encoder), kept_as, lambda: fingerprint(paths), embed)
+    images = ImageSet(f"{NAME}_flip" if arguments.flip else NAME, len(paths), load, paths)
+    features = embed(encoder, images, arguments.batch_size, torch.add if arguments.flip else None, arguments.cache)
 
     def write() -> None:
         norms = np.linalg.norm(features, axis=1)
         arrays = {"features": features, "norms": norms, "names": np.array([str(path) for path in paths])}
-        if encoder.quality is not None and flip is None:
-            arrays["quality"] = encoder.quality(norms)
+        if encoder.card.quality is not None and not arguments.flip:  # its statistics are those of single images
+            arrays["quality"] = encoder.card.quality.u(norms)
         with new_file(arguments.out, parents=True, label=f"--out {arguments.out}") as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-        print(f"{arguments.out}: {len(paths):,} features of {features.shape[1]}, norms {norms.min():.2f} to {norms.max():.2f}")
+        print(
+            f"{arguments.out}: {len(paths):,} features of size {features.shape[1]}, norms {norms.min():.2f} to {norms.max():.2f}"
+        )
 
     dist.on_first_rank(write)
 
 
 def find_images(given: list[str]) -> list[Path]:
-    """The files named, and those of the folders named by path; UserError where there are none."""
+    """The given files, and the images in the given folders, by path; UserError if a folder has none."""
     paths: list[Path] = []
-    for text in given:
-        path = Path(text)
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS) if path.is_dir() else [path]
+    for path in map(Path, given):
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"{path}: no images in this folder; looked for {', '.join(ENDINGS)}")
+            raise UserError(f"{path}: no images in this folder; looked for {', '.join(sorted(SUFFIXES))}")
         paths += inside
     return paths
-
-
-def read_face(path: Path) -> np.ndarray:
-    """uint8 RGB [112, 112, 3]; UserError for a file that is not there or holds no image of that size."""
-    try:
-        encoded = path.read_bytes()
-    except OSError as fault:
-        raise UserError(f"{path}: {fault.strerror}") from fault
-    return decode_face(encoded, str(path))

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from eval.commands.common import Context, add_checkpoint_argument
+import torch
+
+from eval.commands.common import add_checkpoint_argument
+from recognition.encoders.export import export_encoder
+from recognition.encoders.load import load_encoder
 from utils import dist
+from utils.dist import World
+from utils.errors import UserError
 
 NAME = "export"
 HELP = "write the encoder as .safetensors or .onnx, with channel order, size and normalisation in its metadata"
@@ -16,7 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="encoder.safetensors or encoder.onnx")
 
 
-def run(arguments: argparse.Namespace, context: Context) -> None:
-    export = context.export
-    assert export is not None
-    dist.on_first_rank(lambda: print(export(arguments.checkpoint, arguments.out)))
+def run(arguments: argparse.Namespace, world: World) -> None:
+    dist.on_first_rank(lambda: print(_export(arguments)))
+
+
+def _export(arguments: argparse.Namespace) -> str:
+    """Write the file; return a description of it."""
+    loaded = load_encoder(arguments.checkpoint, torch.device("cpu"), arguments.channel_order, arguments.network)
+    if loaded.module is None:
+        raise UserError(f"--checkpoint {arguments.checkpoint}: is an .onnx already; export from the run or its weights")
+    out, card = arguments.out, loaded.card
+    difference = export_encoder(loaded.module, card, out)
+    checked = f"onnxruntime agrees with PyTorch to {difference:.1e}" if out.endswith(".onnx") else "read back bit for bit"
+    return (
+        f"{out}: {card.network}, {Path(out).stat().st_size / 1e6:.1f} MB; features of size {card.embedding_size}; input "
+        f"{card.channel_order} {card.input_size}x{card.input_size}, (pixel - {card.mean:g}) / {card.std:g}; {checked}"
+    )

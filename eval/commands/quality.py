@@ -1,87 +1,85 @@
-"""`python -m eval quality`: is the feature's norm a measure of the image's quality?
+"""`python -m eval quality`: does the norm of a feature measure the quality of its image?
 
-Sets of the same faces in different quality, the sharpest first. The method takes the norm for the quality (QGFace, eq. 1); this
-says how far that holds for an encoder: how well the norm tells a face of another set from one of the first.
+The input is the same faces in sets of different quality, the sharpest first. The method uses the norm as the quality (QGFace,
+eq. 1); this command measures how well the norm separates the faces of each set from those of the first.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
-from prettytable import PrettyTable
 
 from eval.commands.common import (
-    Context,
-    Encoder,
-    Reporting,
     Results,
     add_batch_argument,
     add_checkpoint_argument,
     add_json_argument,
     add_precision_argument,
+    bin_sets,
+    embed,
+    open_encoder,
     plot_folder,
+    save_plots,
     write_json,
-)  # fmt: skip
-from eval.embedding import embed_images
-from eval.present.plots import new_figure, save_figure
-from eval.present.tables import NOT_MEASURED
+)
+from eval.present.plots import draw_histograms
+from eval.present.tables import NOT_MEASURED, Table
 from eval.roc import roc_curve
-from eval.verification import load_bin
+from recognition.encoders.card import QualityScale
 from utils import dist
+from utils.dist import World
 from utils.errors import UserError
 
 NAME = "quality"
-HELP = "norms of sharp and of degraded sets: does the norm tell the quality?"
+HELP = "norms of sharp and of degraded sets: does the norm measure the quality?"
 
 _COLUMNS = {
-    "images": "images", "norm": "norm", "±": "norm_std", "below the sharpest (AUC, %)": "auc",
-    "below its own sharp twin (%)": "below_twin", "u": "quality", "u ≤ b (%)": "low_quality_share",
-}  # fmt: skip
-_RATES = ("auc", "below_twin", "low_quality_share")
-_BINS = 40
+    "images": ("images", "{:.0f}"),
+    "norm": ("norm", "{:.3f}"),
+    "±": ("norm_std", "{:.3f}"),
+    "below the sharpest (AUC)": ("auc", "{:.1%}"),
+    "below its sharp twin": ("below_twin", "{:.1%}"),
+    "u": ("quality", "{:.3f}"),
+    "u ≤ b": ("low_quality_share", "{:.1%}"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     add_precision_argument(parser)
     add_batch_argument(parser)
-    parser.add_argument("--bins", nargs="+", required=True, metavar="FILE", help="the sharpest set first")
-    parser.add_argument("--plots", metavar="DIR", help="draw the histograms (PNG and SVG) here; default: RUN/eval")
+    parser.add_argument("--bins", nargs="+", required=True, metavar="FILE", help="verification sets, the sharpest first")
+    parser.add_argument("--plots", metavar="DIR", help="write histograms (PNG and SVG) here; default: RUN/eval")
     add_json_argument(parser)
 
 
-def run(arguments: argparse.Namespace, context: Context) -> None:
-    bins = [Path(path) for path in arguments.bins]
-    names = [path.stem for path in bins]
-    if len(set(names)) != len(names):
-        raise UserError(f"--bins {' '.join(arguments.bins)}: two files of one name; their figures would be confused")
-    encoder = context.open_encoder(arguments.checkpoint)
+def run(arguments: argparse.Namespace, world: World) -> None:
+    encoder = open_encoder(arguments, world)
     norms: dict[str, np.ndarray] = {}
-    for name, path in zip(names, bins, strict=True):
-        encoded, _ = load_bin(path)
-        embed = Reporting(encoder.embed, name, len(encoded))
-        norms[name] = np.linalg.norm(embed_images(embed, encoded, arguments.batch_size, flip=False, describe=name), axis=1)
-        if not np.isfinite(norms[name]).all():
-            raise UserError(f"{encoder.label}: features of {name} are not finite; check the checkpoint")
+    for images, _ in bin_sets(arguments.bins):
+        norms[images.name] = np.linalg.norm(embed(encoder, images, arguments.batch_size, merge_flip=None), axis=1)
+        if not np.isfinite(norms[images.name]).all():
+            raise UserError(f"{encoder.label}: features of {images.name} are not finite; check the checkpoint")
+    results = compare_norms(norms, encoder.card.quality)
 
-    def show() -> Results:
-        results = compare_norms(norms, encoder)
-        print(_table(encoder, results))
+    def show() -> None:
+        print(_table(encoder.label, results))
         if folder := plot_folder(arguments):
-            print("plots:", ", ".join(map(str, _plot(encoder, norms, folder / "norms"))))
-        return results
+            save_plots(folder, {"norms": draw_histograms(norms, "norm of the feature", f"Norms of {encoder.label}")})
 
-    write_json(arguments, dist.on_first_rank(show))
+    dist.on_first_rank(show)
+    write_json(arguments, results)
 
 
-def compare_norms(norms: Mapping[str, np.ndarray], encoder: Encoder) -> Results:
-    """For each set: mean and deviation of the norms; beside the first set, the probability that a face of this one has the
-    smaller norm (`auc`; 1/2: the norm knows nothing, 1: all), and, where both have as many images, the share of images whose
-    norm is below that of the same image there (`below_twin`); where the encoder knows its statistics, the mean of u (eq. 1),
-    and the share of images with u <= b."""
+def compare_norms(norms: Mapping[str, np.ndarray], scale: QualityScale | None) -> Results:
+    """Statistics of the norms of each set (name -> float [N]), compared with the first set.
+
+    auc: the probability that a face of this set has a smaller norm than one of the first (1/2: the norm says nothing about the
+    quality; 1: it separates the sets). below_twin: the share of images with a smaller norm than the same image of the first set;
+    only if both have as many images. With `scale`, quality: the mean of u (eq. 1); low_quality_share: the share with u <= b.
+    """
     first = next(iter(norms.values()))
     results: Results = {}
     for name, found in norms.items():
@@ -91,32 +89,17 @@ def compare_norms(norms: Mapping[str, np.ndarray], encoder: Encoder) -> Results:
             results[name]["auc"] = roc_curve(np.concatenate([first, found]), sharp).auc
             if len(found) == len(first):
                 results[name]["below_twin"] = float((found < first).mean())
-        if encoder.quality is not None:
-            u = encoder.quality(found)
+        if scale is not None:
+            u = scale.u(found)
             results[name]["quality"] = float(u.mean())
-            if encoder.threshold is not None:
-                results[name]["low_quality_share"] = float((u <= encoder.threshold).mean())
+            if scale.threshold is not None:
+                results[name]["low_quality_share"] = float((u <= scale.threshold).mean())
     return results
 
 
-def _table(encoder: Encoder, results: Results) -> PrettyTable:
-    table = PrettyTable([encoder.label, *_COLUMNS], align="r")
-    table.align[encoder.label] = "l"
-    for name, figures in results.items():
-        cells = []
-        for key in _COLUMNS.values():
-            value = figures.get(key)
-            text = NOT_MEASURED if value is None else f"{value:.0f}" if key == "images" else f"{value:.3f}"
-            cells.append(f"{100 * value:.1f}" if key in _RATES and value is not None else text)
-        table.add_row([name, *cells])
-    return table
-
-
-def _plot(encoder: Encoder, norms: Mapping[str, np.ndarray], path: Path) -> list[Path]:
-    figure, axes = new_figure(f"Norms of {encoder.label}", "norm of the feature", "images")
-    together = np.concatenate(list(norms.values()))
-    edges = np.linspace(together.min(), max(together.max(), together.min() + 1e-6), _BINS + 1)
-    for name, found in norms.items():
-        axes.hist(found, bins=list(edges), histtype="stepfilled", alpha=0.35, label=name)
-    axes.legend(frameon=False)
-    return save_figure(figure, path)
+def _table(label: str, results: Results) -> Table:
+    rows = [
+        [name, *(form.format(figures[key]) if key in figures else NOT_MEASURED for key, form in _COLUMNS.values())]
+        for name, figures in results.items()
+    ]
+    return Table([label, *_COLUMNS], rows)

@@ -6,30 +6,29 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from eval.commands.common import (
-    Context,
-    Encoder,
-    Reporting,
+    ImageSet,
     Results,
     add_benchmark_arguments,
-    feature_cache,
+    embed,
+    open_encoder,
     plot_folder,
+    save_plots,
     write_json,
-)  # fmt: skip
-from eval.embedding import embed_items
-from eval.feature_cache import cached, fingerprint
+)
 from eval.present import paper
-from eval.present.benchmark_plots import plot_cmc
-from eval.present.benchmark_tables import rate_table
+from eval.present.plots import draw_cmc
+from eval.present.tables import rate_table
 from eval.protocols.bootstrap import Intervals, as_metrics, rank_interval
 from eval.protocols.identification import search_metrics
-from eval.protocols.tinyface import RANKS, find_tinyface
+from eval.protocols.tinyface import RANKS, TinyFace, find_tinyface
+from recognition.encoders.load import LoadedEncoder
 from utils import dist
+from utils.dist import World
 
 NAME = "tinyface"
-HELP = "TinyFace: closed-set identification, ranks 1, 5 and 20, among matches and distractors"
+HELP = "TinyFace: closed-set identification at ranks 1, 5 and 20, gallery of matches and distractors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,35 +36,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", required=True, metavar="DIR", help="the folder with aligned_pad_0.1_pad_high/")
 
 
-def run(arguments: argparse.Namespace, context: Context) -> None:
-    write_json(arguments, evaluate(arguments, context.open_encoder(arguments.checkpoint), Path(arguments.data_root)))
+def run(arguments: argparse.Namespace, world: World) -> None:
+    write_json(arguments, evaluate(arguments, open_encoder(arguments, world), Path(arguments.data_root)))
 
 
-def evaluate(arguments: argparse.Namespace, encoder: Encoder, root: Path) -> Results:
-    """Embeds on all ranks; searches, prints and draws on rank 0. `{"tinyface": metrics}`."""
+def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, root: Path) -> Results:
+    """Embed on all ranks; search, print and draw on rank 0. Returns `{"tinyface": metrics}`."""
     data = find_tinyface(root)
+    images = ImageSet(NAME, len(data.images), data.load, data.images)
+    features = embed(encoder, images, arguments.batch_size, cache=arguments.cache)
+    return dist.on_first_rank(lambda: _judge(arguments, data, features, encoder.label))
 
-    def embed() -> np.ndarray:
-        reporting = Reporting(encoder.embed, "TinyFace", 2 * len(data.images))
-        return embed_items(reporting, data.load, len(data.images), arguments.batch_size, torch.add, "TinyFace")
 
-    features = cached(feature_cache(arguments, encoder), NAME, lambda: fingerprint(data.images), embed)
-
-    def judge() -> Results:
-        found = data.evaluate(features)
-        metrics = {**search_metrics(found, RANKS), "gallery": len(data.images) - data.probes}
-        columns = {f"rank {rank}": f"rank{rank}" for rank in RANKS}
-        intervals: Intervals = {}
-        if arguments.bootstrap:
-            intervals = {f"rank{rank}": rank_interval([found], rank, arguments.bootstrap) for rank in RANKS}
-        beside = paper.rows(["V"], [paper.TINYFACE])
-        print(f"TinyFace: {data.probes:,} probes, {metrics['gallery']:,} in the gallery")
-        rows, kept = {encoder.label: metrics}, {encoder.label: intervals}
-        print(rate_table("TinyFace (%)", columns, rows, beside, {"rank 1": paper.TINYFACE}, kept))
-        folder = plot_folder(arguments)
-        if folder:
-            written = plot_cmc({encoder.label: found}, folder / "cmc_tinyface", "TinyFace, closed-set identification")
-            print("plots:", ", ".join(map(str, written)))
-        return {NAME: metrics | as_metrics(intervals)}
-
-    return dist.on_first_rank(judge)
+def _judge(arguments: argparse.Namespace, data: TinyFace, features: np.ndarray, label: str) -> Results:
+    found = data.evaluate(features)
+    metrics = {**search_metrics(found, RANKS), "gallery": len(data.images) - data.probes}
+    intervals: Intervals = {}
+    if arguments.bootstrap:
+        intervals = {f"rank{rank}": rank_interval([found], rank, arguments.bootstrap) for rank in RANKS}
+    print(f"TinyFace: {data.probes:,} probes, {metrics['gallery']:,} in the gallery")
+    columns = {f"rank {rank}": f"rank{rank}" for rank in RANKS}
+    published = paper.rows(["V"], [paper.TINYFACE])
+    print(rate_table("TinyFace (%)", columns, {label: metrics}, published, {"rank 1": paper.TINYFACE}, {label: intervals}))
+    if folder := plot_folder(arguments):
+        save_plots(folder, {"cmc_tinyface": draw_cmc({label: found}, "TinyFace, closed-set identification")})
+    return {NAME: metrics | as_metrics(intervals)}

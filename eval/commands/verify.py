@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from eval.commands.common import (
-    Context,
-    Encoder,
-    Reporting,
     Results,
     add_benchmark_arguments,
-    feature_cache,
+    bin_sets,
+    embed,
+    open_encoder,
     plot_folder,
+    save_plots,
     write_json,
-)  # fmt: skip
-from eval.embedding import embed_images
-from eval.feature_cache import cached, fingerprint
-from eval.present import paper
-from eval.present.benchmark_tables import rate_table
-from eval.present.plots import plot_roc
+)
+from eval.present.plots import draw_roc
+from eval.present.tables import verification_table
 from eval.protocols.bootstrap import Intervals, accuracy_interval, as_metrics, tar_interval
-from eval.verification import TenFold, load_bin, ten_fold
+from eval.roc import Roc
+from eval.verification import ten_fold
+from recognition.encoders.load import LoadedEncoder
 from utils import dist
+from utils.dist import World
 from utils.errors import UserError
 
 NAME = "verify"
 HELP = "verification on .bin sets (LFW, CFP-FP, AgeDB …): ten-fold accuracy, TAR, AUC, ROC"
 
-FAR = 1e-3
-_COLUMNS = {"accuracy": "accuracy", "± std": "std", "TAR@FAR=1e-3": "tar@far=1e-3", "AUC": "auc"}
+_FAR = 1e-3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,63 +39,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bins", nargs="+", required=True, metavar="FILE", help="verification sets, such as lfw.bin cfp_fp.bin")
 
 
-def run(arguments: argparse.Namespace, context: Context) -> None:
-    write_json(arguments, evaluate(arguments, context.open_encoder(arguments.checkpoint), [Path(bin) for bin in arguments.bins]))
+def run(arguments: argparse.Namespace, world: World) -> None:
+    write_json(arguments, evaluate(arguments, open_encoder(arguments, world), arguments.bins))
 
 
-def evaluate(arguments: argparse.Namespace, encoder: Encoder, bins: list[Path]) -> Results:
-    """Embeds on all ranks; judges, prints and draws on rank 0. Set name -> `TenFold.metrics()` (and intervals)."""
-    names = [path.stem for path in bins]
-    if len(set(names)) != len(names):
-        raise UserError(f"--bins {' '.join(map(str, bins))}: two files of one name; their figures would be confused")
-    cache, folds = feature_cache(arguments, encoder), {}
-    embedded = {}
-    for name, path in zip(names, bins, strict=True):
-        images, issame = load_bin(path)
-        embed = Reporting(encoder.embed, name, 2 * len(images))
-        embedded[name] = (
-            cached(
-                cache,
-                name,
-                lambda path=path: fingerprint([path]),  # type: ignore[misc]
-                lambda embed=embed, images=images, name=name: embed_images(embed, images, arguments.batch_size, describe=name),  # type: ignore[misc]
-            ),
-            issame,
-        )
-
-    def judge() -> Results:
-        for name, (features, issame) in embedded.items():
-            try:
-                folds[name] = ten_fold(features, issame)
-                folds[name].metrics()
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from error
-        return _report(arguments, folds)
-
-    return dist.on_first_rank(judge)
+def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, bins: Sequence[str | Path]) -> Results:
+    """Embed on all ranks; judge, print and draw on rank 0. Set name -> `TenFold.metrics()`, and confidence intervals."""
+    features = {}
+    for images, issame in bin_sets(bins):
+        features[images.name] = embed(encoder, images, arguments.batch_size, cache=arguments.cache), issame
+    return dist.on_first_rank(lambda: _judge(arguments, features))
 
 
-def _report(arguments: argparse.Namespace, folds: dict[str, TenFold]) -> Results:
-    results = {name: dict(result.metrics()) for name, result in folds.items()}
+def _judge(arguments: argparse.Namespace, features: dict[str, tuple[np.ndarray, np.ndarray]]) -> Results:
+    results: Results = {}
     intervals: dict[str, Intervals] = {}
-    if arguments.bootstrap:
-        for name, result in folds.items():
+    curves: dict[str, Roc] = {}
+    for name, (rows, issame) in features.items():
+        try:
+            found = ten_fold(rows, issame)
+            results[name] = found.metrics()
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        curves[name] = found.roc
+        if arguments.bootstrap:
             intervals[name] = {
-                "accuracy": accuracy_interval(result, arguments.bootstrap),
-                "tar@far=1e-3": tar_interval(result.roc, FAR, arguments.bootstrap),
+                "accuracy": accuracy_interval(found, arguments.bootstrap),
+                "tar@far=1e-3": tar_interval(found.roc, _FAR, arguments.bootstrap),
             }
             results[name] |= as_metrics(intervals[name])
-    rows, beside = {}, []
-    for name, metrics in results.items():
-        rows[name] = metrics
-        published = paper.hq_set(name)
-        if published:
-            for row, figures in paper.rows(["II"], [published]):
-                if row.startswith("queue: proxy"):
-                    beside.append((f"{name} (QGFace, {paper.PAPER}, table II)", {"accuracy": figures[published]}))
-    print(rate_table("set (%)", _COLUMNS, rows, beside, {"accuracy": "accuracy"}, intervals))
-    folder = plot_folder(arguments)
-    if folder:
-        written = plot_roc({name: result.roc for name, result in folds.items()}, folder / "roc_verification")
-        print("plots:", ", ".join(map(str, written)))
+    print(verification_table(results, intervals))
+    if folder := plot_folder(arguments):
+        save_plots(folder, {"roc_verification": draw_roc(curves, far=_FAR)})
     return results

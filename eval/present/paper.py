@@ -1,8 +1,7 @@
-"""The paper's own figures, to print beside what was measured.
+"""The paper's published figures, to print next to measured ones.
 
 *QGFace: Quality-Guided Joint Training for Mixed-Quality Face Recognition*, Youzhe Song and Feng Wang, tables I-V: ResNet34
-trained on VGGFace2. All in %, as printed. Rows that are shown are marked as the paper's: nothing here was measured by this
-software.
+trained on VGGFace2. All in %, as printed. Nothing here was measured by this software; printed rows are marked as the paper's.
 """
 
 from __future__ import annotations
@@ -40,7 +39,10 @@ TABLE_I = _table(
         "E": (92.31, 99.54, 100.0, 69.85, 91.05, 95.43),
     },
 )
-"""Ablation: A AdaFace's augmentation; B and partition; C and contrastive loss; D the paper's augmentation; E all, the method."""
+"""Ablation. A: AdaFace's augmentation; B: A and the partition; C: B and the contrastive loss; D: the paper's augmentation;
+E: everything, which is the method."""
+
+METHOD = "queue: proxy-updated"  # the row of table II
 
 TABLE_II = _table(
     _FULL,
@@ -48,7 +50,7 @@ TABLE_II = _table(
         "queue: no": (87.85, 99.38, 100.0, 68.24, 90.57, 95.47, 99.45, 96.00, 94.20, 94.67, 93.05),
         "queue: batch": (87.54, 99.38, 100.0, 68.67, 87.38, 95.28, 99.55, 95.96, 94.38, 93.85, 92.68),
         "queue: momentum": (63.08, 97.85, 99.85, 62.34, 88.70, 95.18, 99.55, 96.03, 93.98, 94.65, 91.68),
-        "queue: proxy-updated": (92.31, 99.54, 100.0, 69.85, 91.05, 95.43, 99.50, 96.03, 94.00, 94.48, 93.12),
+        METHOD: (92.31, 99.54, 100.0, 69.85, 91.05, 95.43, 99.50, 96.03, 94.00, 94.48, 93.12),
     },
 )
 
@@ -111,12 +113,12 @@ _SET_NAMES = {"lfw": "LFW", "cfpfp": "CFP-FP", "agedb30": "AgeDB", "agedb": "Age
 
 
 def hq_set(name: str) -> str | None:
-    """The paper's name of a verification set by its file's name (`agedb_30` -> AgeDB), or None for one it has not."""
+    """The paper's name of a verification set, from its file name (`agedb_30` -> AgeDB); None if the paper does not have it."""
     return _SET_NAMES.get(name.lower().replace("_", "").replace("-", ""))
 
 
 def rows(tables: Iterable[str], columns: Iterable[str]) -> list[tuple[str, Row]]:
-    """The rows of these tables that have any of these columns, each named with its mark, such as `E (paper, table I)`."""
+    """The rows of these tables that have any of these columns; names are marked, such as `E (paper, table I)`."""
     wanted = set(columns)
     return [
         (f"{name} ({PAPER}, table {number})", row)

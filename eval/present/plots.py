@@ -1,96 +1,300 @@
-"""Figures of results, as PNG and SVG. Matplotlib is imported only when a figure is drawn, and needs no display."""
+"""Figures of results: one function per kind of figure. `save_figure` writes a figure as files, `to_svg` embeds it in a page.
+
+Matplotlib is imported only when a figure is drawn, and needs no display.
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.present.gradient_scale import AdaFaceScale
+from eval.protocols.identification import Search
+from eval.protocols.scface import DISTANCES, METRES
 from eval.roc import Roc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, darkest hues first; line styles beyond its length.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-LINE_STYLES = ("-", "--", ":", "-.")
-INK, GRID = "#333333", "#dddddd"
-MOST_POINTS = 2000  # of a drawn curve: more cannot be seen, and an SVG of millions cannot be opened
+# Okabe and Ito's palette, which colour-blind readers can tell apart, darkest hues first. Matplotlib leaves pure black out of SVG,
+# where a page could not replace it.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
+INK, GRID, PAPER = "#333333", "#dddddd", "#ffffff"
+_ON_MAP = "#fafafa"  # lines and text on the gradient map, whose colours do not depend on the page's theme
+_LINE_STYLES = ("-", "--", ":", "-.")  # for more curves than colours
+_DOTTED = (0, (2, 3))
+_MOST_POINTS = 2000  # per curve: more cannot be seen, and would make a large SVG
+_MOST_RANKS = 50
 
 
-def plot_roc(curves: Mapping[str, Roc], path: str | Path, title: str = "Verification ROC", far: float = 1e-3) -> list[Path]:
-    """Draws ROC curves, name -> curve, over a logarithmic FAR axis; marks the TAR of each at `far`.
-
-    Writes `path` with the endings .png and .svg, and returns both paths.
-    """
+def draw_roc(curves: Mapping[str, Roc], title: str = "Verification ROC", far: float = 1e-3) -> Figure:
+    """ROC curves, name -> curve, over a logarithmic FAR axis, with the TAR of each marked at `far`."""
     left = 10.0 ** math.floor(math.log10(min([far / 2, *(1 / curve.different_pairs for curve in curves.values())])))
-    figure, axes = new_figure(title, "false accept rate (log scale)", "true accept rate")
+    figure, axes = _new_figure(title, "false accept rate (log scale)", "true accept rate")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+00", ""))
     axes.set_xlim(left, 1)
-    axes.axvline(far, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+    axes.axvline(far, color=INK, linewidth=0.8, linestyle=_DOTTED, zorder=1)
     bottom = 1.0
     for index, (name, curve) in enumerate(curves.items()):
-        colour, style = COLOURS[index % len(COLOURS)], LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)]
         tar = curve.tar_at_far(far)
-        label = f"{name}   TAR {100 * tar:.2f} %   AUC {100 * curve.auc:.2f} %"
-        x, y = _drawable(curve, left)
+        x, y = _visible_points(curve, left)
         bottom = min(bottom, y[0])
-        axes.plot(x, y, drawstyle="steps-post", color=colour, linestyle=style, linewidth=1.8, label=label)
-        axes.plot([far], [tar], "o", color=colour, markersize=5, markeredgecolor="white", clip_on=False, zorder=4)
+        label = f"{name}   TAR {100 * tar:.2f} %   AUC {100 * curve.auc:.2f} %"
+        axes.plot(x, y, drawstyle="steps-post", linewidth=1.8, label=label, **_style(index))
+        axes.plot([far], [tar], "o", color=_colour(index), markersize=5, markeredgecolor=PAPER, clip_on=False, zorder=4)
     bottom = math.floor(10 * bottom) / 10 if bottom > 0.5 else 0.0
     axes.set_ylim(bottom, 1 + 0.01 * (1 - bottom))
     axes.text(far, bottom, f" FAR {far:g}", fontsize=8, color=INK, va="bottom")
-    axes.legend(
-        title=f"TAR at FAR {far:g}, area under the curve",
-        title_fontsize=8.5,
-        alignment="left",
-        loc="best",
-        fontsize=8.5,
-        framealpha=0.9,
-        edgecolor="none",
-        labelcolor=INK,
-    )
-    return save_figure(figure, path)
+    _legend(axes, title=f"TAR at FAR {far:g}, area under the curve", title_fontsize=8.5, alignment="left")
+    return figure
 
 
-def _drawable(curve: Roc, left: float) -> tuple[np.ndarray, np.ndarray]:
-    """At most about MOST_POINTS of a curve's points, evenly over log FAR, from the axis's left end on."""
+def _visible_points(curve: Roc, left: float) -> tuple[np.ndarray, np.ndarray]:
+    """FAR and TAR from the axis's left end on; at most about _MOST_POINTS, evenly spaced over log FAR."""
     visible = curve.far >= left
     at_left = curve.tar[~visible].max(initial=0.0)
     far, tar = curve.far[visible], curve.tar[visible]
-    if len(far) > MOST_POINTS:
-        wanted = np.geomspace(left, 1, MOST_POINTS)
+    if len(far) > _MOST_POINTS:
+        wanted = np.geomspace(left, 1, _MOST_POINTS)
         kept = np.unique(np.append(np.searchsorted(far, wanted, side="right").clip(1) - 1, len(far) - 1))
         far, tar = far[kept], tar[kept]
     return np.append(left, far), np.append(at_left, tar)
 
 
-def plot_gradient_scale(scale: AdaFaceScale, threshold: float | None = None) -> Figure:
-    """|g| over norm and angle to the own class (QGFace, figure 2); with `threshold`, the norm at which u has that value."""
-    norm, degrees, values = scale.grid()
-    figure, axes = new_figure("Gradient scale |g|", "norm of the feature", "angle to the own class, degrees")
-    extent = (float(norm[0]), float(norm[-1]), float(degrees[0]), float(degrees[-1]))
-    shown = axes.imshow(values, origin="lower", aspect="auto", extent=extent, cmap="cividis")
-    axes.grid(False)
-    figure.colorbar(shown, ax=axes)
-    border = math.nan if threshold is None else scale.norm_of(2 * threshold - 1)
-    if norm[0] <= border <= norm[-1]:
-        axes.axvline(border, color="white", linewidth=1.2, linestyle="--")
-        axes.text(border, 2, f" u = {threshold:g}", color="white", fontsize=9)
+def draw_cmc(searches: Mapping[str, Search], title: str) -> Figure:
+    """Cumulative match curves, name -> search: the share of probes whose mate is among the first n, n = 1 … 50."""
+    figure, axes = _new_figure(title, "rank (log scale)", "identification rate")
+    axes.set_xscale("log")
+    axes.set_xlim(0.93, _MOST_RANKS)
+    axes.set_xticks([1, 2, 5, 10, 20, 50], labels=["1", "2", "5", "10", "20", "50"])
+    axes.minorticks_off()
+    ranks = np.arange(1, _MOST_RANKS + 1)
+    bottom = 1.0
+    for index, (name, found) in enumerate(searches.items()):
+        rates = found.cmc(_MOST_RANKS)
+        bottom = min(bottom, rates[0])
+        axes.plot(ranks, rates, linewidth=1.8, label=f"{name}   rank 1 {100 * rates[0]:.2f} %", **_style(index))
+        axes.plot([1], rates[:1], "o", color=_colour(index), markersize=5, markeredgecolor=PAPER, clip_on=False, zorder=4)
+    bottom = np.floor(10 * bottom) / 10
+    axes.set_ylim(max(0.0, bottom - 0.05), 1.02 if bottom < 0.9 else 1.005)
+    _legend(axes, loc="lower right")
     return figure
 
 
-def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """An empty figure in the project's style, with one set of axes."""
+# -------------------------------------------------------------------------------------------------- histograms
+
+
+def draw_histograms(
+    samples: Mapping[str, np.ndarray], x_label: str, title: str = "", density: bool = False, mark: tuple[float, str] | None = None
+) -> Figure:
+    """Overlaid histograms, name -> values; `mark`: a vertical line at a value, with its label."""
+    figure, axes = _new_figure(title, x_label, "density" if density else "images")
+    edges = _edges(list(samples.values()), 40)
+    for index, (name, values) in enumerate(samples.items()):
+        _add_histogram(axes, values, edges, _colour(index), f"{name} ({len(values):,})", density)
+    if mark is not None:
+        axes.axvline(mark[0], color=INK, linewidth=1, linestyle=_DOTTED, label=mark[1])
+    _legend(axes)
+    return figure
+
+
+def draw_similarities(
+    encoders: Mapping[str, Mapping[str, Search]], distances: Sequence[str] = tuple(DISTANCES.values())
+) -> Figure:
+    """The paper's figure 6, one panel per distance: similarities of SCface's probes with their own mugshot (filled) and with
+    the most similar other one (outline).
+
+    encoders: name -> distance (d1 … d3) -> search. distances: those to show; the range of the x axis covers all. The gain is
+    the difference between the two mean similarities.
+    """
+    figure, unused = _new_figure("", "", "")
+    unused.remove()
+    metres = {name: METRES[distance] for distance, name in DISTANCES.items()}
+    shown = [name for name in distances if all(name in searches for searches in encoders.values())]
+    every = [found for searches in encoders.values() for found in searches.values()]
+    edges = _edges([score[found.mated] for found in every for score in (found.mate_score, found.other_score)], 40)
+    figure.set_size_inches(3.5 * len(shown), 3.8)
+    panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, name in zip(panels, shown, strict=True):
+        for index, (encoder, searches) in enumerate(encoders.items()):
+            found = searches[name]
+            own, other = found.mate_score[found.mated], found.other_score[found.mated]
+            label = f"{encoder}\ngain {own.mean() - other.mean():+.3f}"
+            _add_histogram(panel, own, edges, _colour(index), label, density=True)
+            _add_histogram(panel, other, edges, _colour(index), "most similar other", density=True, filled=False)
+        _decorate(panel, f"{name} ({metres[name]} m)", "cosine similarity", "density" if panel is panels[0] else "")
+        _legend(panel, loc="upper left")
+    panels[0].set_ylim(top=1.4 * max(panel.dataLim.y1 for panel in panels))  # room for the legends
+    return figure
+
+
+def _edges(samples: Sequence[np.ndarray], bins: int) -> np.ndarray:
+    values = np.concatenate(samples)
+    return np.linspace(values.min(), max(values.max(), values.min() + 1e-6), bins + 1)
+
+
+def _add_histogram(
+    axes: Axes, values: np.ndarray, edges: np.ndarray, colour: str, label: str, density: bool, filled: bool = True
+) -> None:
+    axes.hist(
+        values,
+        list(edges),
+        density=density,
+        histtype="stepfilled",
+        facecolor=(colour, 0.3) if filled else "none",
+        edgecolor=colour,
+        linestyle="-" if filled else "--",
+        linewidth=1.2 if filled else 1.5,
+        label=label,
+    )
+
+
+# -------------------------------------------------------------------------------------------------- curves and maps
+
+
+@dataclass(frozen=True)
+class Curve:
+    """colour: index into the palette; default: the curve's place in the figure."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    dashed: bool = False
+    colour: int | None = None
+
+
+@dataclass(frozen=True)
+class Band:
+    """The area between two curves."""
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    colour: int
+
+
+def draw_curves(
+    curves: Sequence[Curve],
+    title: str,
+    x_label: str,
+    y_label: str,
+    bands: Sequence[Band] = (),
+    log: bool = False,
+    percent: bool = False,
+    y_limits: tuple[float | None, float | None] = (None, None),
+) -> Figure:
+    """Curves over steps or angles, above `bands`. percent: the values are shares 0..1."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+    figure, axes = _new_figure(title, x_label, y_label)
+    for band in bands:
+        (x, low), (_, high) = _thinned(band.x, band.low), _thinned(band.x, band.high)
+        axes.fill_between(x, low, high, color=_colour(band.colour), alpha=0.17, linewidth=0)
+    for index, curve in enumerate(curves):
+        x, y = _thinned(curve.x, curve.y)
+        colour = _colour(index if curve.colour is None else curve.colour)
+        axes.plot(x, y, color=colour, linestyle="--" if curve.dashed else "-", linewidth=1.6, label=curve.label,
+                  marker="o" if len(x) <= 12 else "", markersize=4)  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(*y_limits)
+    if len(curves) > 1:
+        _legend(axes)
+    return figure
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The finite points; if they are many, means of neighbours."""
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[finite], y[finite]
+    if len(x) <= _MOST_POINTS // 4:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), _MOST_POINTS // 4)
+    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+
+
+@dataclass(frozen=True)
+class GradientMap:
+    """|g|, the weight of a sample in the gradient, by norm and angle to its class (QGFace, figure 2).
+
+    norms: [K]. degrees: [M]. values: [M, K]. border: the norm at which u equals `threshold`; None without a partition.
+    slices: quality z-hat -> (its norm, |g| over `degrees` [M]).
+    """
+
+    norms: np.ndarray
+    degrees: np.ndarray
+    values: np.ndarray
+    slices: Mapping[float, tuple[float, np.ndarray]]
+    border: float | None = None
+    threshold: float | None = None
+
+
+def draw_gradient_scale(shown: GradientMap) -> Figure:
+    """The gradient map, with the partition's border."""
+    figure, axes = _new_figure("Gradient scale |g|", "norm of the feature", "angle to the own class, degrees")
+    extent = (shown.norms[0], shown.norms[-1], shown.degrees[0], shown.degrees[-1])
+    image = axes.imshow(shown.values, origin="lower", aspect="auto", extent=extent, cmap="cividis")
+    axes.grid(False)
+    bar = figure.colorbar(image, ax=axes)
+    bar.ax.tick_params(colors=INK, labelsize=9)
+    bar.outline.set_edgecolor(INK)
+    if shown.border is not None and shown.norms[0] <= shown.border <= shown.norms[-1]:
+        axes.axvline(shown.border, color=_ON_MAP, linewidth=1.2, linestyle="--")
+        axes.text(shown.border, 2, f" u = {shown.threshold:g}", color=_ON_MAP, fontsize=9)
+    return figure
+
+
+# -------------------------------------------------------------------------------------------------- style and files
+
+
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
+    """Write a figure as `path`.png and `path`.svg and return both paths. The same figure gives the same bytes."""
+    import matplotlib
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    png, svg = Path(f"{path}.png"), Path(f"{path}.svg")
+    figure.savefig(png, dpi=160)
+    with matplotlib.rc_context({"svg.hashsalt": "figure"}):
+        figure.savefig(svg, metadata={"Date": None})
+    return [png, svg]
+
+
+def to_svg(figure: Figure, width: float, height: float) -> str:
+    """An `<svg>` element without title, of the given size in inches, whose text is text; for a page that has its own fonts."""
+    import matplotlib
+
+    for axes in figure.axes:
+        axes.set_title("", loc="left")
+    figure.set_size_inches(width, height)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "figure", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
+    _decorate(axes, title, x_label, y_label)
+    return figure, axes
+
+
+def _decorate(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)
@@ -99,22 +303,16 @@ def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.tick_params(colors=INK, labelsize=9, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
-    return figure, axes
 
 
-def save_figure(figure: Figure, path: str | Path) -> list[Path]:
-    """Writes a figure as `path`.png and `path`.svg (an ending .png or .svg of `path` is replaced); the same figure gives
-    the same bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
 
-    FigureCanvasAgg(figure)
-    stem = Path(path)
-    if stem.suffix in (".png", ".svg"):
-        stem = stem.with_suffix("")
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = Path(f"{stem}.png"), Path(f"{stem}.svg")
-    figure.savefig(png, dpi=160)
-    with matplotlib.rc_context({"svg.hashsalt": "figure"}):
-        figure.savefig(svg, metadata={"Date": None})
-    return [png, svg]
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": _colour(index), "linestyle": _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)]}
+
+
+def _legend(axes: Axes, **options: Any) -> None:
+    legend = axes.legend(fontsize=8.5, framealpha=0.9, edgecolor="none", labelcolor=INK, **options)
+    legend.get_title().set_color(INK)

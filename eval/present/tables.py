@@ -1,44 +1,127 @@
-"""Results as tables for people (prettytable) and as JSON for programs."""
+"""Results as tables for people, with the paper's figures under a line, and as JSON for programs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prettytable import PrettyTable
 
+from eval.present import paper
 from utils.files import write_file
 
 NOT_MEASURED = "–"
+Interval = tuple[float, float]
+Metrics = Mapping[str, float]
+
+_SUMMARY_COLUMNS = {
+    paper.SC1: ("scface_d1", "rank1"),
+    paper.SC2: ("scface_d2", "rank1"),
+    paper.SC3: ("scface_d3", "rank1"),
+    paper.TINYFACE: ("tinyface", "rank1"),
+    paper.IJBB: ("IJBB", "tar@far=1e-4"),
+    "IJB-C": ("IJBC", "tar@far=1e-4"),
+}
 
 
-def verification_table(
-    results: Mapping[str, Mapping[str, float]],
-    paper_accuracies: Mapping[str, float] | None = None,
-    paper_label: str = "paper",
-) -> str:
-    """A row for each set of `results` (`TenFold.metrics()`, rates 0..1), rates printed in %.
+@dataclass(frozen=True)
+class Table:
+    """Text cells under headings; `below` holds the rows under a line, such as the paper's."""
 
-    `paper_accuracies` (in %, as printed there) adds a row for each of its sets, marked with `paper_label`: under the row
-    of the same set where that was measured, at the end otherwise.
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    below: Sequence[Sequence[str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        table = PrettyTable(self.headings, align="r")
+        table.align[self.headings[0]] = "l"
+        for number, cells in enumerate([*self.rows, *self.below], 1):
+            table.add_row(list(cells), divider=bool(self.below) and number == len(self.rows))
+        return table.get_string()
+
+
+def percent(rate: float | None, interval: Interval | None = None) -> str:
+    """A rate 0..1 in %, with its confidence interval; a dash for None."""
+    if rate is None:
+        return NOT_MEASURED
+    shown = f"{100 * rate:.2f}"
+    return shown if interval is None else f"{shown} [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
+
+
+def rate_table(
+    first_column: str,
+    columns: Mapping[str, str],
+    rows: Mapping[str, Metrics],
+    paper_rows: Sequence[tuple[str, Metrics]] = (),
+    paper_columns: Mapping[str, str] | None = None,
+    intervals: Mapping[str, Mapping[str, Interval]] | None = None,
+) -> Table:
+    """A table of rates in %.
+
+    columns: heading -> metric. rows: name -> metric -> rate 0..1. paper_rows: name -> the paper's column -> %. paper_columns:
+    heading -> the paper's column. intervals: name -> metric -> confidence interval.
     """
-    table = PrettyTable(["set", "accuracy ± std (%)", "TAR@FAR=1e-3 (%)", "AUC (%)", "pairs"], align="r")
-    table.align["set"] = "l"
-    paper = dict(paper_accuracies or {})
+    intervals, paper_columns = intervals or {}, paper_columns or {}
+    measured = [
+        [name, *(percent(metrics.get(metric), intervals.get(name, {}).get(metric)) for metric in columns.values())]
+        for name, metrics in rows.items()
+    ]
+    published = [
+        [name, *(_as_printed(figures.get(paper_columns.get(heading, ""))) for heading in columns)] for name, figures in paper_rows
+    ]
+    return Table([first_column, *columns], measured, published)
 
-    def add_paper_row(name: str) -> None:
-        table.add_row([f"{name} ({paper_label})", f"{paper.pop(name):.2f}"] + [NOT_MEASURED] * 3)
 
+def verification_table(results: Mapping[str, Metrics], intervals: Mapping[str, Mapping[str, Interval]] | None = None) -> Table:
+    """Verification sets, name -> `TenFold.metrics()`, with QGFace's accuracy on those that the paper has."""
+    rows, below = [], []
     for name, metrics in results.items():
-        accuracy = f"{100 * metrics['accuracy']:.2f} ± {100 * metrics['std']:.2f}"
-        tar, auc = f"{100 * metrics['tar@far=1e-3']:.2f}", f"{100 * metrics['auc']:.2f}"
-        table.add_row([name, accuracy, tar, auc, f"{metrics['pairs']:.0f}"])
-        if name in paper:
-            add_paper_row(name)
-    for name in list(paper):
-        add_paper_row(name)
-    return table.get_string()
+        bounds = (intervals or {}).get(name, {})
+        accuracy = f"{percent(metrics['accuracy'], bounds.get('accuracy'))} ± {percent(metrics.get('std'))}"
+        tar = percent(metrics.get("tar@far=1e-3"), bounds.get("tar@far=1e-3"))
+        rows.append([name, accuracy, tar, percent(metrics.get("auc")), f"{metrics.get('pairs', 0):.0f}"])
+        if (column := paper.hq_set(name)) is not None:
+            label = f"{name} (QGFace, {paper.PAPER}, table II)"
+            below.append([label, _as_printed(paper.TABLE_II[paper.METHOD].get(column)), *[NOT_MEASURED] * 3])
+    return Table(["set", "accuracy ± std (%)", "TAR@FAR=1e-3 (%)", "AUC (%)", "pairs"], rows, below)
+
+
+def summary_table(label: str, results: Mapping[str, Metrics]) -> Table:
+    """One row for this encoder over all sets, then the rows of the paper's table I, and of table II if a set is only there.
+
+    results: set -> metric -> value, as in results.json.
+    """
+    row = summary_row(results)
+    published = paper.rows(["I"], row)
+    if set(row) & set(paper.HQ_SETS):  # table I has only their average
+        published += [(name, figures) for name, figures in paper.rows(["II"], row) if name.startswith(paper.METHOD)]
+    same = {column: column for column in row}
+    return rate_table("encoder", same, {label: {name: value / 100 for name, value in row.items()}}, published, same)
+
+
+def summary_row(results: Mapping[str, Metrics]) -> dict[str, float]:
+    """This encoder's figures in %, under the paper's column names, in its order; then other verification sets by name.
+
+    results: `scface_d1` … `scface_d3`, `tinyface`, `IJBB`, `IJBC` and verification sets -> metric -> rate.
+    """
+    row: dict[str, float] = {}
+    for column, (name, metric) in _SUMMARY_COLUMNS.items():
+        found = results.get(name) or results.get(f"{name}_N1D1F1")  # the usual setting, if several were measured
+        if found and metric in found:
+            row[column] = 100 * found[metric]
+    accuracies = {
+        paper.hq_set(name) or name: 100 * metrics["accuracy"] for name, metrics in results.items() if "accuracy" in metrics
+    }
+    if all(name in accuracies for name in paper.HQ_SETS):
+        row[paper.HQ] = sum(accuracies[name] for name in paper.HQ_SETS) / len(paper.HQ_SETS)
+    row |= {name: accuracies.pop(name) for name in paper.HQ_SETS if name in accuracies}
+    return row | accuracies
+
+
+def _as_printed(figure: float | None) -> str:
+    return NOT_MEASURED if figure is None else f"{figure:.2f}"
 
 
 def write_results(path: str | Path, results: Mapping, label: str = "") -> None:

@@ -1,13 +1,26 @@
-"""The page itself: layout, typography, tables, pictures. It follows the reader's light or dark setting and narrow screens."""
+"""The page itself: layout, typography, tables, charts, pictures. It adapts to light and dark mode and to narrow screens."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+from eval.present.plots import COLOURS, GRID, INK, PAPER, to_svg
+from eval.present.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WIDE, _NARROW = (5.0, 3.1), (3.7, 2.8)  # inches, of two or three charts in a row
+_THEME = {INK: "var(--ink)", GRID: "var(--rule)", PAPER: "var(--card)"}
+_THEME |= {colour.lower(): f"var(--c{index})" for index, colour in enumerate(COLOURS)}
 
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fdfdfb;--card:#fff;--ink:#1d2126;--soft:#5d6670;--rule:#e3e5e4;--accent:#0b6e99;
@@ -29,19 +42,12 @@ h3{font-size:.95rem;margin:1.3rem 0 .6rem}
 figure{margin:0;padding:.8rem .9rem;background:var(--card);border:1px solid var(--rule);
 border-radius:8px;min-width:0;container-type:inline-size}
 figcaption{font-weight:600;font-size:.95rem;margin-bottom:.4rem}figcaption small{display:block;font-weight:400;font-size:.82rem}
-svg{display:block;width:100%;height:auto;font-size:12px}svg text{fill:var(--soft);font-variant-numeric:tabular-nums}
-@container(max-width:350px){svg{font-size:15px}}
-svg .on{fill:var(--ink)}.line{fill:none;stroke-width:2;stroke-linejoin:round}.area{fill-opacity:.28;stroke-width:1.4}
-.band{fill-opacity:.17}.over .mark{stroke:#fff}svg .over text{fill:#fff;paint-order:stroke;stroke:#0009;stroke-width:3px}
-.legend i.swatch{width:1rem;height:.7rem}
-line.grid{stroke:var(--rule)}.tick{stroke:var(--soft)}.mark{stroke:var(--ink);stroke-dasharray:2 3}
-.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1rem;margin:.4rem 0 0;padding:0;font-size:.82rem;color:var(--soft)}
-.legend i{display:inline-block;width:.8rem;height:.25rem;border-radius:2px;margin-right:.4rem;vertical-align:middle}
+svg{display:block;width:100%;height:auto}svg *{stroke-linejoin:round}svg text{fill:var(--ink);font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;margin:.6rem 0 1.2rem}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:min(100%,24rem)}
 th,td{padding:.35rem .8rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th:first-child,td:first-child{text-align:left;padding-left:0}th{color:var(--soft);font-weight:500;font-size:.82rem}
-tr.paper td{color:var(--soft);font-style:italic}
+tr.below td{color:var(--soft);font-style:italic}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.6rem,1fr));gap:.8rem}
 .pair{font-size:.78rem;color:var(--soft);font-variant-numeric:tabular-nums}.pair div{display:flex;gap:2px}
 .pair img{width:calc(50% - 1px);aspect-ratio:1;border-radius:4px;display:block}
@@ -52,7 +58,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(title: str, subtitle: str, facts: Iterable[tuple[str, str]], sections: Iterable[str]) -> str:
-    """The whole document. The policy in its head forbids the browser to fetch or to run anything."""
+    """The whole document. The policy in its head forbids the browser to fetch or run anything."""
     terms = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -73,7 +79,7 @@ def paragraph(text: str, css: str = "soft") -> str:
 
 
 def heading(text: str) -> str:
-    """Of a part of a section."""
+    """The heading of a part of a section."""
     return f"<h3>{escape(text)}</h3>"
 
 
@@ -82,15 +88,26 @@ def figures(*each: str) -> str:
     return f'<div class="{css}">{"".join(each)}</div>'
 
 
-def figure(title: str, body: str, note: str = "") -> str:
+def chart(figure: Figure, title: str, note: str = "", narrow: bool = False) -> str:
+    """A matplotlib figure as inline SVG, in the page's colours and font.
+
+    narrow: for three charts in a row. SVG ids are valid for the whole page, so each chart's get a prefix of their own.
+    """
+    svg = to_svg(figure, *(_NARROW if narrow else _WIDE))
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"#[0-9a-f]{6}\b", lambda colour: _THEME.get(colour[0], colour[0]), svg)
+    svg = re.sub(r"font: (?:bold )?([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    prefix = f"chart-{hashlib.sha256(f'{title}{svg}'.encode()).hexdigest()[:8]}"
+    svg = re.sub(r'(\bid="|="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
     small = f"<small>{escape(note)}</small>" if note else ""
-    return f"<figure><figcaption>{escape(title)}{small}</figcaption>{body}</figure>"
+    return f"<figure><figcaption>{escape(title)}{small}</figcaption>{svg}</figure>"
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], paper_rows: Iterable[Sequence[str]] = ()) -> str:
-    """Rows of text; those of the paper set apart."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-    body = "".join(_row(cells, "") for cells in rows) + "".join(_row(cells, ' class="paper"') for cells in paper_rows)
+def table(content: Table) -> str:
+    """Rows of text; those below the line, such as the paper's, are set apart."""
+    head = "".join(f"<th>{escape(text)}</th>" for text in content.headings)
+    body = "".join(_row(cells, "") for cells in content.rows) + "".join(_row(cells, ' class="below"') for cells in content.below)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

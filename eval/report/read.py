@@ -1,4 +1,4 @@
-"""What a run's folder tells: metrics.jsonl, config.json, results.json, eval/*.json, pair_differences.json."""
+"""What a report is made from: the files of a run's folder, and what was measured with its encoder."""
 
 from __future__ import annotations
 
@@ -10,28 +10,51 @@ from typing import Any
 
 import numpy as np
 
+from eval.protocols.identification import Search
+from eval.verification import TenFold
 from utils.errors import UserError
 
 Results = dict[str, dict[str, float]]
 _DIAGNOSTICS = "diagnostics/"
+_DIFFERENCES = ("steps", "positive", "negative")  # always there; `age` and `cosine` may be missing
 
 
 @dataclass(frozen=True)
 class Run:
-    """training: name -> float64 [K], K reported steps, `step` among them. verification: set -> metric -> (steps, values)."""
+    """The contents of metrics.jsonl, config.json, results.json, eval/*.json and pair_differences.json.
+
+    training: name -> float64 [K], `step` and the measurements of K reported steps.
+    verification: set -> metric -> (steps, values). differences: queue -> `steps`, `positive` … -> float64.
+    diagnostics: name -> float64 [M], `step` and the diagnostics.
+    """
 
     path: Path
     config: dict[str, Any]
     training: dict[str, np.ndarray]
     verification: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
     results: Results
-    events: int = 0  # steps that were skipped
-    differences: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # queue -> steps, positive …
-    diagnostics: dict[str, np.ndarray] = field(default_factory=dict)  # name -> float64 [M], `step` among them
+    skipped_steps: int
+    differences: dict[str, dict[str, np.ndarray]]
+    diagnostics: dict[str, np.ndarray]
+
+
+@dataclass
+class Measured:
+    """What was measured with the run's encoder, on rank 0. What could not be measured has a note for its section."""
+
+    folds: dict[str, TenFold] = field(default_factory=dict)  # verification set -> outcome
+    searches: dict[str, Search] = field(default_factory=dict)  # SCface: d1 … d3
+    originals: np.ndarray | None = None  # training images, uint8 RGB [n, 112, 112, 3]
+    augmented: np.ndarray | None = None  # their augmented views
+    norms: np.ndarray | None = None  # float32 [2, n], of originals and of augmented views
+    u: np.ndarray | None = None  # float32 [2, n], quality
+    threshold: float | None = None  # b; None without a partition
+    border: float | None = None  # the norm at which u equals b
+    notes: dict[str, str] = field(default_factory=dict)  # section -> why it is missing
 
 
 def read_run(path: Path) -> Run:
-    """Raises UserError where the folder is no run's, or a file in it cannot be read."""
+    """Read a run's folder; UserError if it is not one, or if a file in it is damaged."""
     metrics = path / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{path}: no metrics.jsonl here; give the output folder of a run")
@@ -44,16 +67,16 @@ def read_run(path: Path) -> Run:
         except (ValueError, KeyError, TypeError) as fault:
             raise UserError(f"{metrics}, line {number}: not a measurement ({fault}); remove the line") from fault
     training = _columns([line for line in lines if "loss" in line])
-    looked = [line for line in lines if any(name.startswith(_DIAGNOSTICS) for name in line)]
-    diagnostics = {name.removeprefix(_DIAGNOSTICS): values for name, values in _columns(looked).items()}
+    diagnosed = [line for line in lines if any(name.startswith(_DIAGNOSTICS) for name in line)]
+    diagnostics = {name.removeprefix(_DIAGNOSTICS): values for name, values in _columns(diagnosed).items()}
     config = _json(path / "config.json") if (path / "config.json").is_file() else {}
     results: Results = {}
     for file in [path / "results.json", *sorted((path / "eval").glob("*.json"))]:
         if file.is_file():
             results |= _results(file)
-    skipped = sum("skipped" in line for line in lines)
+    skipped_steps = sum("skipped" in line for line in lines)
     differences = _differences(path / "pair_differences.json")
-    return Run(path, dict(config), training, _verification(lines), results, skipped, differences, diagnostics)
+    return Run(path, dict(config), training, _verification(lines), results, skipped_steps, differences, diagnostics)
 
 
 def _columns(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -78,7 +101,7 @@ def _verification(lines: list[dict[str, Any]]) -> dict[str, dict[str, tuple[np.n
 def _results(file: Path) -> Results:
     content = _json(file)
     if not all(isinstance(metrics, Mapping) for metrics in content.values()):
-        raise UserError(f"{file}: not a file of results (set -> metric -> value); move it out of the run's eval folder")
+        raise UserError(f"{file}: not a results file (set -> metric -> value); move it out of the run's eval folder")
     return {name: dict(metrics) for name, metrics in content.items()}
 
 
@@ -87,10 +110,13 @@ def _differences(file: Path) -> dict[str, dict[str, np.ndarray]]:
         return {}
     try:
         found = {
-            queue: {key: np.asarray(curves[key], np.float64) for key in ("steps", "positive", "negative", "age", "cosine")
-                    if key in curves or key in ("steps", "positive", "negative")}
+            queue: {
+                key: np.asarray(curves[key], np.float64)
+                for key in (*_DIFFERENCES, "age", "cosine")
+                if key in curves or key in _DIFFERENCES
+            }
             for queue, curves in _json(file).items()
-        }  # fmt: skip
+        }
     except (KeyError, TypeError, ValueError) as fault:
         raise UserError(f"{file}: expected queue -> steps, positive, negative ({fault})") from fault
     for queue, curves in found.items():

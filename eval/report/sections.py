@@ -1,187 +1,303 @@
-"""The sections of the report, each from what was read and measured to HTML."""
+"""The sections of the report, as HTML, from what was read and measured."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 
-from eval.present import paper
-from eval.present.benchmark_tables import summary_row
-from eval.present.tables import NOT_MEASURED
+from eval.present.plots import (
+    Band,
+    Curve,
+    GradientMap,
+    draw_curves,
+    draw_gradient_scale,
+    draw_histograms,
+    draw_roc,
+    draw_similarities,
+)
+from eval.present.tables import NOT_MEASURED, Table, summary_table, verification_table
 from eval.protocols.scface import DISTANCES, METRES
-from eval.report import page, svg
-from eval.report.measure import Measured
-from eval.report.read import Results, Run
+from eval.report import page
+from eval.report.read import Measured, Run
 
 PAIRS_SHOWN = 12  # of either kind
 
-_CURVES = (
-    ("Losses", "loss", {"loss": "total", "loss_classification": "classification", "loss_contrastive": "contrastive"}, False),
-    ("What learns from what", "share", {"high_quality_share": "features classified (HQ)",
-                                        "low_quality_pair_share": "pairs contrasted (LQ)"}, False),
-    ("Feature norms", "norm", {"norm_mean": "mean of the step", "quality_mean": "moving mean μ",
-                               "quality_std": "moving deviation σ"}, False),
+_TRAINING = (  # title, note, quantity -> label, log scale if the values vary widely
+    ("Losses", "", {"loss": "total", "loss_classification": "classification", "loss_contrastive": "contrastive"}, False),
+    (
+        "What learns from what",
+        "share",
+        {"high_quality_share": "features classified (HQ)", "low_quality_pair_share": "pairs contrasted (LQ)"},
+        False,
+    ),
+    (
+        "Feature norms",
+        "",
+        {"norm_mean": "mean of the step", "quality_mean": "moving mean μ", "quality_std": "moving deviation σ"},
+        False,
+    ),
     ("Learning rate", "", {"lr": "learning rate"}, False),
     ("Gradient norm", "", {"gradient_norm": "gradient norm"}, True),
-    ("Speed", "images a second", {"images_per_second": "speed"}, False),
-)  # fmt: skip
+    ("Speed", "images per second", {"images_per_second": "speed"}, False),
+)
+_VIEWS = {"original": "originals", "augmented": "augmented views"}
+_LEVELS = ("05", "25", "50", "75", "95")  # quantiles of the norms
+_LAST_COLOUR = 6
+
+
+# -------------------------------------------------------------------------------------------------- results
+
+
+def results(run: Run) -> str:
+    """Verification sets and benchmarks, with the paper's figures, and all figures in a list."""
+    if not run.results:
+        return page.section("results", "Results", page.paragraph("No results.json, and no JSON in the run's eval folder."))
+    parts = []
+    sets = {name: metrics for name, metrics in run.results.items() if "accuracy" in metrics}
+    if sets:
+        parts.append(page.table(verification_table(sets)))
+    benchmarks = summary_table(run.path.name, {name: metrics for name, metrics in run.results.items() if name not in sets})
+    if len(benchmarks.headings) > 1:
+        parts.append(page.table(benchmarks))
+    every = [
+        [name, metric, f"{value:.6g}"]
+        for name, metrics in run.results.items()
+        for metric, value in metrics.items()
+        if isinstance(value, (int, float))
+    ]
+    parts.append(f"<details><summary>All figures</summary>{page.table(Table(['set', 'metric', 'value'], every))}</details>")
+    return page.section("results", "Results", *parts)
+
+
+# -------------------------------------------------------------------------------------------------- training
 
 
 def training(run: Run) -> str:
     """Curves of metrics.jsonl. A quantity that is zero throughout, such as a loss that the run does not have, is left out."""
     if not len(run.training.get("step", ())):
         return page.section("training", "Training", page.paragraph("No step has been reported yet."))
-    steps, drawn = run.training["step"], []
-    for title, note, names, log in _CURVES:
-        series = [svg.Series(label, steps, run.training[name], dashed=label == "classification") for name, label in names.items()
-                  if name in run.training and (run.training[name] != 0).any()]  # fmt: skip
-        if not series:
+    drawn = []
+    for title, note, names, may_be_log in _TRAINING:
+        known = {name: label for name, label in names.items() if (run.training.get(name, np.zeros(1)) != 0).any()}
+        if not known:
             continue
-        values = np.concatenate([each.y for each in series])
-        log = log and bool((values > 0).any()) and float(values.max()) / max(float(values[values > 0].min()), 1e-12) > 30
-        low, high = (0.0, 1.0) if note == "share" else (None if log else min(0.0, float(np.nanmin(values))), None)
-        y = svg.axis(title, values, log=log, low=low, high=high)
-        chart = svg.lines(series, svg.axis("step", steps), y, title)
-        drawn.append(page.figure(title, chart, ", ".join(filter(None, [note, "log scale" if log else ""]))))
+        curves = [
+            Curve(label, run.training["step"], run.training[name], label == "classification") for name, label in known.items()
+        ]
+        values = np.concatenate([curve.y for curve in curves])
+        log = may_be_log and bool((values > 0).all()) and float(values.max() / values.min()) > 30
+        shares = note == "share"
+        limits = (0.0, 1.02) if shares else (None if log else min(0.0, float(np.nanmin(values))), None)
+        figure = draw_curves(curves, title, "step", "", log=log, percent=shares, y_limits=limits)
+        drawn.append(page.chart(figure, title, "" if shares else ", ".join(filter(None, [note, "log scale" if log else ""]))))
     return page.section("training", "Training", page.figures(*drawn))
 
 
 def verification(run: Run) -> str:
-    if not run.verification:
-        return ""
+    """Accuracy and TAR of the verification sets over training."""
     drawn = []
     for title, metric in (("Accuracy, ten folds", "accuracy"), ("TAR at FAR 1e-3", "tar@far=1e-3")):
-        series = [svg.Series(name, *metrics[metric]) for name, metrics in run.verification.items() if metric in metrics]
-        if series:
-            y = svg.axis(title, np.concatenate([each.y for each in series]))
-            x = svg.axis("step", np.concatenate([each.x for each in series]).astype(np.float64), low=0)
-            chart = svg.lines(series, x, y, f"{title} over training", svg.percent)
-            drawn.append(page.figure(title, chart, "%, on people not trained on"))
-    return page.section("verification", "Verification during training", page.figures(*drawn))
+        curves = [Curve(name, *metrics[metric]) for name, metrics in run.verification.items() if metric in metrics]
+        if curves:
+            figure = draw_curves(curves, title, "step", "", percent=True)
+            drawn.append(page.chart(figure, title, ", ".join(curve.label for curve in curves)))
+    return page.section("verification", "Verification during training", page.figures(*drawn)) if drawn else ""
 
 
-def results(run: Run) -> str:
-    """Verification sets beside the paper's figures, the benchmarks beside its table I, and every figure there is."""
-    if not run.results:
-        return page.section("results", "Results", page.paragraph("No results.json, and no JSON in the run's eval folder."))
-    parts = []
-    sets = {name: metrics for name, metrics in run.results.items() if "accuracy" in metrics}
-    if sets:
-        rows = [[name, f"{_rate(metrics, 'accuracy')} ± {_rate(metrics, 'std')}", _rate(metrics, "tar@far=1e-3"),
-                 _rate(metrics, "auc"), f"{metrics.get('pairs', 0):,.0f}"] for name, metrics in sets.items()]  # fmt: skip
-        beside = [[f"{name} ({row})", f"{figures[published]:.2f}", *[NOT_MEASURED] * 3] for name in sets
-                  if (published := paper.hq_set(name))
-                  for row, figures in paper.rows(["II"], [published]) if row.startswith("queue: proxy")]  # fmt: skip
-        parts.append(page.table(["verification, %", "accuracy", "TAR at FAR 1e-3", "AUC", "pairs"], rows, beside))
-    parts.append(_summary(run))
-    every = [[name, metric, f"{value:.6g}"] for name, metrics in run.results.items() for metric, value in metrics.items()
-             if isinstance(value, (int, float))]  # fmt: skip
-    parts.append(f"<details><summary>Every figure</summary>{page.table(['set', 'metric', 'value'], every)}</details>")
-    return page.section("results", "Results", *parts)
-
-
-def _summary(run: Run) -> str:
-    benchmarks: Results = {name: metrics for name, metrics in run.results.items() if "accuracy" not in metrics}
-    row = summary_row(benchmarks) if benchmarks else {}
-    if not row:
-        return ""
-    beside = [
-        [name, *(f"{figures[column]:.2f}" if column in figures else NOT_MEASURED for column in row)]
-        for name, figures in paper.rows(["I"], row)
-    ]
-    return page.table(["benchmark, %", *row], [[run.path.name, *(f"{value:.2f}" for value in row.values())]], beside)
-
-
-def _rate(metrics: dict[str, float], name: str) -> str:
-    return f"{100 * metrics[name]:.2f}" if name in metrics else NOT_MEASURED
+# -------------------------------------------------------------------------------------------------- verification, SCface
 
 
 def roc(found: Measured) -> str:
-    """ROC over a logarithmic FAR axis, and the similarities that it comes from."""
+    """The ROC, and the similarities behind it."""
     if not found.folds:
-        note = found.notes.get("roc", "None of the run's verification sets is there; --data-root names a folder with .bin sets.")
+        note = found.notes.get("roc", "None of the run's verification sets was found; --data-root names a folder with .bin sets.")
         return page.section("roc", "ROC", page.paragraph(note))
-    curves = {name: fold.roc for name, fold in found.folds.items()}
-    least = min(1 / curve.different_pairs for curve in curves.values())
-    x = svg.Axis("false accept rate", 10.0 ** np.floor(np.log10(least)), 1.0, log=True)
-    series = []
-    for name, curve in curves.items():
-        visible = curve.far >= x.low
-        left = float(curve.tar[~visible].max(initial=0.0))
-        title = f"{name}, AUC {100 * curve.auc:.2f} %"
-        series.append(svg.Series(title, np.append(x.low, curve.far[visible]), np.append(left, curve.tar[visible])))
-    y = svg.Axis("TAR", 0.0, 1.0)
-    chart = svg.lines(series, x, y, "ROC curves", marks=[(1e-3, "FAR 1e-3")], steps=True)
-    drawn = [page.figure("ROC", chart, "true accept rate")]
+    drawn = [page.chart(draw_roc({name: fold.roc for name, fold in found.folds.items()}), "ROC")]
     for name, fold in found.folds.items():
         similarity = 1 - fold.distances / 2
-        kinds = [svg.Series("same person", similarity[fold.issame], np.empty(0)),
-                 svg.Series("different people", similarity[~fold.issame], np.empty(0))]  # fmt: skip
-        x, threshold = svg.axis("cosine similarity", similarity), (fold.similarity_threshold, "threshold")
-        chart = svg.histogram(kinds, x, f"similarities of {name}", marks=[threshold])
-        drawn.append(page.figure(f"Similarities, {name}", chart))
+        kinds = {"same person": similarity[fold.issame], "different people": similarity[~fold.issame]}
+        mark = (fold.similarity_threshold, "threshold")
+        drawn.append(page.chart(draw_histograms(kinds, "cosine similarity", density=True, mark=mark), f"Similarities, {name}"))
     return page.section("roc", "ROC and similarities", page.figures(*drawn))
 
 
 def by_distance(found: Measured) -> str:
     """The paper's figure 6."""
     if not found.searches:
-        note = found.notes.get("similarity", "Needs SCface: --data-root names a folder that holds scface/.")
+        note = found.notes.get("similarity", "Needs SCface: --data-root names a folder that contains scface/.")
         return page.section("similarity", "Similarity by distance", page.paragraph(note))
-    metres = {name: METRES[distance] for distance, name in DISTANCES.items()}
-    values = np.concatenate([np.concatenate([s.mate_score[s.mated], s.other_score[s.mated]]) for s in found.searches.values()])
-    x, drawn = svg.axis("cosine similarity", values), []
-    for name, search in found.searches.items():
-        matched, unmatched = search.mate_score[search.mated], search.other_score[search.mated]
-        series = [svg.Series("own mugshot", matched, matched), svg.Series("most similar other", unmatched, unmatched)]
-        note = f"rank 1 {100 * search.rank_rate(1):.2f} %, gain {matched.mean() - unmatched.mean():+.3f}"
-        chart = svg.histogram(series, x, f"similarities at {metres[name]} m", bins=24)
-        drawn.append(page.figure(f"{name}, {metres[name]} m", chart, note))
-    text = "SCface's probes against the frontal mugshots. Gain: mean similarity with the own one minus that with the best other."
+    drawn = []
+    for distance, name in DISTANCES.items():
+        if name in found.searches:
+            note = f"rank 1 {100 * found.searches[name].rank_rate(1):.2f} %"
+            figure = draw_similarities({"own mugshot": found.searches}, [name])
+            drawn.append(page.chart(figure, f"{name}, {METRES[distance]} m", note, narrow=True))
+    text = (
+        "SCface's probes against the frontal mugshots. Gain: mean similarity with the own mugshot minus that with the best other."
+    )
     return page.section("similarity", "Similarity by distance", page.paragraph(text), page.figures(*drawn))
 
 
-def norm_histograms(found: Measured) -> list[str]:
-    """Figures of the finished encoder's norms by view and by quality; none where they were not measured."""
-    if found.norms is None:
-        return []
-    original, augmented = found.norms
-    x = svg.axis("norm of the feature", found.norms.reshape(-1))
-    views = [svg.Series("originals", original, original), svg.Series("augmented", augmented, augmented)]
-    by_view = svg.histogram(views, x, "norms by view", bins=28)
-    drawn = [page.figure("By view", by_view, "training images, and their augmented views")]
-    if found.u is not None and found.threshold is not None:
-        low = found.u.reshape(-1) <= found.threshold
-        both = found.norms.reshape(-1)
-        grid = np.linspace(x.low, x.high, 2000)
-        assert found.quality is not None
-        border = float(grid[np.argmax(found.quality(grid) > found.threshold)])
-        kinds = [svg.Series("HQ", both[~low], both), svg.Series("LQ", both[low], both)]
-        chart = svg.histogram(kinds, x, "norms by quality", bins=28, marks=[(border, f"u = {found.threshold:g}")], density=False)
-        drawn.append(page.figure("By quality", chart, "number of images of both views"))
-    return drawn
+# -------------------------------------------------------------------------------------------------- quality
 
 
 def pairs(found: Measured) -> str:
     """The paper's figure 5: pairs of original and augmented image on both sides of the partition."""
-    if found.views is None or found.u is None:
-        note = found.notes.get("pairs", "The checkpoint holds no quality statistics.")
+    if found.originals is None or found.augmented is None or found.u is None:
+        note = found.notes.get("pairs", "The checkpoint has no quality statistics.")
         return page.section("pairs", "High and low quality", page.paragraph(note))
     least = found.u.min(axis=0)
-    parts = []
     if found.threshold is None:
         order = np.argsort(least)
-        groups = [("No partition in this run. Pairs of the highest quality", order[::-1]), ("Pairs of the lowest quality", order)]
+        groups = {"No partition in this run. Pairs of the highest quality": order[::-1], "Pairs of the lowest quality": order}
     else:
-        order = np.arange(len(least))
-        groups = [("HQ: both features are classified", order[least > found.threshold]),
-                  ("LQ: the pair is contrasted", order[least <= found.threshold])]  # fmt: skip
-    for title, chosen in groups:
-        share = "" if found.threshold is None else f", {len(chosen)} of {len(least)} pairs"
+        kinds = {
+            "HQ: both features are classified": least > found.threshold,
+            "LQ: the pair is contrasted": least <= found.threshold,
+        }
+        groups = {}
+        for title, mask in kinds.items():
+            chosen = np.flatnonzero(mask)
+            groups[f"{title}, {len(chosen)} of {len(least)} pairs"] = chosen[:: max(1, len(chosen) // PAIRS_SHOWN)]
+    parts = []
+    for title, chosen in groups.items():
         shown = "".join(
-            page.pair(found.views.originals[i], found.views.augmented[i], found.u[:, i].tolist(), found.threshold)
-            for i in chosen[:: 1 if found.threshold is None else max(1, len(chosen) // PAIRS_SHOWN)][:PAIRS_SHOWN].tolist()
+            page.pair(found.originals[i], found.augmented[i], found.u[:, i].tolist(), found.threshold)
+            for i in chosen[:PAIRS_SHOWN].tolist()
         )
-        parts.append(f'<h3>{title}{share}</h3><div class="pairs">{shown}</div>')
-    limit = "" if found.threshold is None else f", threshold b = {found.threshold:g}"
-    text = f"Original and augmented image, with the quality u of each{limit}, judged by the finished encoder."
+        parts.append(f'{page.heading(title)}<div class="pairs">{shown}</div>')
+    limit = "" if found.threshold is None else f"; threshold b = {found.threshold:g}"
+    text = f"Original and augmented image, with the quality u of each, by the finished encoder{limit}."
     return page.section("pairs", "High and low quality", page.paragraph(text), *parts)
+
+
+def norms(run: Run, found: Measured) -> str:
+    """Norms and shares of both views over training, and the finished encoder's norms."""
+    parts = []
+    if drawn := [*_norms_over_training(run), *_shares_over_training(run)]:
+        text = "One batch every few steps. Bands: 5 to 95 % and 25 to 75 % of the images; the line between them is the median."
+        parts += [page.heading("Over training"), page.paragraph(text), page.figures(*drawn)]
+    if histograms := _norm_histograms(found):
+        parts += [page.heading("Finished encoder"), page.figures(*histograms)]
+    return page.section("norms", "Feature norms", *parts) if parts else ""
+
+
+def _norms_over_training(run: Run) -> list[str]:
+    seen = run.diagnostics
+    views = {view: title for view, title in _VIEWS.items() if f"{view}/norm_p50" in seen}
+    if not views:
+        return []
+    every = np.concatenate([values for name, values in seen.items() if "/norm_p" in name or name == "threshold_norm"])
+    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    limits = (low - 0.05 * (high - low), high + 0.05 * (high - low))  # the same for both views
+    drawn = []
+    for colour, (view, title) in enumerate(views.items()):
+        p05, p25, p50, p75, p95 = (seen[f"{view}/norm_p{level}"] for level in _LEVELS)
+        bands = [Band(seen["step"], p05, p95, colour), Band(seen["step"], p25, p75, colour)]
+        curves = [Curve("median", seen["step"], p50, colour=colour)]
+        if "threshold_norm" in seen:
+            label = f"threshold, u = {run.config.get('quality_threshold', 'b')}"
+            curves.append(Curve(label, seen["step"], seen["threshold_norm"], dashed=True, colour=_LAST_COLOUR))
+        figure = draw_curves(curves, "", "step", "norm", bands, y_limits=limits)
+        drawn.append(page.chart(figure, f"Norms of {title}"))
+    return drawn
+
+
+def _shares_over_training(run: Run) -> list[str]:
+    seen = run.diagnostics
+    shares = {f"{view}/high_quality_share": f"HQ, {title}" for view, title in _VIEWS.items()}
+    shares["low_quality_pair_share"] = "LQ pairs"
+    figures = {
+        "Above the threshold": (shares if "threshold_norm" in seen else {}, "images of each view, and pairs at or below it"),
+        "Does the norm measure the quality?": (
+            {"augmented_norm_smaller_share": "augmented below original"},
+            "pairs whose augmented view has the smaller norm; 50 %: the norm says nothing about the quality, 100 %: everything",
+        ),
+    }
+    drawn = []
+    for title, (shown, note) in figures.items():
+        curves = [Curve(label, seen["step"], seen[name], "pair" in name) for name, label in shown.items() if name in seen]
+        if curves:
+            drawn.append(page.chart(draw_curves(curves, title, "step", "", percent=True, y_limits=(0.0, 1.02)), title, note))
+    return drawn
+
+
+def _norm_histograms(found: Measured) -> list[str]:
+    if found.norms is None:
+        return []
+    original, augmented = found.norms
+    by_view = draw_histograms({"originals": original, "augmented": augmented}, "norm of the feature")
+    drawn = [page.chart(by_view, "By view", "training images, and their augmented views")]
+    if found.u is not None and found.threshold is not None:
+        low = found.u <= found.threshold
+        mark = None if found.border is None else (found.border, f"u = {found.threshold:g}")
+        by_quality = draw_histograms({"HQ": found.norms[~low], "LQ": found.norms[low]}, "norm of the feature", mark=mark)
+        drawn.append(page.chart(by_quality, "By quality", "images of both views"))
+    return drawn
+
+
+# -------------------------------------------------------------------------------------------------- queue, gradients
+
+
+def differences(run: Run) -> str:
+    """The paper's figure 3b, and how close the queue's entries are to the current encoder, from pair_differences.json."""
+    known = {queue: curves for queue, curves in run.differences.items() if len(curves["steps"])}
+    if not known:
+        return ""
+    drawn = []
+    for kind, note in (("positive", "same person, other images"), ("negative", "other people")):
+        drawn.append(_difference_curves(known, kind, f"Mean difference of {kind} pairs", f"1 - cosine; {note}"))
+    parts = []
+    if with_cosine := {queue: curves for queue, curves in known.items() if "cosine" in curves}:
+        drawn.append(_difference_curves(with_cosine, "cosine", "Queue entry and current encoder", _age_note(with_cosine)))
+        means = [
+            [queue, *(_mean(curves[key]) for key in ("positive", "negative", "cosine"))] for queue, curves in with_cosine.items()
+        ]
+        parts.append(page.table(Table(["mean over training", "positive", "negative", "cosine with current"], means)))
+    text = (
+        "Entries of the queue against features from the current encoder: new augmented views against all entries, and entries "
+        "against the same view of the same image, encoded again."
+    )
+    return page.section("differences", "Pair differences by queue", page.paragraph(text), page.figures(*drawn), *parts)
+
+
+def _difference_curves(known: Mapping[str, Mapping[str, np.ndarray]], key: str, title: str, note: str) -> str:
+    curves = [Curve(queue, values["steps"], values[key]) for queue, values in known.items()]
+    note += "" if len(curves) > 1 else f"; {curves[0].label}"
+    return page.chart(draw_curves(curves, title, "step", ""), title, note, narrow=True)
+
+
+def _mean(values: np.ndarray) -> str:
+    return f"{np.nanmean(values):.4f}" if np.isfinite(values).any() else NOT_MEASURED
+
+
+def _age_note(known: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    ages = np.unique(np.concatenate([np.empty(0), *(curves["age"] for curves in known.values() if "age" in curves)]))
+    if not len(ages):
+        return "cosine, same view of the same image"
+    span = f"{ages[0]:.0f}" if len(ages) == 1 else f"{ages[0]:.0f} to {ages[-1]:.0f}"
+    return f"cosine, same view of the same image, {span} update{'' if span == '1' else 's'} later"
+
+
+def gradients(run: Run, shown: GradientMap | None) -> str:
+    """The paper's figure 2, for runs with AdaFace's margin and the quality statistics at the end of the run."""
+    if shown is None:
+        return ""
+    config, mean, std = run.config, run.training["quality_mean"][-1], run.training["quality_std"][-1]
+    text = (
+        f"The weight of a sample in the gradient, |g| = (1 - P) df/dcos of AdaFace's margin with m = {config['margin_m']:g}, "
+        f"s = {config['scale']:g}, and the run's last quality statistics, μ = {mean:.2f}, σ = {std:.2f}. P is that of "
+        f"{config['num_classes']:,} classes, all others at 90 degrees."
+    )
+    curves = []
+    for quality, (norm, values) in shown.slices.items():
+        bound = "" if math.fabs(quality) < 1 else ("≤ " if quality < 0 else "≥ ")
+        curves.append(Curve(f"ẑ = {quality:g}, norm {bound}{norm:.1f}", shown.degrees, values))
+    by_angle = draw_curves(curves, "", "angle to the own class, degrees", "|g|", y_limits=(0.0, None))
+    drawn = [
+        page.chart(draw_gradient_scale(shown), "|g| by norm and angle"),
+        page.chart(by_angle, "|g| by angle", "at five qualities"),
+    ]
+    return page.section("gradients", "Gradient scale by norm and angle", page.paragraph(text), page.figures(*drawn))

@@ -39,8 +39,15 @@ class QualityScale:
 
     def u(self, norms_N: np.ndarray) -> np.ndarray:
         """Norms of raw features, float [N], each of one image (no mirror image added) -> qualities, float32 [N]."""
-        statistics = QualityStatistics(self.concentration, initial_mean=self.mean, initial_std=self.std)
-        return (statistics.normalise(torch.as_tensor(norms_N, dtype=torch.float32)).numpy() + 1) / 2
+        return (self._statistics.normalise(torch.as_tensor(norms_N, dtype=torch.float32)).numpy() + 1) / 2
+
+    def norm_of(self, u: float) -> float:
+        """The norm at which the quality is `u`."""
+        return self._statistics.norm_of(2 * u - 1)
+
+    @property
+    def _statistics(self) -> QualityStatistics:
+        return QualityStatistics(self.concentration, initial_mean=self.mean, initial_std=self.std)
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,7 @@ def describe_norms(
         values["low_quality_pair_share"] = float(partition.low_quality_pairs(quality_VR).float().mean())
         values["augmented_norm_smaller_share"] = float((norm_VR[0] < norm_VR[1]).float().mean())
     if partition.threshold is not None:
-        width = (float(quality.std) + quality.epsilon) / quality.concentration
-        values["threshold_norm"] = float(quality.mean) + width * (2 * partition.threshold - 1)
+        values["threshold_norm"] = quality.norm_of(2 * partition.threshold - 1)
     return values
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from eval.present.gradient_scale import AdaFaceScale
-from eval.present.plots import plot_gradient_scale
+from eval.present.plots import draw_gradient_scale
+from recognition.encoders.card import QualityScale
+from recognition.monitor.gradient_scale import gradient_map
 from utils.config import Config
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def sheet_of_pairs(images_VBHWC: torch.Tensor, quality_VB: torch.Tensor, high_VB
 
 
 def gradient_scale(config: Config, mean: float, std: float, threshold: float | None) -> Figure | None:
-    """Figure 2 for the run's margin, scale and classes with mu, sigma, b of now; None where the margin is not AdaFace's."""
+    """The paper's figure 2 for the run's margin, scale and classes and the current mu, sigma and b; None for other margins."""
     if config.margin != "adaface":
         return None
-    scale = AdaFaceScale(config.margin_m, config.scale, config.num_classes, mean, std, config.quality_concentration)
-    return plot_gradient_scale(scale, threshold)
+    quality = QualityScale(mean, std, config.quality_concentration, threshold)
+    return draw_gradient_scale(gradient_map(config.margin_m, config.scale, config.num_classes, quality))

@@ -10,7 +10,7 @@ from pathlib import Path
 from prettytable import PrettyTable, TableStyle
 
 from eval.present import paper
-from eval.present.benchmark_tables import summary_row
+from eval.present.tables import summary_row
 from utils.files import write_file
 
 Figures = Mapping[str, Sequence[float]]
