@@ -1,14 +1,14 @@
-"""Feeds damaged and hostile files to everything that reads one: record files, indices, .bin sets, configurations, feature
-files, weights, checkpoints.
+"""Feed damaged files to every reader: record files, indices, .bin sets, images, configurations, feature files, weights,
+checkpoints, lists.
 
-    python benchmarks/fuzz.py                      # 60,000 inputs, some minutes
+    python benchmarks/fuzz.py                      # 60,000 inputs, a few minutes
     python benchmarks/fuzz.py --quick              # 4,000 inputs, under a minute
     python benchmarks/fuzz.py --only bin rec --count 100000 --seed 7
 
-Every input is a sound small file with random damage (bits, bytes, numbers, cuts, copies, splices). A reader may take it or
-refuse it with a `UserError`; anything else is a finding: another exception, a crash of the process, more than 10 s of
-computing, more than 2 GiB. Findings are written to --findings, and belong into tests/fuzz_seeds once mended. Exits 0 only
-where there is none.
+Every input is a small sound file with random damage (bits, bytes, numbers, cuts, copies, splices). A reader may accept it or
+refuse it with a `UserError`. Anything else is a finding: another exception, a crash of the process, more than 10 s of
+processor time, more than 2 GiB. Findings are written to --findings; once fixed, they belong in tests/fuzz_seeds. Exits 0 only
+if there are none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.fuzz_targets import TARGETS, Target  # noqa: E402 - a script, run in place
 
-SECONDS, BYTES = 10, 2 << 30  # of computing, of address space
+SECONDS, BYTES = 10, 2 << 30  # limits of processor time and address space
 _NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 0xCED7230A, 1 << 29, 3 << 29)
 
 
@@ -46,7 +46,7 @@ def damaged(content: bytes, others: list[bytes], generator: random.Random) -> by
 
 
 def _place(data: bytearray, generator: random.Random) -> int:
-    # Half of the damage goes where formats keep their structure.
+    # Half of the damage goes to the beginning, where formats keep their structure.
     end = len(data) if generator.random() < 0.5 else min(len(data), 200)
     return generator.randrange(max(end, 1))
 
@@ -68,7 +68,7 @@ def _number(data: bytearray, others: list[bytes], generator: random.Random) -> N
 
 
 def _digits(data: bytearray, others: list[bytes], generator: random.Random) -> None:
-    """Another number where the file has one in text."""
+    """Replace a digit in text with another number."""
     places = [at for at in range(len(data)) if 48 <= data[at] <= 57][:500]
     if places:
         at = generator.choice(places)
@@ -106,7 +106,7 @@ class Finding:
 
 
 class TooSlowError(Exception):
-    """An input has taken more than its time."""
+    """A reader took too long."""
 
 
 def _alarm(*_: object) -> None:
@@ -114,7 +114,7 @@ def _alarm(*_: object) -> None:
 
 
 def verdict(target: Target, content: bytes) -> str:
-    """Nothing where the input is read or refused as it should be, else what happened."""
+    """What went wrong; empty if the input is accepted or properly refused."""
     from utils.errors import UserError
 
     signal.signal(signal.SIGVTALRM, _alarm)
@@ -126,7 +126,7 @@ def verdict(target: Target, content: bytes) -> str:
         return "" if good else f"a refusal that is not one line per problem: {refusal!r}"
     except TooSlowError:
         return f"took more than {SECONDS} s"
-    except Exception:  # noqa: BLE001 - whatever it is, it is a finding
+    except Exception:  # noqa: BLE001 - any other exception is a finding
         return traceback.format_exc(limit=-4)
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -134,8 +134,8 @@ def verdict(target: Target, content: bytes) -> str:
 
 
 def _fuzz_some(name: str, seed: int, first: int, stop: int, folder: str, results: Any) -> None:
-    """In a process of its own: inputs first..stop-1 of a target. The one in work lies in `folder`, in case it is deadly."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders complain of every damaged image
+    """Inputs first..stop-1 of a target, in a process of its own. The current one is kept in `folder`, in case it crashes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print a warning per damaged image
     target = TARGETS[name](Path(folder))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
@@ -150,7 +150,7 @@ def _fuzz_some(name: str, seed: int, first: int, stop: int, folder: str, results
 
 
 def fuzz(name: str, count: int, seed: int) -> list[Finding]:
-    """Runs `count` inputs through a target; a crash costs one process, and the next goes on after it."""
+    """Feed `count` inputs to a target; after a crash, another process continues with the next input."""
     findings: list[Finding] = []
     context = multiprocessing.get_context("fork")
     number = 0
@@ -175,7 +175,7 @@ def fuzz(name: str, count: int, seed: int) -> list[Finding]:
 
 
 def _again(name: str, seed: int, number: int) -> bytes:
-    """The input of that number, made again."""
+    """Input `number`, created again."""
     with tempfile.TemporaryDirectory() as folder:
         seeds = TARGETS[name](Path(folder)).seeds
     generator = random.Random(f"{seed} {name} {number}")
@@ -184,7 +184,7 @@ def _again(name: str, seed: int, number: int) -> bytes:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=60_000, help="inputs in all")
+    parser.add_argument("--count", type=int, default=60_000, help="total number of inputs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--quick", action="store_true")

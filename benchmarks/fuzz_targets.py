@@ -135,7 +135,7 @@ class Images(Target):
 
 
 class Configs(Target):
-    """key=value arguments and a saved configuration."""
+    """A saved configuration."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -146,14 +146,13 @@ class Configs(Target):
     def read(self, content: bytes) -> None:
         config.load_json(self._file("config.json", content))
 
-    def _arguments(self, content: bytes) -> None:
-        text = content.decode("utf-8", "replace").replace("\0", "")
-        config.load(str(Path(__file__).resolve().parent.parent / "configs/base.py"), text.splitlines())
-
 
 class Arguments(Configs):
+    """Lines of key=value, as on the command line."""
+
     def read(self, content: bytes) -> None:
-        self._arguments(content)
+        text = content.decode("utf-8", "replace").replace("\0", "")
+        config.load(str(Path(__file__).resolve().parent.parent / "configs/base.py"), text.splitlines())
 
 
 class Features(Target):
@@ -200,7 +199,7 @@ class Weights(Target):
         for name in ("weights.pt", "weights.safetensors"):
             try:
                 backbones.load_weights(self.module, self._file(name, content))
-            except (UserError, ValueError):  # the encoder turns the latter into the former
+            except (UserError, ValueError):  # the encoder's loader turns ValueError into UserError
                 continue
 
 
@@ -237,7 +236,7 @@ class Checkpoints(Target):
 
 
 class Lists(Target):
-    """Class maps, landmark tables, lists of pairs: text."""
+    """Text: class maps, landmark tables, lists of pairs."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)

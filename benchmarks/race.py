@@ -1,4 +1,4 @@
-"""Contestants that take short turns, round after round: what else the machine does meanwhile meets all of them alike."""
+"""Contestants that take short turns, round after round, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ PEERS = Path(__file__).resolve().parent / "peers"
 
 @dataclass(frozen=True)
 class Contestant:
-    """`rate` does some work and gives its rate; `process_ids` are of those that do it."""
+    """rate: does some work and returns its rate. process_ids: the processes that do the work."""
 
     rate: Callable[[], float]
     process_ids: Sequence[int]
 
 
 def race(contestants: Mapping[str, Contestant], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Each contestant's rates, round by round, by the clock and by the processor time used. The order turns, so that none
-    always follows the same."""
+    """Each contestant's rates per round, by wall-clock time and by processor time. The order rotates, so that no contestant
+    always follows the same one."""
     by_clock: dict[str, list[float]] = {name: [] for name in contestants}
     by_processor: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
@@ -42,12 +42,12 @@ def race(contestants: Mapping[str, Contestant], rounds: int) -> tuple[dict[str, 
 
 
 def processor_seconds(*process_ids: int) -> float:
-    """What processes have used so far, all threads together (Linux: the id of a process's clock follows from its own)."""
+    """Processor time of processes so far, all threads together (Linux derives the id of a process's clock from its own)."""
     return sum(time.clock_gettime(~process_id << 3 | 2) for process_id in process_ids)
 
 
 class Forked:
-    """A function in a process of its own, run whenever it is asked."""
+    """A function in its own process, run on request."""
 
     def __init__(self, action: Callable[[], None]):
         self.connection, theirs = multiprocessing.Pipe()
@@ -71,14 +71,14 @@ class Forked:
 
 
 class Peer:
-    """Another loader in another Python: a number on its stdin, seconds on its stdout."""
+    """A loader in another Python interpreter: reads a number of batches from stdin, writes seconds to stdout."""
 
     def __init__(self, python: str, script: str, *arguments: str):
         command = [python, str(PEERS / script), *arguments]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
         if self._line() != "ready":
-            raise UserError(f"{' '.join(command)} did not start: does that Python have what {script} imports?")
+            raise UserError(f"{' '.join(command)} did not start: does that Python have the packages that {script} imports?")
 
     def _line(self) -> str:
         assert self._process.stdout is not None

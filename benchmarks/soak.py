@@ -1,18 +1,19 @@
-"""Trains for a long time while ranks, loader workers and the launcher are killed at random, then checks what is left.
+"""Train for a long time while ranks, loader workers and the launcher are killed at random; then check the result.
 
-    python benchmarks/soak.py                              # 30 minutes of kills, then the same steps undisturbed
+    python benchmarks/soak.py                              # 30 minutes with kills, then the same steps without
     python benchmarks/soak.py --minutes 5 --every 30
     python benchmarks/soak.py --rec /data/faces --json soak.json network=r18 global_batch_size=64
 
-First a run under `torchrun --max-restarts` is disturbed: about once in --every seconds a process is killed with SIGKILL, mostly a
+First, a run under `torchrun --max-restarts` is disturbed: about every --every seconds a process is killed with SIGKILL, mostly a
 rank (the launcher then restarts all), sometimes a loader worker, sometimes everything at once (this script then starts it again).
-After --minutes, SIGTERM ends it. Then another run makes as many steps in peace. Bars:
+After --minutes, SIGTERM ends it. Then an undisturbed run makes the same number of steps. Bars:
 
-    the checkpoints of both are equal to the last bit, and so are all reported losses
-    memory of the undisturbed ranks grows by no more than 5 % from the second to the last quarter; open files by none
+    the checkpoints of both runs are equal to the last bit, and so are all reported losses
+    memory of the undisturbed ranks grows by at most 5 % from the second to the last quarter; their open files do not grow
     no process of a killed run is left
 
-Data: ../shared/faces/lfw_train unless --rec names other; without either, procedural faces. Exits 0 only where all bars hold.
+Data: ../shared/faces/lfw_train unless --rec names another set; procedural faces if there is neither.
+Exits 0 only if all bars hold.
 """
 
 from __future__ import annotations
@@ -35,22 +36,33 @@ sys.path.insert(0, str(ROOT))
 
 FACES = ROOT.parent / "shared" / "faces" / "lfw_train"
 MOST_GROWTH = 1.05
-_MARK = "SOAK_RUN"  # in the environment of all processes of a run, so that those left behind are found
-_SETTINGS = ("network=tiny", "embedding_size=128", "global_batch_size=32", "num_epoch=1000", "save_every=5", "frequent=1",
-             "queue_size=400", "num_workers=2", "seed=11", "dropout=0.1", "val_targets=[]")  # fmt: skip
+_MARK = "SOAK_RUN"  # in the environment of all processes of a run, to find those left behind
+_SETTINGS = (
+    "network=tiny",
+    "embedding_size=128",
+    "global_batch_size=32",
+    "num_epoch=1000",
+    "save_every=5",
+    "frequent=1",
+    "queue_size=400",
+    "num_workers=2",
+    "seed=11",
+    "dropout=0.1",
+    "val_targets=[]",
+)
 
 
 def processes(mark: str) -> dict[int, str]:
-    """Process id -> command line of all processes that carry a mark."""
+    """Process id -> command line of all processes with a mark in their environment."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
-            ours = f"{_MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0")
-            if ours and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":  # Z: ended, not yet waited for
+            marked = f"{_MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0")
+            if marked and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":  # Z: has ended, not yet reaped
                 found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:  # it has ended meanwhile, or is not ours
+        except OSError:  # it has ended, or belongs to another user
             continue
     return found
 
@@ -64,7 +76,7 @@ def _parent(process: int) -> int:
 
 @dataclass
 class Samples:
-    """Resident memory (KB) and open files of each rank over time."""
+    """Process id of a rank -> its resident memory (KB) and open files over time."""
 
     memory: dict[int, list[int]] = field(default_factory=dict)
     files: dict[int, list[int]] = field(default_factory=dict)
@@ -87,7 +99,7 @@ class Samples:
 
 
 class Run:
-    """A torchrun of train.py in an output folder."""
+    """train.py under torchrun, with its own output folder."""
 
     def __init__(self, arguments: argparse.Namespace, output: Path, *more: str):
         self.arguments, self.output, self.more = arguments, output, more
@@ -125,7 +137,7 @@ class Run:
 
 
 def disturb(run: Run, minutes: float, every: float, generator: random.Random) -> dict[str, int]:
-    """Trains for so long and kills; returns how often what was killed. The run then ends by itself, saved."""
+    """Train for `minutes` with kills, then save and stop; returns the number of kills by kind."""
     kills = {"rank": 0, "worker": 0, "everything": 0}
     run.start()
     end = time.monotonic() + 60 * minutes
@@ -135,13 +147,13 @@ def disturb(run: Run, minutes: float, every: float, generator: random.Random) ->
         pause = min(generator.uniform(0.1, 2) * every, end - time.monotonic())
         time.sleep(max(0.0, pause))
         step = run.step
-        what = generator.choices(list(kills), (7, 2, 1))[0]
-        victims = {"rank": run.ranks, "worker": run.workers, "everything": list(processes(run.mark))}[what]
-        for victim in victims if what == "everything" else generator.sample(victims, min(1, len(victims))):
+        kind = generator.choices(list(kills), (7, 2, 1))[0]
+        victims = {"rank": run.ranks, "worker": run.workers, "everything": list(processes(run.mark))}[kind]
+        for victim in victims if kind == "everything" else generator.sample(victims, min(1, len(victims))):
             os.kill(victim, signal.SIGKILL)
-        kills[what] += bool(victims)
-        print(f"  step {step:>6}: {what} killed", flush=True)
-        if what == "everything":
+        kills[kind] += bool(victims)
+        print(f"  step {step:>6}: {kind} killed", flush=True)
+        if kind == "everything":
             run.launcher.wait()
             run.start()
     _wait_for_progress(run, step)
@@ -153,7 +165,7 @@ def disturb(run: Run, minutes: float, every: float, generator: random.Random) ->
 
 
 def _wait_for_progress(run: Run, step: int, seconds: float = 300) -> None:
-    """Until the run has made a step after `step`, or after the checkpoint it went back to."""
+    """Wait until the run has reported another step since the call; `step`: its last one, for errors."""
     give_up = time.monotonic() + seconds
     size = run.output.with_suffix(".log").stat().st_size
     while not _has_stepped_since(run, size):
@@ -168,7 +180,7 @@ def _has_stepped_since(run: Run, size: int) -> bool:
         return b"img/s" in log.read()
 
 
-def in_peace(run: Run) -> Samples:
+def train_undisturbed(run: Run) -> Samples:
     samples = Samples()
     run.start()
     while run.launcher.poll() is None:
@@ -180,7 +192,7 @@ def in_peace(run: Run) -> Samples:
 
 
 def differences(one: Path, two: Path, step: int) -> list[str]:
-    """Names of tensors and losses that are not equal to the last bit."""
+    """Names of the tensors and losses that are not equal to the last bit."""
     import torch
     from safetensors.torch import load_file
 
@@ -191,8 +203,8 @@ def differences(one: Path, two: Path, step: int) -> list[str]:
         return [f"files {names}"]
     for name in names[0]:
         left, right = (load_file(folder / name) for folder in folders)
-        found += [key for key in left.keys() | right.keys() if key not in left or key not in right
-                  or not torch.equal(left[key], right[key])]  # fmt: skip
+        found += list(left.keys() ^ right.keys())
+        found += [key for key in left.keys() & right.keys() if not torch.equal(left[key], right[key])]
     losses = []
     for run in (one, two):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -203,7 +215,7 @@ def differences(one: Path, two: Path, step: int) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--quick", action="store_true", help="one minute, a kill every 15 seconds")
+    parser.add_argument("--quick", action="store_true", help="one minute, one kill per 15 seconds")
     parser.add_argument("--every", type=float, default=60, help="seconds between two kills, on average")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rec", default="")
@@ -236,30 +248,35 @@ def _faces(folder: Path) -> str:
 
 def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     disturbed = Run(arguments, folder / "disturbed")
-    print(f"disturbed, for {arguments.minutes:g} minutes, {arguments.rec}", flush=True)
+    print(f"disturbed for {arguments.minutes:g} minutes, data {arguments.rec}", flush=True)
     began = time.monotonic()
     kills = disturb(disturbed, arguments.minutes, arguments.every, random.Random(arguments.seed))
     disturbed_seconds = time.monotonic() - began
     time.sleep(2)
     left = processes(disturbed.mark)
     step = disturbed.step
-    print(f"in peace, {step} steps", flush=True)
+    print(f"undisturbed, {step} steps", flush=True)
     began = time.monotonic()
-    peaceful = Run(arguments, folder / "in_peace", f"max_steps={step}")
-    samples = in_peace(peaceful)
-    wrong = differences(folder / "disturbed", folder / "in_peace", step)
+    undisturbed = Run(arguments, folder / "undisturbed", f"max_steps={step}")
+    samples = train_undisturbed(undisturbed)
+    wrong = differences(folder / "disturbed", folder / "undisturbed", step)
     memory = [Samples.quarters(values) for values in samples.memory.values()]
     files = [Samples.quarters(values) for values in samples.files.values()]
     growth = max((last / second for second, last in memory), default=float("inf"))
     more_files = max((last - second for second, last in files), default=float("inf"))
     return {
-        "steps": step, "minutes disturbed": round(disturbed_seconds / 60, 1),
-        "minutes in peace": round((time.monotonic() - began) / 60, 1), "kills": kills,
-        "launches": disturbed.starts, "tensors or losses that differ": wrong, "processes left": len(left),
+        "steps": step,
+        "minutes disturbed": round(disturbed_seconds / 60, 1),
+        "minutes undisturbed": round((time.monotonic() - began) / 60, 1),
+        "kills": kills,
+        "launches": disturbed.starts,
+        "tensors or losses that differ": wrong,
+        "processes left": len(left),
         "memory of ranks, MB": [[round(value / 1024) for value in pair] for pair in memory],
-        "memory, last / second quarter": round(growth, 4), "open files more": more_files,
+        "memory, last / second quarter": round(growth, 4),
+        "more open files": more_files,
         "passed": not wrong and not left and growth <= MOST_GROWTH and more_files <= 0 and sum(kills.values()) > 0,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

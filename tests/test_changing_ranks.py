@@ -1,4 +1,4 @@
-"""A run may go on with any number of ranks: its losses are those of the run that kept its own, but for rounding."""
+"""A run may resume with any number of ranks: except for rounding, its losses equal those of the run that kept its ranks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from recognition.checkpoints import store
 from tests.commands import metrics
 from tests.plug import Run
 
-# 13 classes and a queue of 40: neither can be divided evenly by 4, 2 (classes) or 3. Synchronised BatchNorm, because a rank's
-# own statistics depend on how many ranks there are; a small lr, because training amplifies rounding as it does everything.
+# 13 classes are not divisible by 4, 2 or 3, a queue of 40 not by 3. Synchronised BatchNorm, because a rank's own statistics
+# depend on the number of ranks; a small lr, because training amplifies rounding.
 SETTINGS = ("sync_bn=True", "lr=0.002", "num_workers=0", "save_every=3", "keep_last=9")
 LEGS = ((4, 3), (2, 4), (3, 5), (1, 6), (4, 7))  # ranks, last step
 LAST = LEGS[-1][1]
@@ -24,7 +24,7 @@ LOSSES = ("loss", "loss_classification", "loss_contrastive")
 
 @pytest.fixture(scope="module")
 def stayed_and_moved(demo_set, tmp_path_factory) -> tuple[Path, Path]:
-    """Output folders of a run that stayed at 4 ranks, and of one that went 4 -> 2 -> 3 -> 1 -> 4 on the same global batches."""
+    """Outputs of a run that stayed at 4 ranks, and of one that went 4 -> 2 -> 3 -> 1 -> 4, on the same global batches."""
     stayed, moved = (tmp_path_factory.mktemp("ranks") / name for name in ("stayed", "moved"))
     Run(demo_set, stayed, *SETTINGS, f"max_steps={LAST}", ranks=4).succeed()
     shutil.copytree(stayed, moved)
@@ -37,7 +37,7 @@ def stayed_and_moved(demo_set, tmp_path_factory) -> tuple[Path, Path]:
     return stayed, moved
 
 
-def test_losses_are_equal_from_the_first_step_on(stayed_and_moved):
+def test_losses_are_equal_from_the_first_resumed_step_on(stayed_and_moved):
     expected, actual = map(metrics, stayed_and_moved)
     assert [line["step"] for line in actual] == [line["step"] for line in expected] == list(range(1, LAST + 1))
     assert any(line["loss_contrastive"] > 1 for line in expected) and any(line["high_quality_share"] < 1 for line in expected)
@@ -45,7 +45,7 @@ def test_losses_are_equal_from_the_first_step_on(stayed_and_moved):
     for one, other in zip(expected[first:], actual[first:], strict=True):
         step = other["step"]
         assert [other[name] for name in EXACT] == [one[name] for name in EXACT], step
-        # Of the loss; later steps carry the rounding of those before, amplified by PReLU's kinks (below).
+        # Relative to the loss; later steps carry the rounding of earlier ones, amplified by PReLU's kink (below).
         within, gradient_within = (1e-6, 1e-4) if step == first + 1 else (1e-4, 2e-3)
         assert [other[name] for name in LOSSES] == pytest.approx([one[name] for name in LOSSES], abs=within * one["loss"]), step
         assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=gradient_within), step
@@ -53,9 +53,9 @@ def test_losses_are_equal_from_the_first_step_on(stayed_and_moved):
 
 
 def test_the_state_is_the_same(stayed_and_moved):
-    """After step 6, written by four ranks and by one that took over from three: all tensors, and the queue in its very order.
+    """At step 6, written by four ranks and by one that resumed from three: all tensors are close, the queue's order is equal.
 
-    One activation that rounding moves over PReLU's kink changes a gradient by some thousandths, hence the tolerance.
+    One activation that rounding moves across PReLU's kink changes a gradient by a few thousandths, hence the tolerance.
     """
     one, other = (store.read_tensors(store.folder_of(output, 6)) for output in stayed_and_moved)
     assert one.keys() == other.keys() and one["queue.label"].equal(other["queue.label"])

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or is not used; what is wrong with it is said, and the one before takes its place."""
+"""Damaged checkpoints are found, reported and skipped; failed saves leave the earlier checkpoints intact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = (f"max_steps={STEPS}", "save_every=3", "num_workers=0")
 
 @pytest.fixture(scope="module")
 def sound(demo_set, tmp_path_factory) -> Path:
-    """A run of two ranks with checkpoints of steps 3, 6 and 9."""
+    """A run of two ranks with checkpoints at steps 3, 6 and 9."""
     output = tmp_path_factory.mktemp("sound") / "run"
     Run(demo_set, output, *SETTINGS, ranks=2).succeed()
     return output
@@ -58,14 +58,14 @@ DAMAGE = {
     "a missing file": lambda folder: _shard(folder).unlink(),
     "a file of another checkpoint": lambda folder: shutil.copy(_shard(folder), folder / "shard-00003.safetensors"),
     "an empty manifest": lambda folder: (folder / "manifest.json").write_text("{}"),
-    "a manifest that leads out": lambda folder: (folder / "manifest.json").write_text(
+    "a manifest that names a file outside": lambda folder: (folder / "manifest.json").write_text(
         json.dumps({"format": 1, "files": {"../../config.json": {"bytes": 1, "blake2b": "0"}}})
     ),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_and_the_one_before_is_used(copy, kind):
+def test_a_damaged_checkpoint_is_skipped(copy, kind):
     assert manifest.damage(_newest(copy)) == ""
     DAMAGE[kind](_newest(copy))
     said: list[str] = []
@@ -76,33 +76,33 @@ def test_damage_is_found_and_the_one_before_is_used(copy, kind):
 
 
 def test_every_bit_of_the_manifest_counts(copy):
-    """Whichever byte is damaged, the checkpoint is refused, or the manifest still says the same."""
+    """Whichever byte is damaged, the checkpoint is refused, or the manifest still means the same."""
     folder = _newest(copy)
     good = (folder / "manifest.json").read_bytes()
-    meaning = json.loads(good)
+    expected = json.loads(good)
     for position in range(0, len(good), 3):
         content = bytearray(good)
         content[position] ^= 0x04
         (folder / "manifest.json").write_bytes(content)
         if manifest.damage(folder) == "":
-            assert json.loads(content) == meaning, position
+            assert json.loads(content) == expected, position
 
 
-def test_without_a_manifest_it_is_none(copy):
+def test_a_folder_without_a_manifest_is_ignored(copy):
     (_newest(copy) / "manifest.json").unlink()
     said: list[str] = []
     assert store.newest(copy, said.append) == copy / "checkpoints" / "step-00000006"
     assert said == []
 
 
-def test_ranks_divide_the_checking(copy):
+def test_ranks_share_the_checking(copy):
     _flip(_shard(_newest(copy)), 0.5)
     found = [manifest.damage(_newest(copy), part, 3) for part in range(3)]
     assert sum(bool(text) for text in found) == 1
 
 
-def test_nothing_sound_is_no_new_start(copy, demo_set):
-    """Where every checkpoint is damaged, a run does not begin anew over them."""
+def test_a_run_does_not_start_over_damaged_checkpoints(copy, demo_set):
+    """If every checkpoint is damaged, the run stops."""
     for folder in (copy / "checkpoints").glob("step-*"):
         _flip(_shard(folder), 0.5)
     with pytest.raises(UserError, match="all 3 checkpoints are damaged"):
@@ -111,7 +111,7 @@ def test_nothing_sound_is_no_new_start(copy, demo_set):
     assert run.wait() == [2] and "all 3 checkpoints are damaged" in run.text
 
 
-def test_a_run_goes_on_from_the_one_before(copy, sound, demo_set):
+def test_a_run_resumes_from_the_checkpoint_before(copy, sound, demo_set):
     _flip(_shard(_newest(copy)), 0.5)
     text = Run(demo_set, copy, *SETTINGS, "keep_last=1", ranks=2).succeed()
     assert "step-00000009 is damaged" in text and "the checksum of shard-00002" in text
@@ -121,8 +121,8 @@ def test_a_run_goes_on_from_the_one_before(copy, sound, demo_set):
     assert_same_run(copy, sound, STEPS)
 
 
-def test_killed_while_it_saves(demo_set, sound, tmp_path):
-    """What was half written is passed over, and swept away by the next save."""
+def test_killed_while_saving(demo_set, sound, tmp_path):
+    """A half-written checkpoint is ignored, and removed by the next save."""
     output = tmp_path / "run"
     run = Run(demo_set, output, *SETTINGS, ranks=2)
     run.wait_for_file("checkpoints/.partial-step-00000006*/shard*")
@@ -137,8 +137,8 @@ FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20
 
 
 @pytest.mark.parametrize("mode", ["async_save=False", "async_save=True"])
-def test_a_full_disk_leaves_the_one_before(copy, demo_set, mode):
-    """The disk of one rank takes no more than 1 MiB a file: all ranks stop with one line; the next run goes on."""
+def test_a_full_disk_leaves_the_earlier_checkpoints(copy, demo_set, mode):
+    """One rank cannot write files of more than 1 MiB: all ranks stop with one line."""
     shutil.rmtree(_newest(copy))
     run = Run(demo_set, copy, *SETTINGS, mode, ranks=2, before=FULL_DISK)
     assert run.wait() == [2, 2], run.text[-3000:]
@@ -149,8 +149,8 @@ def test_a_full_disk_leaves_the_one_before(copy, demo_set, mode):
     assert not list((copy / "checkpoints").glob(".partial*"))
 
 
-def test_what_is_kept(demo_set, tmp_path):
-    """By time, the last one; by metric, the best one besides, under a name of its own."""
+def test_which_checkpoints_are_kept(demo_set, tmp_path):
+    """The last one (saved by time), and the best one by metric, with a link to it."""
     output = tmp_path / "run"
     settings = ("max_steps=8", "save_minutes=1e-6", "keep_last=1", "val_targets=['demo_lq']", "verbose=2", "num_workers=0")
     Run(demo_set, output, *settings, "keep_best=demo_lq/accuracy").succeed()
@@ -164,7 +164,7 @@ def test_what_is_kept(demo_set, tmp_path):
     assert manifest.damage(output / "checkpoints" / "best") == ""
 
 
-def test_metrics_that_are_not_there(demo_set, tmp_path):
+def test_unknown_metrics_are_refused(demo_set, tmp_path):
     for setting, complaint in (("keep_best=lfw/accuracy", "val_targets"), ("keep_best=accuracy", "a set and its metric")):
         run = Run(demo_set, tmp_path / "run", setting)
         assert run.wait() == [2] and complaint in run.text
@@ -178,23 +178,23 @@ def test_a_used_output_is_not_mixed_with_a_new_run(copy, demo_set):
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "named"),
     [
         ("num_classes=20", ("num_classes=13", "num_classes=20")),
         ("global_batch_size=24", ("batch_size=12", "batch_size=24")),
         ("network=mbf", ("network='tiny'", "network='mbf'")),
     ],
 )
-def test_changes_that_do_not_fit_are_refused_and_named(copy, demo_set, setting, said):
+def test_changed_settings_that_the_state_depends_on_are_refused(copy, demo_set, setting, named):
     config = (copy / "config.json").read_bytes()
     run = Run(demo_set, copy, *SETTINGS, setting)
-    assert run.wait() == [2] and all(text in run.text for text in said), run.text
+    assert run.wait() == [2] and all(text in run.text for text in named), run.text
     assert "init_from=" in run.text
     assert (copy / "config.json").read_bytes() == config
 
 
 def test_fine_tuning_from_a_run(sound, demo_set, tmp_path):
-    """Other classes: the encoder is the old one, the head is new, and this is said."""
+    """With other classes, the encoder is loaded, the head is new, and the log says so."""
     output = tmp_path / "run"
     settings = ("max_steps=1", "lr=1e-30", "weight_decay=0", "num_classes=20", "num_workers=0")
     text = Run(demo_set, output, *settings, f"init_from={sound}").succeed()

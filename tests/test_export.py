@@ -1,4 +1,4 @@
-"""Encoders out (.safetensors, .onnx) and in (those, others' .onnx, released weights): the same features, clear errors."""
+"""Exported (.safetensors, .onnx) and loaded encoders (also others' .onnx, released weights): same features, clear errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IMAGES = torch.from_numpy(np.random.default_rng(7).integers(0, 256, (3, 112, 112
 
 
 def encoder(name: str, size: int = 32, seed: int = 0, **options: bool) -> torch.nn.Module:
-    """A backbone whose BatchNorm statistics are not those of a new one, so that a mix-up would show."""
+    """A backbone with random BatchNorm statistics, so that lost statistics would be noticed."""
     torch.manual_seed(seed)
     net = backbones.build(name, size, **options).eval()
     for module in net.modules():
@@ -47,7 +47,7 @@ def encoder(name: str, size: int = 32, seed: int = 0, **options: bool) -> torch.
 
 @torch.no_grad()
 def expected(net: torch.nn.Module, order: str) -> np.ndarray:
-    """Features of IMAGES, which are RGB, from the definition."""
+    """Features of IMAGES (RGB) by definition."""
     pixels = IMAGES.numpy() if order == "RGB" else IMAGES.numpy()[..., ::-1]
     return net(torch.from_numpy(((pixels.astype(np.float32) - 127.5) / 127.5).transpose(0, 3, 1, 2).copy())).numpy()
 
@@ -59,7 +59,7 @@ def close(features: torch.Tensor, wanted: np.ndarray, within: float = 1e-4) -> N
 
 @pytest.fixture(autouse=True)
 def plain_numbers(monkeypatch):
-    """By default fp32 whatever the processor has, so that features can be compared closely."""
+    """Precision "auto" means fp32 on any processor, so that features can be compared closely."""
     chosen = {"auto": "fp32"}
     monkeypatch.setattr(
         "recognition.encoders.load.autocast_type", lambda name, device: autocast_type(chosen.get(name, name), device)
@@ -71,7 +71,7 @@ def plain_numbers(monkeypatch):
 
 @pytest.mark.parametrize("ending", ["safetensors", "onnx"])
 @pytest.mark.parametrize(("order", "map_norm"), [("RGB", False), ("BGR", False), ("RGB", True)])
-def test_an_exported_encoder_gives_the_same_features_and_says_all_of_itself(tmp_path, ending, order, map_norm):
+def test_an_exported_encoder_returns_the_same_features_and_carries_its_card(tmp_path, ending, order, map_norm):
     net = encoder("tiny", map_norm=map_norm)
     card = EncoderCard("tiny", 32, order, quality=QualityScale(21.3, 1 / 3, 0.333, 0.2), map_norm=map_norm)
     path = tmp_path / "new" / f"e.{ending}"
@@ -79,7 +79,7 @@ def test_an_exported_encoder_gives_the_same_features_and_says_all_of_itself(tmp_
     loaded = load_encoder(path, CPU)
     assert loaded.card == card
     close(loaded.embed(IMAGES), expected(net, order))
-    assert np.abs(expected(net, "RGB") - expected(net, "BGR")).max() > 1e-2  # else the order would not be tested
+    assert np.abs(expected(net, "RGB") - expected(net, "BGR")).max() > 1e-2  # otherwise this test would not test the order
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     with pytest.raises(UserError, match=f"made for {order}"):
         load_encoder(path, CPU, channel_order="BGR" if order == "RGB" else "RGB")
@@ -98,7 +98,7 @@ def test_a_map_norm_that_makes_no_sense_is_refused(tmp_path, network, text, mess
         load_encoder(tmp_path / "e.safetensors", CPU)
 
 
-def test_precision_is_as_asked_for(tmp_path):
+def test_precision_is_as_requested(tmp_path):
     net = encoder("tiny")
     for ending in ("safetensors", "onnx"):
         export_encoder(net, EncoderCard("tiny", 32, "RGB"), tmp_path / f"e.{ending}")
@@ -115,7 +115,7 @@ def test_precision_is_as_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny", "mbf", "vit_t"])
-def test_onnx_runs_at_any_batch_size_as_pytorch_does(tmp_path, name):
+def test_onnx_equals_pytorch_at_any_batch_size(tmp_path, name):
     net = encoder(name)
     assert export_encoder(net, EncoderCard(name, 32, "RGB"), tmp_path / "e.onnx") <= 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "e.onnx"), providers=["CPUExecutionProvider"])
@@ -135,7 +135,7 @@ def test_onnx_runs_at_any_batch_size_as_pytorch_does(tmp_path, name):
 
 def test_a_bad_export_leaves_no_file(tmp_path):
     class Forgetful(torch.nn.Module):
-        """Adds what differs between traced and run: the exporter keeps it as a constant."""
+        """Adds its number of calls, which the exporter keeps as a constant."""
 
         calls = 0
 
@@ -189,8 +189,8 @@ def test_one_of_several_ranks_can_load_a_run_alone(tmp_path):
 
 
 @needs_faces
-@pytest.mark.skipif(not INSIGHTFACE, reason="QGFACE_INSIGHTFACE_PYTHON does not name a Python that has the insightface package")
-def test_insightface_reads_an_exported_model_and_finds_the_same_embeddings(tmp_path):
+@pytest.mark.skipif(not INSIGHTFACE, reason="QGFACE_INSIGHTFACE_PYTHON does not name a Python with the insightface package")
+def test_insightface_reads_an_exported_model_and_computes_the_same_embeddings(tmp_path):
     net = encoder("tiny")
     export_encoder(net, EncoderCard("tiny", 32, "RGB"), tmp_path / "e.onnx")
     encoded, _ = load_bin(FACES / "val/lfw_mixed.bin")
@@ -211,7 +211,7 @@ def test_insightface_reads_an_exported_model_and_finds_the_same_embeddings(tmp_p
 # -------------------------------------------------------------------------------------------------- released weights
 
 
-def test_arcface_weights_see_rgb_and_adaface_checkpoints_bgr(tmp_path):
+def test_arcface_weights_expect_rgb_and_adaface_checkpoints_bgr(tmp_path):
     arcface, adaface = encoder("mbf", 128), encoder("ir_18", 512)
     torch.save(arcface.state_dict(), tmp_path / "backbone.pth")
     state = {f"model.{name}": value for name, value in adaface.state_dict().items()} | {"head.kernel": torch.zeros(512, 7)}
@@ -244,7 +244,7 @@ def test_weights_of_no_known_network_are_refused(tmp_path):
 
 
 def mean_colours(path, shape: list, metadata: dict[str, str] | None = None, normalising: bool = False) -> None:
-    """An .onnx whose feature is the mean of each channel; `normalising`: it begins with (x - 1) * 2, in MXNet's names."""
+    """An .onnx whose feature is the mean of each channel. normalising: it begins with (x - 1) * 2, with MXNet's node names."""
     nodes, name = [], "data"
     if normalising:
         nodes = [helper.make_node("Sub", ["data", "one"], ["a"], name="_minusscalar0"),
@@ -263,7 +263,7 @@ def mean_colours(path, shape: list, metadata: dict[str, str] | None = None, norm
 
 
 @pytest.mark.parametrize("batch", ["n", 1, 2])
-def test_another_onnx_is_fed_by_insightfaces_conventions(tmp_path, batch):
+def test_foreign_onnx_files_follow_insightfaces_conventions(tmp_path, batch):
     mean_colours(tmp_path / "other.onnx", [batch, 3, 112, 112])
     loaded = load_encoder(tmp_path / "other.onnx", CPU)
     colours = (IMAGES.numpy().astype(np.float64).mean(axis=(1, 2)) - 127.5) / 127.5
@@ -272,7 +272,7 @@ def test_another_onnx_is_fed_by_insightfaces_conventions(tmp_path, batch):
     close(load_encoder(tmp_path / "other.onnx", CPU, "BGR").embed(IMAGES), colours[:, ::-1], 1e-6)
 
 
-def test_an_onnx_that_normalises_by_itself_is_given_pixels(tmp_path):
+def test_an_onnx_that_normalises_by_itself_receives_pixels(tmp_path):
     mean_colours(tmp_path / "other.onnx", ["n", 3, 112, 112], normalising=True)
     pixels = IMAGES.numpy().astype(np.float64).mean(axis=(1, 2))
     close(load_encoder(tmp_path / "other.onnx", CPU).embed(IMAGES), (pixels - 1) * 2, 1e-5)

@@ -1,5 +1,5 @@
-"""Corners of the sharded head: fewer classes than ranks, nothing to learn from, reduced precision, a state that moves between
-numbers of ranks, and the GPU."""
+"""Edge cases of the sharded head: fewer classes than ranks, no training signal, reduced precision, resuming with another number
+of ranks, and the GPU."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _load_all(folder) -> list[list[torch.Tensor]]:
 
 
 def _save(folder, name: str, rate: float) -> list[torch.Tensor]:
-    """Four steps, a checkpoint, and what the four steps after it lose."""
+    """Four steps, a checkpoint, and the losses of the next four steps."""
     encoder, joint, optimiser, scale = _parts(name, rate)
     _steps(joint, optimiser, 0, 4)
     captured = state.capture(encoder, joint, optimiser, scale)
@@ -162,8 +162,8 @@ def _load(folder, name: str, rate: float) -> list[torch.Tensor]:
     return _steps(joint, optimiser, 4, 8)
 
 
-def test_head_state_moves_between_numbers_of_ranks(tmp_path):
-    """Classifier, optimiser state, queue, CurricularFace's t and the count of draws, written by two ranks, read by three."""
+def test_head_state_is_restored_on_another_number_of_ranks(tmp_path):
+    """Classifier, optimiser state, queue, CurricularFace's t and the number of draws, written by two ranks, read by three."""
     expected = run_world(2, _save_all, tmp_path)[0]
     for rank in run_world(3, _load_all, tmp_path):
         for case, got, wanted in zip(CASES, rank, expected, strict=True):
