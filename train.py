@@ -1,7 +1,12 @@
-"""Trains a face encoder:
+"""Train a face encoder.
 
-torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112
-python train.py configs/lfw_qg                    # one process
+usage: train.py CONFIG [key=value ...]
+
+CONFIG is a configuration file, with or without .py; key=value changes one of its settings. configs/base.py describes all of
+them. The same command, given again, resumes an interrupted run.
+
+  python train.py configs/lfw_qg                                                              # one process
+  torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112        # one process per GPU
 """
 
 from __future__ import annotations
@@ -17,7 +22,10 @@ USAGE = "usage: train.py CONFIG [key=value ...], such as: train.py configs/vgg2_
 
 def main() -> None:
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__, end="")
+        return
+    if not arguments:
         raise UserError(USAGE)
     settings = config.load(arguments[0], arguments[1:])
     world = dist.start(settings.timeout_minutes)

@@ -1,18 +1,19 @@
-"""What the diagnostics (recognition/monitor/diagnostics.py) cost beside the steps of a training run.
+"""Cost of the diagnostics (recognition/monitor/diagnostics.py), relative to the steps of a training run.
 
     python benchmarks/diagnostics.py                    # some minutes on two cores
     python benchmarks/diagnostics.py --quick            # under a minute
     python benchmarks/diagnostics.py --json figures.json
 
-One process trains on images of noise: encoder, both losses, a full queue, optimiser, all that a run does but loading. A look
-is everything that happens every `diagnose_every` steps: a copy of the batch's images, its second pass through the encoder,
-comparison with the queue, metrics.jsonl, TensorBoard and pair_differences.json with a long history. A line is what happens every
-`frequent` steps: the step's figures read, console, metrics.jsonl, TensorBoard. Pictures (figures 2 and 5 of the paper for
-TensorBoard) come once in ten looks at most. They take turns; figures are the processor's time (on a GPU, the clock's, after
-waiting for the device), each the median.
+One process trains on noise images: encoder, both losses, a full queue, optimiser; all that a run does except loading. It measures
 
-The bar: all of it takes at most 1 % of the steps' time by the defaults of configs/base.py. Exits 0 only where it holds in every
-setting.
+- a diagnosis, every `diagnose_every` steps: a copy of the batch's images, a second forward pass, comparison with the queue,
+  metrics.jsonl, TensorBoard, and pair_differences.json with a long history;
+- a line, every `frequent` steps: reading the step's figures, console, metrics.jsonl, TensorBoard;
+- pictures for TensorBoard (figures 2 and 5 of the paper), once in ten diagnoses at most.
+
+Each figure is the median of several measurements, in turn, of processor time (on a GPU: wall time after waiting for the device).
+
+The bar: together at most 1 % of the steps' time with the defaults of configs/base.py. Exits with 0 if every setting meets it.
 """
 
 from __future__ import annotations
@@ -33,22 +34,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own folder
+sys.path.insert(0, str(ROOT))  # run as a script: the packages are next to its folder
 
 from recognition import build  # noqa: E402
 from recognition.data.prefetch import DeviceBatch  # noqa: E402
-from recognition.encoders.build import build_encoder  # noqa: E402
-from recognition.encoders.embedder import autocast_type  # noqa: E402
-from recognition.monitor.diagnostics import LOOKS_A_PICTURE, Diagnostics, _Kept  # noqa: E402
+from recognition.monitor.diagnostics import DIAGNOSES_PER_PICTURE, Diagnostics, _Kept  # noqa: E402
 from recognition.monitor.progress import Progress  # noqa: E402
 from recognition.monitor.queue_drift import Drift  # noqa: E402
-from recognition.optimiser import LossScale, build_optimiser  # noqa: E402
 from recognition.step import TrainStep  # noqa: E402
 from utils import dist  # noqa: E402
 from utils.config import Config, from_base  # noqa: E402
 
 BAR = 0.01
-HISTORY = 2000  # points in pair_differences.json already
+HISTORY = 2000  # points already in pair_differences.json
 
 
 @dataclass(frozen=True)
@@ -70,61 +68,56 @@ def seconds(device: torch.device) -> float:
     return time.process_time()
 
 
-def measure(setting: Setting, looks: int, world: dist.World, folder: Path) -> dict[str, float]:
-    """Medians of the time of a step, a look, a line and the pictures, in seconds."""
+def measure(setting: Setting, repeats: int, world: dist.World, folder: Path) -> dict[str, float]:
+    """Median times of a step, a diagnosis, a line and the pictures, in seconds."""
     config = from_base(
         network=setting.network, num_classes=setting.classes, batch_size=setting.images, queue_size=setting.classes,
         lr=1e-3, precision="auto" if world.device.type == "cuda" else "fp32", output=str(folder), diagnose_every=1,
     )  # fmt: skip
-    train, diagnostics = _prepare(setting, config, world)
-    joint = train.joint
-    took: dict[str, list[float]] = {"step": [], "look": [], "line": [], "pictures": []}
-    with Progress(folder, True, looks, 0) as progress, open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
-        for number in range(looks + 1):
+    took: dict[str, list[float]] = {"step": [], "diagnosis": [], "line": [], "pictures": []}
+    progress = Progress(folder, True, repeats, 0)
+    train, diagnostics = _prepare(setting, config, world, progress)
+    with progress, open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        for number in range(repeats + 1):
             batch = _batch(setting, number, world.device)
-            looked_at = _Kept(number, batch.images_VBHWC, batch.labels_B, None)
+            kept = _Kept(number, batch.images_VBHWC, batch.labels_B, None)
             fresh_VGD = torch.rand(*batch.images_VBHWC.shape[:2], config.embedding_size, device=world.device)
             begin = seconds(world.device)
             result = train([batch])
-            middle = seconds(world.device)
-            copied = batch.images_VBHWC.clone()
-            kept = DeviceBatch(copied, batch.labels_B, batch.indices_B, ())
-            diagnostics.after_step(HISTORY + number, kept, progress, train.settle)
-            looked = seconds(world.device)
-            assert not train.settle(), "no step is skipped"
-            progress.steps(number + 1, 0.0, setting.images, {**result.figures(joint.quality), "lr": config.lr})
-            told = seconds(world.device)
-            diagnostics._draw(number, looked_at, fresh_VGD, progress)
+            trained = seconds(world.device)
+            copy = DeviceBatch(batch.images_VBHWC.clone(), batch.labels_B, batch.indices_B, ())
+            diagnostics.after_step(HISTORY + number, copy)
+            diagnosed = seconds(world.device)
+            assert not train.finish_step(), "no step is skipped"
+            progress.steps(number + 1, 0.0, setting.images, {**result.figures(train.state.joint.quality), "lr": config.lr})
+            printed = seconds(world.device)
+            diagnostics._draw(number, kept, fresh_VGD)
             drawn = seconds(world.device)
             if number:  # the first one warms up
-                for name, time_taken in (
-                    ("step", middle - begin), ("look", looked - middle), ("line", told - looked), ("pictures", drawn - told)
-                ):  # fmt: skip
+                times = (trained - begin, diagnosed - trained, printed - diagnosed, drawn - printed)
+                for name, time_taken in zip(took, times, strict=True):
                     took[name].append(time_taken)
     lines = (folder / "metrics.jsonl").read_text()
-    assert lines.count("threshold_norm") == looks + 1, "every look has been one"
+    assert lines.count("threshold_norm") == repeats + 1, "one diagnosis per step"
     return {name: statistics.median(values) for name, values in took.items()}
 
 
-def _prepare(setting: Setting, config: Config, world: dist.World) -> tuple[TrainStep, Diagnostics]:
+def _prepare(setting: Setting, config: Config, world: dist.World, progress: Progress) -> tuple[TrainStep, Diagnostics]:
     """A step with a full queue, and diagnostics with a long history."""
-    autocast = autocast_type(config.precision, world.device)
-    encoder = build_encoder(config).to(world.device).train()
-    joint = build.build_joint_loss(config, world)
-    optimiser = build_optimiser(config, encoder, joint.classifier)
-    parallel = torch.nn.parallel.DistributedDataParallel(encoder, gradient_as_bucket_view=True)
-    train = TrainStep(parallel, joint, optimiser, LossScale(False, world.device), autocast, 0.0, world.device, lambda why: None)
-    diagnostics = Diagnostics(config, encoder, joint, autocast, world, 0, HISTORY)
+    state = build.build_train_state(config, world)
+    state.encoder.train()
+    train = build.build_train_step(config, world, state, on_outcome=lambda skip_reason: None)
+    diagnostics = Diagnostics(config, train, progress, steps_per_epoch=HISTORY, first_step=0)
     assert diagnostics._file is not None
     for step in range(HISTORY):
         for kind in ("proxy, as stored", "proxy, compensated"):
             diagnostics._file.add(kind, step, 8, Drift(0.123456789, 0.987654321, 0.99))
-    _fill(joint, setting, world.device)
+    _fill(state.joint, setting, world.device)
     return train, diagnostics
 
 
 def _fill(joint, setting: Setting, device: torch.device) -> None:
-    """A full queue."""
+    """Fill the queue."""
     generator = torch.Generator().manual_seed(1)
     for start in range(0, setting.classes, 8192):
         count = min(8192, setting.classes - start)
@@ -147,7 +140,11 @@ def main() -> None:
     world = dist.start(60)
     settings = ON_GPU if world.device.type == "cuda" else QUICK if arguments.quick else FULL
     defaults, document, good = from_base(), [], True
-    every = {"look": defaults.diagnose_every, "line": defaults.frequent, "pictures": LOOKS_A_PICTURE * defaults.diagnose_every}
+    every = {
+        "diagnosis": defaults.diagnose_every,
+        "line": defaults.frequent,
+        "pictures": DIAGNOSES_PER_PICTURE * defaults.diagnose_every,
+    }
     for setting in settings:
         with tempfile.TemporaryDirectory() as folder:
             took = measure(setting, 5 if arguments.quick else 9, world, Path(folder))
@@ -159,8 +156,8 @@ def main() -> None:
             f"{what} {took[what]:.3f} s every {steps} ({took[what] / steps / took['step']:.2%})" for what, steps in every.items()
         )
         print(
-            f"{setting.network}, {setting.classes:,} classes, {setting.images} pairs a step: step {took['step']:.3f} s; {parts}; "
-            f"together {share:.2%} (bar {BAR:.0%}) {'ok' if holds else 'MISSED'}",
+            f"{setting.network}, {setting.classes:,} classes, {setting.images} pairs per step: step {took['step']:.3f} s; "
+            f"{parts}; together {share:.2%} (bar {BAR:.0%}) {'ok' if holds else 'MISSED'}",
             flush=True,
         )
     if arguments.json:

@@ -1,16 +1,16 @@
-"""A whole training step: images a second, the encoder's share of what the device can multiply, and where the time goes.
+"""A whole training step: images per second, model FLOPs utilisation (MFU), and where the time goes.
 
-    python -m benchmarks.step                                   # compile, channels_last and number formats of a small encoder
+    python -m benchmarks.step                                   # a small encoder: compile, channels_last, precision
     python -m benchmarks.step --quick
     python -m benchmarks.step --networks r50 r100 --classes 500000 --batch-size 256 --workers 8      # one GPU
-    torchrun --nproc_per_node=8 -m benchmarks.step --networks r100 --classes 2000000                  # as many as there are
-    python -m benchmarks.step --networks r50 --profile profile.txt                                    # what limits a step
+    torchrun --nproc_per_node=8 -m benchmarks.step --networks r100 --classes 2000000                  # eight GPUs
+    python -m benchmarks.step --networks r50 --profile profile.txt                                    # what takes the time
 
 Real records through the real loader, both views, the joint loss with its queue, SGD: what train.py does. Three things are timed:
-steps fed by the loader; the same steps on a batch that is on the device already; the encoder's forward and backward passes alone
-(with its all-reduce). Their differences are the loader's and the head's shares. MFU is the encoder's arithmetic (2 operations a
-multiplication, three passes) over that of a large matrix product measured here in the same number format. There is no bar:
-figures depend on the machine. Steps are queued without waiting, so that times are those of a run. Faces: --rec, or drawn ones.
+steps fed by the loader; the same steps on a batch that is already on the device; the encoder's forward and backward passes alone
+(with its all-reduce). Their differences are the shares of the loader and the head. MFU is the encoder's operations per second (2
+per multiplication, three passes) divided by those of a large matrix product, measured here in the same number format. Steps are
+queued without waiting, as in a run. There is no bar: the figures depend on the machine. Faces: --rec, or procedural ones.
 """
 
 from __future__ import annotations
@@ -27,15 +27,11 @@ from typing import Any
 
 import torch
 from prettytable import PrettyTable
-from torch import nn
 
 import backbones
 from recognition import build
 from recognition.data.demo_faces import make_demo_set
 from recognition.data.prefetch import DeviceBatch, Prefetcher
-from recognition.encoders.build import build_encoder
-from recognition.encoders.embedder import autocast_type, to_input
-from recognition.optimiser import LossScale, build_optimiser
 from recognition.step import TrainStep
 from utils import dist
 from utils.config import Config, from_base
@@ -45,20 +41,20 @@ from utils.errors import exit_on_user_error
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds a step (fed, on a batch at hand, encoder alone) and what follows from them, for one rank."""
+    """Measurements on one rank; times in seconds per step."""
 
-    fed: float
-    at_hand: float
-    encoder: float
-    images: int  # of the world, a step
-    operations: float  # of the encoder on this rank, a step
-    peak: float  # operations a second of a large matrix product
-    memory_gb: float  # largest use of the GPU; 0 on the CPU
+    fed: float  # with the loader
+    at_hand: float  # on a batch that is already on the device
+    encoder: float  # forward and backward passes of the encoder alone
+    images: int  # of the world, per step
+    operations: float  # of the encoder on this rank, per step
+    peak: float  # operations per second of a large matrix product
+    memory_gb: float  # peak GPU memory; 0 on the CPU
 
     def row(self) -> dict[str, float]:
         return {
             "images/s": self.images / self.fed,
-            "ms a step": 1e3 * self.fed,
+            "ms/step": 1e3 * self.fed,
             "loader %": 100 * max(0.0, 1 - self.at_hand / self.fed),
             "encoder %": 100 * self.encoder / self.fed,
             "head and optimiser %": 100 * max(0.0, self.at_hand - self.encoder) / self.fed,
@@ -70,27 +66,18 @@ class Figures:
 
 def measure(config: Config, steps: int, world: World, profile: Path | None) -> Figures:
     dataset = build.open_dataset(config)
-    config = build.settle(config, dataset, world)
+    config = build.resolve_config(config, dataset, world)
     loader = build.build_loader(config, dataset, world)
     prefetcher = Prefetcher(world.device, loader.slots, keep=True)
-    autocast = autocast_type(config.precision, world.device)
-    encoder = build_encoder(config).to(world.device).train()
-    joint = build.build_joint_loss(config, world)
-    optimiser = build_optimiser(config, encoder, joint.classifier)
-    module = torch.compile(encoder) if config.compile else encoder
-    devices = [world.device] if world.device.type == "cuda" else None
-    parallel = nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
-    scale = LossScale(autocast == torch.float16, world.device)
-    train = TrainStep(parallel, joint, optimiser, scale, autocast, 0.0, world.device, lambda why: None)
+    state = build.build_train_state(config, world)
+    state.encoder.train()
+    train = build.build_train_step(config, world, state, on_outcome=lambda skip_reason: None)
     batches = chain.from_iterable(prefetcher(loader.epoch(epoch)) for epoch in range(1 << 20))
     batch = next(batches)
 
     def alone() -> None:
-        inputs = to_input(batch.images_VBHWC.flatten(0, 1), world.device)
-        with torch.autocast(world.device.type, dtype=autocast, enabled=autocast is not None):
-            features = parallel(inputs)
-        features.float().sum().backward()
-        optimiser.zero_grad(set_to_none=True)
+        train.encode(train.encoder, batch.images_VBHWC).sum().backward()
+        state.optimiser.zero_grad(set_to_none=True)
 
     timed = _Timer(world.device, steps)
     figures = Figures(
@@ -98,20 +85,20 @@ def measure(config: Config, steps: int, world: World, profile: Path | None) -> F
         at_hand=timed(lambda: train([batch])),
         encoder=timed(alone),
         images=config.batch_size * world.size,
-        operations=3 * 2 * backbones.flops(encoder) * config.views * config.batch_size,
-        peak=_peak(world.device, autocast or torch.float32),
+        operations=3 * 2 * backbones.flops(state.encoder) * config.views * config.batch_size,
+        peak=_peak(world.device, train.autocast or torch.float32),
         memory_gb=torch.cuda.max_memory_allocated() / 1e9 if world.device.type == "cuda" else 0.0,
     )
     if profile is not None:
         _profile(train, batch, profile, world)
-    train.settle()
+    train.finish_step()
     prefetcher.close()
     loader.close()
     return figures
 
 
 class _Timer:
-    """Seconds of a call, the mean of several that are queued without waiting for each other, after two that warm up."""
+    """Mean seconds of a call, over `calls` calls that are queued without waiting in between, after two to warm up."""
 
     def __init__(self, device: torch.device, calls: int):
         self.device, self.calls = device, calls
@@ -132,7 +119,7 @@ class _Timer:
 
 
 def _peak(device: torch.device, number: torch.dtype) -> float:
-    """Operations a second of a large product of matrices, the best of several."""
+    """Operations per second of a large matrix product, the best of three measurements."""
     side = 8192 if device.type == "cuda" else 1536
     left, right = (torch.randn(side, side, device=device, dtype=number) for _ in range(2))
     timed = _Timer(device, 3)
@@ -140,7 +127,7 @@ def _peak(device: torch.device, number: torch.dtype) -> float:
 
 
 def _profile(train: TrainStep, batch: DeviceBatch, path: Path, world: World) -> None:
-    """Three steps of all ranks; rank 0's operators, by time, into a file."""
+    """Profile three steps; write rank 0's operators, sorted by time, to a file."""
     on_gpu = world.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.profiler.profile(activities=activities) as profiler:
@@ -154,7 +141,7 @@ def _profile(train: TrainStep, batch: DeviceBatch, path: Path, world: World) -> 
 
 
 def variants(arguments: argparse.Namespace, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Name -> changed settings: the given networks as they would be trained, or one small network in all ways."""
+    """Name -> changed settings: the given networks with the default settings, or a small one in every way."""
     if arguments.networks:
         return {name: {"network": name} for name in arguments.networks}
     plain = {"precision": "fp32", "channels_last": False, "compile": False}
@@ -175,11 +162,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
     parser.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="names of backbones/")
     parser.add_argument("--classes", type=int, default=8631)
-    parser.add_argument("--batch-size", type=int, default=0, help="images a rank (default 128 on GPUs, 48 on the CPU)")
-    parser.add_argument("--steps", type=int, default=0, help="timed (default 30 on GPUs, 8 on the CPU)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes a rank")
+    parser.add_argument("--batch-size", type=int, default=0, help="images per rank (default 128 on GPUs, 48 on the CPU)")
+    parser.add_argument("--steps", type=int, default=0, help="timed steps (default 30 on GPUs, 8 on the CPU)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes per rank")
     parser.add_argument("--rec", default="", help="records to train on (default: procedural faces)")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="operators of the last network's step, by time")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="write the operators of the last network's step, sorted by time"
+    )
     arguments = parser.parse_args()
     world = dist.start(60)
     on_gpu = world.device.type == "cuda"

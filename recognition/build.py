@@ -1,4 +1,4 @@
-"""From a checked configuration to the objects that a run is made of."""
+"""From a checked configuration to the objects of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
@@ -17,29 +18,22 @@ from losses.quality import Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
+from recognition.encoders.build import build_encoder
+from recognition.encoders.embedder import autocast_type
 from recognition.momentum_encoder import MomentumEncoder
+from recognition.optimiser import LossScale, build_optimiser
+from recognition.step import TrainStep
+from recognition.train_state import TrainState
 from utils.config import Config
 from utils.dist import World
 from utils.errors import UserError
+from utils.sync_bn import convert_sync_batchnorm
 
-
-def _magface(config: Config) -> Margin:
-    l_a, u_a, l_m, u_m, lambda_g = config.magface
-    return MagFace(l_a, u_a, l_m, u_m, lambda_g, config.scale)
-
-
-MARGINS: dict[str, Callable[[Config], Margin]] = {
-    "adaface": lambda c: AdaFace(c.margin_m, c.scale),
-    "arcface": lambda c: ArcFace(c.margin_m, c.scale),
-    "cosface": lambda c: CosFace(c.margin_m, c.scale),
-    "combined": lambda c: Combined(c.margin_list[0], c.margin_list[1], c.margin_list[2], c.scale),
-    "magface": _magface,
-    "curricularface": lambda c: CurricularFace(c.margin_m, c.scale),
-}
+# ------------------------------------------------------------------------------------------------ data
 
 
 def open_dataset(config: Config) -> FaceDataset:
-    """The training set, checked against what the configuration says of it."""
+    """The training set. UserError: it contradicts the configuration."""
     if not config.rec:
         raise UserError("rec is not set: give the folder with train.rec, such as rec=/data/faces_vgg_112x112")
     dataset = FaceDataset(config.rec, strict=config.on_error == "stop")
@@ -49,20 +43,8 @@ def open_dataset(config: Config) -> FaceDataset:
     return dataset
 
 
-def classes_without_images(config: Config, dataset: FaceDataset) -> str:
-    """For the start of a run: how many of the classes no image belongs to, or nothing. Labels have been checked."""
-    labels = dataset.labels()
-    empty = np.flatnonzero(np.bincount(labels[labels >= 0], minlength=config.num_classes) == 0)
-    if not len(empty):
-        return ""
-    return (
-        f"warning: {len(empty)} of num_classes={config.num_classes} classes have no image in {config.rec} (the first: "
-        f"{empty[0]}); their classifier rows are never a target"
-    )
-
-
-def settle(config: Config, dataset: FaceDataset, world: World) -> Config:
-    """The configuration with what depends on the data set and the number of ranks filled in."""
+def resolve_config(config: Config, dataset: FaceDataset, world: World) -> Config:
+    """Fill in what depends on the training set and on the number of ranks."""
     batch_size = config.batch_size
     if config.global_batch_size:
         batch_size, rest = divmod(config.global_batch_size, world.size)
@@ -78,54 +60,38 @@ def settle(config: Config, dataset: FaceDataset, world: World) -> Config:
     )
 
 
+def classes_without_images(config: Config, dataset: FaceDataset) -> str:
+    """A warning if some of the classes have no image, else "". The labels have been checked."""
+    labels = dataset.labels()
+    empty = np.flatnonzero(np.bincount(labels[labels >= 0], minlength=config.num_classes) == 0)
+    if not len(empty):
+        return ""
+    return (
+        f"warning: {len(empty)} of num_classes={config.num_classes} classes have no image in {config.rec} (the first: "
+        f"{empty[0]}); their classifier rows are never a target"
+    )
+
+
 def build_loader(config: Config, dataset: FaceDataset, world: World) -> Loader:
+    """The training set's loader. Forks its workers, so call it before anything starts a thread."""
     spec = BatchSpec(
-        batch_size=config.batch_size, num_classes=config.num_classes, seed=config.seed, views=config.views,
-        augmentation=config.augmentation, shuffle=config.shuffle, channel_order=config.channel_order,
-        window=config.shuffle_window, on_error=config.on_error, rank=world.rank, world=world.size,
-    )  # fmt: skip
+        batch_size=config.batch_size,
+        num_classes=config.num_classes,
+        seed=config.seed,
+        views=config.views,
+        augmentation=config.augmentation,
+        shuffle=config.shuffle,
+        channel_order=config.channel_order,
+        window=config.shuffle_window,
+        on_error=config.on_error,
+        rank=world.rank,
+        world=world.size,
+    )
     return Loader(dataset, spec, config.num_workers)
 
 
-def build_margin(config: Config) -> Margin:
-    return MARGINS[config.margin](config)
-
-
-def build_joint_loss(config: Config, world: World) -> JointLoss:
-    """Classifier shard, statistics, partition, queue and contrastive term, on the device."""
-    options = HeadOptions(
-        config.sample_rate, config.interclass_filtering_threshold, precision=config.head_precision
-    )  # fmt: skip
-    classifier = ShardedSoftmax(
-        config.num_classes, config.embedding_size, build_margin(config), config.seed, options=options
-    )  # fmt: skip
-    quality = QualityStatistics(
-        config.quality_concentration, config.quality_rate, config.quality_mean, config.quality_std
-    )  # fmt: skip
-    queue = contrastive = None
-    if config.queue != "none":
-        in_step = config.views * config.batch_size * world.size
-        size = in_step if config.queue == "batch" else config.queue_size
-        one_step = config.queue == "batch"
-        queue = FeatureQueue(size, config.embedding_size, classifier.shard, config.queue == "proxy", one_step)
-        contrastive = ContrastiveLoss(
-            config.contrastive_scale, config.contrastive_denominator, precision=config.head_precision,
-            stop_gradient=config.contrastive_stop_gradient,
-        )  # fmt: skip
-    partition = ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
-    joint = JointLoss(
-        classifier, quality, partition, queue, contrastive, config.contrastive_weight, config.loss_average
-    )  # fmt: skip
-    return joint.to(world.device)
-
-
-def build_momentum_encoder(config: Config, encoder: nn.Module) -> MomentumEncoder | None:
-    """To be called when the encoder has its initial weights."""
-    return MomentumEncoder(encoder, config.queue_momentum) if config.queue == "momentum" else None
-
-
 def verification_sets(config: Config) -> dict[str, Path]:
-    """Name -> path of the .bin sets that the configuration names."""
+    """Name -> path of the .bin files that the configuration names."""
     sets = {}
     rec = Path(config.rec)
     folder = Path(config.val_dir) if config.val_dir else (rec if rec.is_dir() else rec.parent)
@@ -135,3 +101,80 @@ def verification_sets(config: Config) -> dict[str, Path]:
             raise UserError(f"{path}: no such verification set (val_targets); correct val_targets or val_dir")
         sets[path.stem] = path
     return sets
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def build_train_state(config: Config, world: World) -> TrainState:
+    """All that training changes, with initial weights, on the device."""
+    encoder = build_encoder(config).to(world.device)
+    if config.sync_bn:
+        encoder = convert_sync_batchnorm(encoder)
+    joint = build_joint_loss(config, world)
+    return TrainState(
+        encoder,
+        joint,
+        build_optimiser(config, encoder, joint.classifier),
+        LossScale(autocast_type(config.precision, world.device) == torch.float16, world.device),
+        MomentumEncoder(encoder, config.queue_momentum) if config.queue == "momentum" else None,
+    )
+
+
+def build_joint_loss(config: Config, world: World) -> JointLoss:
+    """Classifier shard, quality statistics, partition, queue and contrastive term, on the device."""
+    options = HeadOptions(config.sample_rate, config.interclass_filtering_threshold, precision=config.head_precision)
+    margin = MARGINS[config.margin](config)
+    classifier = ShardedSoftmax(config.num_classes, config.embedding_size, margin, config.seed, options=options)
+    quality = QualityStatistics(config.quality_concentration, config.quality_rate, config.quality_mean, config.quality_std)
+    partition = ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
+    queue = contrastive = None
+    if config.queue != "none":
+        one_step = config.queue == "batch"
+        size = config.views * config.batch_size * world.size if one_step else config.queue_size
+        queue = FeatureQueue(size, config.embedding_size, classifier.shard, config.queue == "proxy", one_step)
+        contrastive = ContrastiveLoss(
+            config.contrastive_scale,
+            config.contrastive_denominator,
+            precision=config.head_precision,
+            stop_gradient=config.contrastive_stop_gradient,
+        )
+    joint = JointLoss(classifier, quality, partition, queue, contrastive, config.contrastive_weight, config.loss_average)
+    return joint.to(world.device)
+
+
+def build_train_step(config: Config, world: World, state: TrainState, on_outcome: Callable[[str], None]) -> TrainStep:
+    """The training step over all ranks. Call it when the encoder's weights are loaded: DDP distributes rank 0's."""
+    encoder = DistributedDataParallel(
+        torch.compile(state.encoder) if config.compile else state.encoder,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+    return TrainStep(
+        state,
+        encoder,
+        device=world.device,
+        autocast=autocast_type(config.precision, world.device),
+        max_grad_norm=config.max_grad_norm,
+        on_outcome=on_outcome,
+    )
+
+
+def _magface(config: Config) -> Margin:
+    l_a, u_a, l_m, u_m, lambda_g = config.magface
+    return MagFace(l_a, u_a, l_m, u_m, lambda_g, config.scale)
+
+
+def _combined(config: Config) -> Margin:
+    m1, m2, m3 = config.margin_list
+    return Combined(m1, m2, m3, config.scale)
+
+
+MARGINS: dict[str, Callable[[Config], Margin]] = {
+    "adaface": lambda c: AdaFace(c.margin_m, c.scale),
+    "arcface": lambda c: ArcFace(c.margin_m, c.scale),
+    "cosface": lambda c: CosFace(c.margin_m, c.scale),
+    "combined": _combined,
+    "magface": _magface,
+    "curricularface": lambda c: CurricularFace(c.margin_m, c.scale),
+}

@@ -1,75 +1,42 @@
-"""Whether a step's numbers were finite, decided on the device, and how a step that was not fit is undone there.
+"""Whether a step's numbers were finite on every rank, decided on the device.
 
-The host queues a step's work without ever waiting for it, so it cannot branch on what came out. The decision is a tensor:
-the optimiser moves nothing where it says so, and state that a step changes on its way is put back through `torch.where`.
-What the host counts itself is put back when it reads the verdict, one step later.
+The host queues a step's work without waiting for it, so it cannot branch on the result. The decision is a tensor: if it is
+false, the optimiser changes nothing, and other state is put back (recognition/snapshot.py). The host reads the decision one
+step later and then takes back what it counted itself.
 
-Shapes: W ranks.
+Shapes: V views, G gathered images, W ranks, D embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
+from utils import dist
 from utils.transfer import Later
 
 
-class Verdict:
-    """fit_W, sound_W: of each rank, whether its features and its gradients were finite; bool on the device, equal on all ranks.
+class FiniteCheck:
+    """The check of one step.
 
-    good: bool scalar on the device: the step may be learned from.
+    features_W, gradients_W: whether those of each rank are finite; bool on the device, equal on all ranks.
+    passed: whether all are; bool scalar on the device.
     """
 
-    def __init__(self, fit_W: torch.Tensor, sound_W: torch.Tensor):
-        both_2W = torch.stack([fit_W, sound_W])
-        self.good = both_2W.all()
+    def __init__(self, features_W: torch.Tensor, gradients_W: torch.Tensor):
+        both_2W = torch.stack([features_W, gradients_W])
+        self.passed = both_2W.all()
         self._both_2W = Later(both_2W)
 
-    def read(self) -> str:
-        """Empty, or on which ranks what was not finite. Waits for the step's end."""
-        for what, good_W in zip(("features", "gradients"), self._both_2W.read().tolist(), strict=True):
-            ranks = [str(rank) for rank, good in enumerate(good_W) if not good]
+    def skip_reason(self) -> str:
+        """What is not finite, and on which ranks; "" if the check passed. Waits until the device has done the step."""
+        for what, finite_W in zip(("features", "gradients"), self._both_2W.read().tolist(), strict=True):
+            ranks = [str(rank) for rank, finite in enumerate(finite_W) if not finite]
             if ranks:
                 return f"{what} of rank {', '.join(ranks)} are not finite"
         return ""
 
 
-class Refusal:
-    """The verdict over a step that the host itself declined, known at once."""
-
-    def __init__(self, why: str, device: torch.device):
-        self.good = torch.zeros((), dtype=torch.bool, device=device)
-        self._why = why
-
-    def read(self) -> str:
-        return self._why
-
-
-class DeviceState:
-    """Tensors that a step changes outside the optimiser (BatchNorm's running statistics, quality statistics): remembered before
-    the step, and put back after it unless it was good. A few kernels, however many tensors there are."""
-
-    def __init__(self, tensors: Iterable[torch.Tensor]):
-        by_type: dict[torch.dtype, list[torch.Tensor]] = {}
-        for tensor in tensors:
-            by_type.setdefault(tensor.dtype, []).append(tensor)
-        self._groups = list(by_type.values())
-        self._copies = [_flat(group) for group in self._groups]
-
-    @torch.no_grad()
-    def remember(self) -> None:
-        self._copies = [_flat(group) for group in self._groups]
-
-    @torch.no_grad()
-    def restore_unless(self, good: torch.Tensor) -> None:
-        """good: bool scalar on the device."""
-        for group, copy in zip(self._groups, self._copies, strict=True):
-            kept = torch.where(good, _flat(group), copy)
-            parts = kept.split([tensor.numel() for tensor in group])
-            torch._foreach_copy_(group, [part.view(tensor.shape) for part, tensor in zip(parts, group, strict=True)])
-
-
-def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+def finite_by_rank(features_VGD: torch.Tensor) -> torch.Tensor:
+    """Whether all features of each rank are finite: bool [W], on the device."""
+    _, world = dist.rank_and_world()
+    return features_VGD.detach().unflatten(1, (world, -1)).isfinite().transpose(0, 1).flatten(1).all(dim=1)

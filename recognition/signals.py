@@ -1,46 +1,58 @@
-"""SIGTERM and SIGINT: the first asks the run to save and end, the second ends it at once.
+"""How a run holds its output folder, and how it is asked to end.
 
-Signals are read in a thread, from a pipe that the C-level handler writes to, so they are seen even while the main thread
-waits in a collective. What a rank was asked for travels with the next step's labels (`utils.dist`), so all ranks act after
-the same step and it costs no collective of its own.
+SIGTERM and SIGINT: the first asks the run to save and end, the second ends it at once. A thread reads the signals from a pipe
+that the C-level handler writes to, so it sees them even while the main thread waits in a collective. What a rank was asked
+for travels with the next step's labels (`utils.dist`): all ranks act after the same step, without a collective of its own.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
-SAVE, WRITING = 1, 2  # requests of a rank: save after this step; my part of the last checkpoint is not on disk yet
-ASKED_TO_STOP = {signal.SIGINT: 4, signal.SIGTERM: 8}
-STOP = sum(ASKED_TO_STOP.values())
+from utils.errors import UserError
+from utils.files import cannot_write
 
-_SAME_REQUEST = 1.0  # seconds: a launcher passes on the signal that the terminal has sent to its ranks already
+# What ranks ask each other for: one bit each, joined by OR over the ranks.
+SAVE = 1  # save after this step
+WRITING = 2  # this rank's part of the last checkpoint is not on disk yet
+_BIT_OF_SIGNAL = {signal.SIGINT: 4, signal.SIGTERM: 8}
+STOP = sum(_BIT_OF_SIGNAL.values())
+
+LOCK = ".lock"
+_LOCK_TIMEOUT = 3.0  # seconds: a run that was just killed may not have ended yet
+_SAME_REQUEST = 1.0  # seconds: a launcher forwards a signal that the terminal has already sent to its ranks
 
 
 def names_of(requests: int) -> str:
-    """The signals among the requests, for people."""
-    return " and ".join(number.name for number, bit in ASKED_TO_STOP.items() if requests & bit)
+    """The names of the signals among the requests, for messages."""
+    return " and ".join(number.name for number, bit in _BIT_OF_SIGNAL.items() if requests & bit)
 
 
-class Interruption:
-    """While entered, `requests` holds the bits of the signals that have come. To be entered in the main thread, after
-    worker processes have been forked. `speaks`: this rank says that it was asked."""
+class StopSignals:
+    """While entered, `requests` holds the bits of the signals received. Enter it in the main thread, after worker processes
+    have been forked.
 
-    def __init__(self, speaks: bool):
+    verbose: this rank prints that it received a signal.
+    """
+
+    def __init__(self, verbose: bool):
         self.requests = 0
-        self._speaks = speaks
+        self._verbose = verbose
         self._launched = "TORCHELASTIC_RUN_ID" in os.environ
         self._first = 0.0
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> StopSignals:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        self._old = {number: signal.signal(number, lambda *_: None) for number in ASKED_TO_STOP}
+        self._old = {number: signal.signal(number, lambda *_: None) for number in _BIT_OF_SIGNAL}
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 
@@ -53,22 +65,65 @@ class Interruption:
     def _listen(self) -> None:
         while received := self._read.recv(1):
             number = received[0]
-            if number in ASKED_TO_STOP:
-                self._asked(signal.Signals(number))
+            if number in _BIT_OF_SIGNAL:
+                self._handle(signal.Signals(number))
         self._read.close()
 
-    def _asked(self, number: signal.Signals) -> None:
+    def _handle(self, number: signal.Signals) -> None:
         now = time.monotonic()
         if self.requests and not (self._launched and now - self._first < _SAME_REQUEST):
-            _say(f"{number.name} again: ending at once; the run goes on from its last checkpoint")
+            _print(f"{number.name} again: ending at once; the run goes on from its last checkpoint")
             os._exit(128 + number)
         if not self.requests:
             self._first = now
-            if self._speaks:
-                _say(f"{number.name}: saving after this step; a second one ends at once")
-        self.requests |= ASKED_TO_STOP[number]
+            if self._verbose:
+                _print(f"{number.name}: saving after this step; a second one ends at once")
+        self.requests |= _BIT_OF_SIGNAL[number]
 
 
-def _say(text: str) -> None:
-    # Not through print: the main thread may hold the stream's lock while it waits.
+def _print(text: str) -> None:
+    # Not the built-in: the main thread may hold the stream's lock while it waits.
     os.write(sys.stderr.fileno(), f"{text}\n".encode())
+
+
+class RunLock:
+    """Allows one run at a time in an output folder.
+
+    The kernel holds the lock (`flock`), from `take` until `release` or until the process ends, however it ends. Processes
+    that are forked in between hold it too, so take it after forking.
+    """
+
+    def __init__(self, output: Path):
+        self.output = output
+        self._descriptor = -1
+
+    def take(self) -> None:
+        """Create the folder if necessary, and lock it. UserError: another process holds it, or it cannot be written."""
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.output / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._wait()
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError as error:
+            raise cannot_write(self.output, error, "set output= to a writable folder") from error
+
+    def _wait(self) -> None:
+        give_up = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    holder = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip()
+                    self.release()
+                    raise UserError(
+                        f"{self.output}: another run is writing there ({holder}); wait for it, or set another output="
+                    ) from None
+                time.sleep(0.1)
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,10 +1,10 @@
-"""One training step, in the order in which the data flows. The config has picked the objects; nothing branches on a
-method's name here, and nothing is printed.
+"""One training step, in the order in which the data flows. The configuration has chosen the objects (recognition/build.py): no
+method's name is compared here, and nothing is printed.
 
-Nothing here waits for the device, either. Whether the step's numbers are finite is decided there (recognition/finite.py), and
-the host reads it during the step after, when the device has that step's forward pass to do.
+Nothing here waits for the device either. Whether the step's numbers are finite is decided there (recognition/finite.py); the host
+reads the decision during the next step, while the device computes that step's forward pass.
 
-Shapes: V views, B images of this rank, G gathered, D embedding, W ranks.
+Shapes: V views, B images of this rank, G = W*B gathered, D embedding, W ranks.
 """
 
 from __future__ import annotations
@@ -16,174 +16,190 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from losses.joint import JointLoss, JointTerms
+from losses.joint import JointTerms
 from losses.quality import QualityStatistics
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoders.embedder import to_input
-from recognition.finite import DeviceState, Refusal, Verdict
-from recognition.momentum_encoder import MomentumEncoder
-from recognition.optimiser import LossScale, RowOptimiser, coalesce_gradients, global_gradient_norm, scale_gradients
+from recognition.finite import FiniteCheck, finite_by_rank
+from recognition.optimiser import coalesce_gradients, global_gradient_norm, scale_gradients
+from recognition.snapshot import Snapshot, running_statistics
+from recognition.train_state import TrainState
 from utils import dist
 from utils.images import FACE_SIZE
+
+ALL_DAMAGED = "every record of the batch is damaged"
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, as far as the host knows; on the device, so that to read a number is to wait for it.
+    """What the host knows of a step right after it. Tensors are on the device: reading one waits for it.
 
-    terms: None where no record of the batch could be read. unreadable: records of the whole world that the step left out
-    because they are damaged. requests: what the ranks had asked of each other (recognition/signals.py), joined.
+    terms, gradient_norm: None if every record of a batch is damaged. damaged_records: left out by the ranks together.
+    requests: of all ranks (recognition/signals.py).
     """
 
     terms: JointTerms | None
     gradient_norm: torch.Tensor | None
-    unreadable: int
-    requests: int = 0
+    damaged_records: int
+    requests: int
 
     def figures(self, quality: QualityStatistics) -> dict[str, float]:
-        """The step in numbers, with the quality statistics after it; only of a step with terms. Waits for the device, once."""
+        """The step's measurements and the quality statistics after it; needs `terms`. Waits for the device, once."""
         terms = self.terms
         assert terms is not None and self.gradient_norm is not None
         values = {
-            "loss": terms.loss, "loss_classification": terms.classification, "loss_contrastive": terms.contrastive,
-            "high_quality_share": terms.high_quality_share, "low_quality_pair_share": terms.low_quality_pair_share,
-            "norm_mean": terms.norm_mean, "quality_mean": quality.mean, "quality_std": quality.std,
+            "loss": terms.loss,
+            "loss_classification": terms.classification,
+            "loss_contrastive": terms.contrastive,
+            "high_quality_share": terms.high_quality_share,
+            "low_quality_pair_share": terms.low_quality_pair_share,
+            "norm_mean": terms.norm_mean,
+            "quality_mean": quality.mean,
+            "quality_std": quality.std,
             "gradient_norm": self.gradient_norm,
-        }  # fmt: skip
+        }
         numbers = torch.stack([value.detach().double() for value in values.values()]).tolist()
         return dict(zip(values, numbers, strict=True))
 
 
 class TrainStep:
-    """`step(batches, request)` learns from one step's batches (several where gradients are accumulated). `request`: bits
-    that this rank sends to all others along with its labels.
+    """`train_step(batches, request)` learns from one step's batches (several if gradients are accumulated).
 
-    encoder: wrapped by DistributedDataParallel. joint: losses and their state. A step that meets a non-finite feature or
-    gradient on any rank leaves everything as it was, on all ranks alike: weights, the optimiser, the statistics of BatchNorm
-    and of quality, the queue. `on_verdict` is told of every step whether it was skipped, and why (empty: it was learned from):
-    during the step after it, or when `settle` is called. Until then the queue's and the sampler's counters are not final, so
-    `settle` comes before anything that looks at the state.
+    A step with a non-finite feature or gradient on any rank, or with a batch without a readable record, is skipped: it leaves
+    all state as it was, on all ranks. Whether it was skipped is known later: the next step, or `finish_step`, calls
+    `on_outcome` once with the reason ("" if the step was applied). Until then the counters of the queue and of the class
+    sampler are not final: call `finish_step` before reading the state.
+
+    encoder: `state.encoder` in DDP. autocast: number format of the encoder; None for fp32. max_grad_norm: 0 for no clipping.
     """
 
     def __init__(
-        self, encoder: nn.parallel.DistributedDataParallel, joint: JointLoss, optimiser: RowOptimiser,
-        loss_scale: LossScale, autocast: torch.dtype | None, max_grad_norm: float, device: torch.device,
-        on_verdict: Callable[[str], None], momentum_encoder: MomentumEncoder | None = None,
-    ):  # fmt: skip
-        self.encoder, self.joint, self.optimiser = encoder, joint, optimiser
-        self.loss_scale, self.autocast, self.max_grad_norm, self.device = loss_scale, autocast, max_grad_norm, device
-        self.momentum_encoder, self._on_verdict = momentum_encoder, on_verdict
-        self._state = DeviceState([*_running_statistics(encoder, momentum_encoder), *joint.buffers()])
-        self._pending: Verdict | Refusal | None = None
-        self._last_verdict = ""
+        self,
+        state: TrainState,
+        encoder: nn.parallel.DistributedDataParallel,
+        *,
+        device: torch.device,
+        autocast: torch.dtype | None,
+        max_grad_norm: float,
+        on_outcome: Callable[[str], None],
+    ):
+        self.state, self.encoder, self.device, self.autocast = state, encoder, device, autocast
+        self.max_grad_norm, self._on_outcome = max_grad_norm, on_outcome
+        self._snapshot = Snapshot([*running_statistics(state.encoder, state.momentum_encoder), *state.joint.buffers()])
+        self._pending: FiniteCheck | str | None = None  # the last step's check, or why the host skipped it
+        self._skip_reason = ""  # of the last step that is not pending
 
     def __call__(self, batches: Sequence[DeviceBatch], request: int = 0) -> StepResult:
-        self._state.remember()
-        terms, unreadable, requests = None, 0, 0
-        fit_W = torch.ones(dist.rank_and_world()[1], dtype=torch.bool, device=self.device)
+        """request: bits that this rank sends to all others with its labels."""
+        state = self.state
+        self._snapshot.take()
+        terms, damaged_records, requests = None, 0, 0
+        features_finite_W = torch.ones(dist.rank_and_world()[1], dtype=torch.bool, device=self.device)
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with contextlib.nullcontext() if last else self.encoder.no_sync():
-                # Views and encoder: both views in one pass.
+            is_last = number == len(batches) - 1
+            with contextlib.nullcontext() if is_last else self.encoder.no_sync():
+                # Encode both views in one pass.
                 dist.arriving("forward pass")
-                inputs = to_input(batch.images_VBHWC.flatten(0, 1), self.device)
-                features_VBD = self._encode(self.encoder, inputs, len(batch.images_VBHWC))
+                features_VBD = self.encode(self.encoder, batch.images_VBHWC)
 
-                # Gather: the whole world's features and labels, on every rank.
+                # Gather features and labels: from here on, every rank has those of the whole world.
                 features_VGD = dist.gather_rows(features_VBD)
-                momentum_VGD = self._momentum_features(inputs, len(batch.images_VBHWC))
+                momentum_VGD = self._momentum_features(batch.images_VBHWC)
                 host_label_G, asked = dist.gather_labels_and_requests(batch.labels_B, request)
                 requests |= asked
-                unreadable += int((host_label_G < 0).sum())
+                damaged_records += int((host_label_G < 0).sum())
 
-                # The step before: counters as they are after it, from which this one goes on.
+                # Finish the step before: this one starts from the counters after it.
                 if number == 0:
-                    self.settle()
-                    self.joint.begin_step()
+                    self.finish_step()
+                    state.joint.begin_step()
                 if not bool((host_label_G >= 0).any()):
-                    return self._refuse("every record of the batch is damaged", unreadable, requests)
-                fit_W &= _finite_by_rank(features_VGD)
+                    self._skip(ALL_DAMAGED)
+                    return StepResult(None, None, damaged_records, requests)
+                features_finite_W &= finite_by_rank(features_VGD)
                 if momentum_VGD is not None:
-                    fit_W &= _finite_by_rank(momentum_VGD)
+                    features_finite_W &= finite_by_rank(momentum_VGD)
 
-                # Quality, partition, sharded softmax, contrastive term.
-                terms = self.joint(features_VGD, host_label_G, momentum_VGD)
+                # Losses: quality, partition, sharded softmax, contrastive term.
+                terms = state.joint(features_VGD, host_label_G, momentum_VGD)
 
-                # Backward: reduce-scatter of feature gradients, then DDP's all-reduce in the last pass.
-                (terms.loss * (self.loss_scale.value / len(batches))).backward()
+                # Backward: reduce-scatter of feature gradients; DDP's all-reduce in the last pass.
+                (terms.loss * (state.loss_scale.value / len(batches))).backward()
 
-        return StepResult(terms, self._optimise(fit_W), unreadable, requests)
+        return StepResult(terms, self._optimise(features_finite_W), damaged_records, requests)
 
-    def _optimise(self, fit_W: torch.Tensor) -> torch.Tensor:
-        """Agree, clip, optimise: on the device, which does nothing where the verdict is bad. Gives the gradients' norm. fit_W:
-        whether each rank's features are finite."""
-        coalesce_gradients(self._parameters())
-        if self.loss_scale.enabled:
-            scale_gradients(self._parameters(), 1 / self.loss_scale.value)
-        norm, sound_W = global_gradient_norm(self.encoder, self.joint.classifier)
-        verdict = Verdict(fit_W, sound_W)
-        self.loss_scale.update(fit_W.all(), sound_W.all())
+    def _optimise(self, features_finite_W: torch.Tensor) -> torch.Tensor:
+        """Check, clip, update; without effect, on the device, if the check fails. Return the norm of the gradients."""
+        state, parameters = self.state, self._parameters()
+
+        # Gradients of the whole step, without the loss scale.
+        coalesce_gradients(parameters)
+        if state.loss_scale.enabled:
+            scale_gradients(parameters, 1 / state.loss_scale.value)
+
+        # All ranks agree whether the step is finite.
+        norm, gradients_finite_W = global_gradient_norm(state.encoder, state.joint.classifier)
+        check = FiniteCheck(features_finite_W, gradients_finite_W)
+        state.loss_scale.update(features_finite_W.all(), gradients_finite_W.all())
+
+        # Clip and update.
         if self.max_grad_norm > 0:
-            scale_gradients(self._parameters(), (self.max_grad_norm / norm).clamp(max=1.0).float())
-        self.optimiser.step_if(verdict.good)
-        self.optimiser.zero_grad(set_to_none=True)
-        if self.momentum_encoder is not None:
-            self.momentum_encoder.follow(self.encoder.module, verdict.good)
-        self._state.restore_unless(verdict.good)
-        self._pending = verdict
+            scale_gradients(parameters, (self.max_grad_norm / norm).clamp(max=1.0).float())
+        state.optimiser.step_if(check.passed)
+        state.optimiser.zero_grad(set_to_none=True)
+        if state.momentum_encoder is not None:
+            state.momentum_encoder.follow(state.encoder, check.passed)
+
+        # What the forward passes changed is put back if the check fails.
+        self._snapshot.restore_unless(check.passed)
+        self._pending = check
         return norm
 
-    def settle(self) -> str:
-        """Waits for the last step if its verdict has not been read, and undoes what the host counted of it if it was skipped.
-        Returns why the last step was skipped, or nothing. To be called by all ranks alike."""
+    def _skip(self, reason: str) -> None:
+        """Skip the step for a reason that the host knows and that is the same on all ranks."""
+        self.state.optimiser.zero_grad(set_to_none=True)
+        self._snapshot.restore()
+        self._pending = reason
+
+    def finish_step(self) -> str:
+        """Wait for the last step, and take back what the host counted if it was skipped. Call it on all ranks.
+
+        Return why the step was skipped; "" if it was applied.
+        """
         if self._pending is not None:
-            verdict, self._pending = self._pending, None
-            self._last_verdict = verdict.read()
-            if self._last_verdict:
-                self.joint.undo_step()
-            self._on_verdict(self._last_verdict)
-        return self._last_verdict
+            pending, self._pending = self._pending, None
+            self._skip_reason = pending if isinstance(pending, str) else pending.skip_reason()
+            if self._skip_reason:
+                self.state.joint.undo_step()
+            self._on_outcome(self._skip_reason)
+        return self._skip_reason
 
-    def settle_buckets(self, views: int, images: int) -> None:
-        """To be called once, before the first step. DDP orders its gradient buckets anew after the first backward pass, and
-        so, from three ranks on, the order of summation: without a pass ahead of time, the first step of a resumed run would
-        differ in the last bit from the same step of a run that never stopped. Learns nothing and changes no state."""
-        self._state.remember()
+    def fix_bucket_order(self, views: int, images: int) -> None:
+        """One pass over grey images, before the first step. Learns nothing and changes no state.
+
+        DDP orders its gradient buckets anew after the first backward pass, and with them, from three ranks on, the order of
+        summation. Without this pass the first step of a resumed run would differ in the last bit from the same step of a run
+        that was never interrupted.
+        """
+        self._snapshot.take()
         grey_VBHWC = torch.full((views, images, FACE_SIZE, FACE_SIZE, 3), 128, dtype=torch.uint8)
-        inputs = to_input(grey_VBHWC.flatten(0, 1), self.device)
-        self._encode(self.encoder, inputs, views).sum().backward()
-        self.optimiser.zero_grad(set_to_none=True)
-        self._state.restore_unless(torch.zeros((), dtype=torch.bool, device=self.device))
+        self.encode(self.encoder, grey_VBHWC).sum().backward()
+        self.state.optimiser.zero_grad(set_to_none=True)
+        self._snapshot.restore()
 
-    def _encode(self, encoder: nn.Module, inputs: torch.Tensor, views: int) -> torch.Tensor:
+    def encode(self, encoder: nn.Module, images_VBHWC: torch.Tensor) -> torch.Tensor:
+        """Raw features of uint8 images, all views in one pass: float32 [V, B, D]."""
+        inputs = to_input(images_VBHWC.flatten(0, 1), self.device)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             features = encoder(inputs)
-        return features.float().unflatten(0, (views, -1))
+        return features.float().unflatten(0, images_VBHWC.shape[:2])
 
-    def _momentum_features(self, inputs: torch.Tensor, views: int) -> torch.Tensor | None:
-        """What the momentum encoder, if there is one, makes of the whole world's images: float32 [V, G, D]."""
-        if self.momentum_encoder is None:
+    def _momentum_features(self, images_VBHWC: torch.Tensor) -> torch.Tensor | None:
+        """The whole world's features from the momentum encoder, if there is one: float32 [V, G, D], without gradient."""
+        if self.state.momentum_encoder is None:
             return None
         with torch.no_grad():
-            return dist.gather_rows(self._encode(self.momentum_encoder, inputs, views))
+            return dist.gather_rows(self.encode(self.state.momentum_encoder, images_VBHWC))
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimiser.param_groups for p in group["params"]]
-
-    def _refuse(self, why: str, unreadable: int, requests: int) -> StepResult:
-        """Skips the step for a reason that the host knows, the same on all ranks."""
-        self.optimiser.zero_grad(set_to_none=True)
-        self._pending = Refusal(why, self.device)
-        self._state.restore_unless(self._pending.good)
-        return StepResult(None, None, unreadable, requests)
-
-
-def _running_statistics(*encoders: nn.Module | None) -> list[torch.Tensor]:
-    modules = [module for encoder in encoders if encoder is not None for module in encoder.modules()]
-    return [buffer for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) for buffer in m.buffers()]
-
-
-def _finite_by_rank(features_VGD: torch.Tensor) -> torch.Tensor:
-    """Of each rank, whether all of its features are finite: bool [W], on the device."""
-    _, world = dist.rank_and_world()
-    return features_VGD.detach().unflatten(1, (world, -1)).isfinite().transpose(0, 1).flatten(1).all(dim=1)
+        return [p for group in self.state.optimiser.param_groups for p in group["params"]]

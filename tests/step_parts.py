@@ -15,11 +15,12 @@ from losses.margins import AdaFace, CurricularFace
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
-from recognition.checkpoints import state
+from recognition.checkpoints.state import capture
 from recognition.data.prefetch import DeviceBatch
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, RowAdamW, RowOptimiser, RowSGD
 from recognition.step import TrainStep
+from recognition.train_state import TrainState
 from utils import dist
 
 CLASSES, DIM, IMAGES = 211, 16, 12  # images of the whole world
@@ -40,28 +41,36 @@ class Parts:
 
 
 class SmallStep:
-    """`learn(number)` does one step on batch `number` of an endless, reproducible row of them."""
+    """`learn(number)` does one step on batch `number` of an endless, reproducible sequence of batches."""
 
     def __init__(self, parts: Parts, device: torch.device):
         torch.manual_seed(0)
         self.device = device
-        self.verdicts: list[str] = []
-        self.module = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, DIM), nn.BatchNorm1d(DIM)).to(device)
+        self.outcomes: list[str] = []
+        encoder = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, DIM), nn.BatchNorm1d(DIM)).to(device)
         with torch.no_grad():
-            self.module[3].weight.fill_(8.0)  # type: ignore[operator]
-        self.follower = MomentumEncoder(self.module, 0.9) if parts.follower else None
+            encoder[3].weight.fill_(8.0)  # type: ignore[operator]
         plan = ChunkPlan(24 * 64, 24 * 64 * 4, parts.leave_out)  # one chunk kept, the others computed again
         margin = CurricularFace(scale=16.0) if parts.curricular else AdaFace(scale=16.0)
         head = ShardedSoftmax(CLASSES, DIM, margin, seed=3, options=HeadOptions(parts.sample_rate, plan=plan))
         queue = FeatureQueue(parts.queue_size, DIM, head.shard, compensate=not parts.follower)
         quality = QualityStatistics(initial_mean=30.0, initial_std=4.0)
-        self.joint = JointLoss(head, quality, Partition(0.5), queue, ContrastiveLoss(16.0, plan=plan)).to(device)
-        self.optimiser = _optimiser(parts, [*self.module.parameters(), head.weight])
-        self.scale = LossScale(parts.scaled, device)
-        encoder = nn.parallel.DistributedDataParallel(self.module)
+        joint = JointLoss(head, quality, Partition(0.5), queue, ContrastiveLoss(16.0, plan=plan)).to(device)
+        self.state = TrainState(
+            encoder,
+            joint,
+            _optimiser(parts, [*encoder.parameters(), head.weight]),
+            LossScale(parts.scaled, device),
+            MomentumEncoder(encoder, 0.9) if parts.follower else None,
+        )
         self.step = TrainStep(
-            encoder, self.joint, self.optimiser, self.scale, None, 5.0, device, self.verdicts.append, self.follower
-        )  # fmt: skip
+            self.state,
+            nn.parallel.DistributedDataParallel(encoder),
+            device=device,
+            autocast=None,
+            max_grad_norm=5.0,
+            on_outcome=self.outcomes.append,
+        )
 
     def batch(self, number: int) -> DeviceBatch:
         rank, world = dist.rank_and_world()
@@ -74,10 +83,10 @@ class SmallStep:
     def learn(self, *numbers: int):
         return self.step([self.batch(number) for number in numbers])
 
-    def state(self) -> dict[str, object]:
-        """Everything, by name: tensors as they are, numbers as numbers."""
-        self.step.settle()
-        captured = state.capture(self.module, self.joint, self.optimiser, self.scale, self.follower)
+    def captured(self) -> dict[str, object]:
+        """The complete state by name: tensors and numbers."""
+        self.step.finish_step()
+        captured = capture(self.state)
         tensors = {name: value.rows if hasattr(value, "rows") else value for name, value in captured.tensors.items()}
         return {**{name: value.detach().clone() for name, value in tensors.items()}, **captured.values}
 

@@ -15,9 +15,10 @@ from torch import nn
 
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics, ViewPartition
-from recognition.monitor.diagnostics import FILE, DifferencesFile, describe_norms, norms_by_kind, statistics_of_the_batch
+from recognition.monitor.diagnostics import FILE, DifferencesFile, describe_norms, norms_by_kind
 from recognition.monitor.pictures import HIGH_QUALITY, LOW_QUALITY, sheet_of_pairs
 from recognition.monitor.queue_drift import Drift, measure_drift
+from recognition.snapshot import batch_statistics
 from recognition.trainer import Trainer
 from tests.commands import metrics
 from tests.shared_files import ROOT
@@ -243,17 +244,17 @@ def test_norms_are_described_beside_the_threshold():
     assert (by_view["augmented/high_quality_share"], by_view["original/high_quality_share"]) == (0.0, 1.0)
 
 
-def test_statistics_of_the_batch_leave_no_traces():
+def test_batch_statistics_leave_no_trace():
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()).train()
     encoder[2].eval()  # a part that is frozen stays so
     images = torch.randn(5, 3, 8, 8)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     state = torch.get_rng_state()
-    with statistics_of_the_batch(encoder), torch.no_grad():
+    with batch_statistics(encoder), torch.no_grad():
         inside = encoder(images)
     assert torch.equal(inside, encoder(images))  # training's own forward pass
     encoder.load_state_dict(before)
-    with statistics_of_the_batch(encoder), torch.no_grad():
+    with batch_statistics(encoder), torch.no_grad():
         encoder(images)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert [module.training for module in encoder.modules()] == [True, True, True, False, True]

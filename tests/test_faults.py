@@ -66,8 +66,9 @@ def test_a_hanging_rank_is_named_within_the_time_limit(demo_set, undisturbed, tm
 
 
 HANGS_AT_STEP_4 = """
-import time, recognition.trainer as trainer
-step, count = trainer.TrainStep.__call__, [0]
+import time
+from recognition.step import TrainStep
+step, count = TrainStep.__call__, [0]
 def a_disk_that_never_answers():
     time.sleep(1000)
 def slow(self, *arguments):
@@ -75,7 +76,7 @@ def slow(self, *arguments):
     if rank == 1 and count[0] == 4:
         a_disk_that_never_answers()
     return step(self, *arguments)
-trainer.TrainStep.__call__ = slow
+TrainStep.__call__ = slow
 """
 
 
@@ -87,8 +88,9 @@ def test_a_rank_that_hangs_shows_where(demo_set, tmp_path):
 
 
 FAILS_WHILE_OTHERS_ARE_AWAITED = """
-import time, torch, recognition.trainer as trainer
-step, count = trainer.TrainStep.__call__, [0]
+import time, torch
+from recognition.step import TrainStep
+step, count = TrainStep.__call__, [0]
 def failing(self, *arguments):
     count[0] += 1
     if count[0] == 3:
@@ -97,7 +99,7 @@ def failing(self, *arguments):
         torch.distributed.all_reduce(torch.zeros(1), async_op=True)  # as DDP does in the backward pass
         raise RuntimeError("a fault of ours")
     return step(self, *arguments)
-trainer.TrainStep.__call__ = failing
+TrainStep.__call__ = failing
 """
 
 
@@ -182,10 +184,10 @@ def test_a_folder_without_permission(demo_set, tmp_path):
 # -------------------------------------------------------------------------------------------------- numbers
 
 SICK = """
-import recognition.trainer as trainer
-build, count = trainer.build_encoder, [0]
+from recognition import build
+build_encoder, count = build.build_encoder, [0]
 def sick(config):
-    encoder = build(config)
+    encoder = build_encoder(config)
     def spoil(module, inputs, features):
         count[0] += module.training
         return features * float("nan") if module.training and rank == 1 and count[0] in {steps} else features
@@ -197,7 +199,7 @@ def sick(config):
         encoder.register_forward_hook(lambda module, *_: count.__setitem__(0, count[0] + module.training))
         list(encoder.parameters())[0].register_hook(spoil_gradient)
     return encoder
-trainer.build_encoder = sick
+build.build_encoder = sick
 """
 
 

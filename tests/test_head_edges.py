@@ -18,6 +18,7 @@ from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.checkpoints import state, store
 from recognition.checkpoints.writer import CheckpointWriter
 from recognition.optimiser import LossScale, RowAdamW, RowSGD, coalesce_gradients
+from recognition.train_state import TrainState
 from tests.world import run_world
 from utils import dist
 from utils.config import from_base
@@ -151,14 +152,14 @@ def _save(folder, name: str, rate: float) -> list[torch.Tensor]:
     """Four steps, a checkpoint, and the losses of the next four steps."""
     encoder, joint, optimiser, scale = _parts(name, rate)
     _steps(joint, optimiser, 0, 4)
-    captured = state.capture(encoder, joint, optimiser, scale)
+    captured = state.capture(TrainState(encoder, joint, optimiser, scale))
     CheckpointWriter(folder, from_base(async_save=False)).save(4, captured)
     return _steps(joint, optimiser, 4, 8)
 
 
 def _load(folder, name: str, rate: float) -> list[torch.Tensor]:
     encoder, joint, optimiser, scale = _parts(name, rate)
-    state.restore(store.load(store.newest(folder)), encoder, joint, optimiser, scale)
+    state.restore(store.load(store.newest(folder)), TrainState(encoder, joint, optimiser, scale))
     return _steps(joint, optimiser, 4, 8)
 
 

@@ -86,7 +86,7 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on(demo_set, undisturbed, tmp_
     run.wait_for_step(2)
     run.signal(number, asked)
     text = run.succeed()
-    assert f"{number.name}: step " in text and "is saved in" in text and "the same command goes on" in text
+    assert f"{number.name}: step " in text and "is saved in" in text and "run the same command to resume" in text
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
     assert len(saved) == 1 and 2 <= int(saved[0][5:]) < STEPS
     Run(demo_set, tmp_path / "run", *SETTINGS, ranks=ranks).succeed()

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recognition.finite import Verdict
+from recognition.finite import FiniteCheck
 from tests.shared_files import ROOT
 from tests.step_parts import Parts, SmallStep
 from utils import dist
@@ -148,18 +148,21 @@ def alone():
 
 def _state_of(small: SmallStep) -> list[torch.Tensor]:
     """All that lives on the device between two steps."""
-    queue, verdict = small.joint.queue, small.step._pending
-    assert queue is not None and isinstance(verdict, Verdict)
-    state = [value for values in small.optimiser.state.values() for value in values.values() if isinstance(value, torch.Tensor)]
+    state, check = small.state, small.step._pending
+    queue = state.joint.queue
+    assert queue is not None and isinstance(check, FiniteCheck)
+    momenta = [value for values in state.optimiser.state.values() for value in values.values() if isinstance(value, torch.Tensor)]
     return [
-        *small.module.parameters(), *small.module.buffers(), *small.joint.parameters(), *small.joint.buffers(), *state,
-        queue._feature, queue._proxy, queue._label, small.scale.value, small.scale.good_steps,
-        verdict._both_2W._value,
-    ]  # fmt: skip
+        *[tensor for module in (state.encoder, state.joint) for tensor in (*module.parameters(), *module.buffers())],
+        *momenta,
+        *[queue._feature, queue._proxy, queue._label],
+        *[state.loss_scale.value, state.loss_scale.good_steps],
+        check._both_2W._value,
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(PARTS))
-def test_a_step_asks_the_device_for_one_thing_the_verdict_over_the_step_before(alone, name):
+def test_a_step_asks_the_device_only_whether_the_step_before_was_finite(alone, name):
     small = SmallStep(PARTS[name], DEVICE)
     small.learn(0)  # what is made in the first step only (momentum, DDP's buckets) is made
     small.learn(1)
@@ -167,8 +170,8 @@ def test_a_step_asks_the_device_for_one_thing_the_verdict_over_the_step_before(a
     with Watch([*_state_of(small), *(batch.images_VBHWC for batch in batches)]) as watch:
         for batch in batches:
             small.step([batch])
-    assert watch.noted == [("tolist", "Verdict.read")] * 3
-    assert small.verdicts == [""] * 4
+    assert watch.noted == [("tolist", "FiniteCheck.skip_reason")] * 3
+    assert small.outcomes == [""] * 4
 
 
 class _AsksInBackward(torch.autograd.Function):
@@ -224,4 +227,4 @@ def test_whole_steps_on_a_gpu_never_wait(alone, name):
             small.step([batch])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert small.step.settle() == "" and small.verdicts == [""] * 7
+    assert small.step.finish_step() == "" and small.outcomes == [""] * 7

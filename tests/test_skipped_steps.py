@@ -1,4 +1,4 @@
-"""A step that is not fit to learn from leaves no trace on any rank, although the host hears of it only during the next one."""
+"""A skipped step leaves no trace on any rank, although the host learns of it only during the next step."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _spoil(small: SmallStep, where: str, sick: tuple[int, ...]) -> None:
 
     small.batch = remembered
     if where == "features":
-        small.module.register_forward_hook(lambda module, inputs, features: spoilt(features))
+        small.state.encoder.register_forward_hook(lambda module, inputs, features: spoilt(features))
     else:
-        parameter = small.module[2].weight if where == "encoder" else small.joint.classifier.weight
+        parameter = small.state.encoder[2].weight if where == "encoder" else small.state.joint.classifier.weight
         parameter.register_hook(spoilt)
 
 
@@ -73,7 +73,7 @@ def _run(name: str, healthy_alone: bool) -> tuple[dict, list[str]]:
     for numbers in case.steps:
         if not (healthy_alone and set(numbers) & set(case.sick)):
             small.learn(*numbers)
-    return small.state(), small.verdicts
+    return small.captured(), small.outcomes
 
 
 def _run_all(names: list[str]) -> dict[str, list[tuple[dict, list[str]]]]:
@@ -90,7 +90,7 @@ def test_a_skipped_step_leaves_no_trace(runs, name):
     """Bit for bit what it would be had the sick steps never been."""
     case = CASES[name]
     for rank in runs:
-        (state, verdicts), (expected, others) = rank[name]
+        (state, outcomes), (expected, others) = rank[name]
         assert state.keys() == expected.keys() and len(state) > 10
         changed = [key for key, value in state.items() if not _same(value, expected[key])]
         if case.parts.scaled:
@@ -100,7 +100,7 @@ def test_a_skipped_step_leaves_no_trace(runs, name):
         else:
             assert changed == []
         assert others == [""] * len(others)
-        assert [bool(why) for why in verdicts] == [bool(set(numbers) & set(case.sick)) for numbers in case.steps]
+        assert [bool(why) for why in outcomes] == [bool(set(numbers) & set(case.sick)) for numbers in case.steps]
 
 
 def _same(one, two) -> bool:
@@ -120,13 +120,13 @@ def _late() -> list[list[str]]:
     heard = []
     for number in range(3):
         small.learn(number)
-        heard.append(list(small.verdicts))
-    small.step.settle()
-    small.step.settle()
-    return [*heard, small.verdicts]
+        heard.append(list(small.outcomes))
+    small.step.finish_step()
+    small.step.finish_step()
+    return [*heard, small.outcomes]
 
 
-def test_the_verdict_is_read_a_step_later_and_once():
+def test_the_outcome_is_known_a_step_later_and_reported_once():
     sick = "features of rank 1 are not finite"
     for heard in run_world(2, _late):
         assert heard == [[], [""], ["", sick], ["", sick, ""]]
@@ -135,17 +135,17 @@ def test_the_verdict_is_read_a_step_later_and_once():
 def _damaged_batch() -> tuple[dict, dict, list[str]]:
     small = SmallStep(Parts(), CPU)
     small.learn(0)
-    before = small.state()
+    before = small.captured()
     readable, lost = small.batch(1), replace(small.batch(2), labels_B=torch.full((IMAGES // 2,), -1))
     result = small.step([readable, lost])
-    assert result.terms is None and result.unreadable == IMAGES
-    return before, small.state(), small.verdicts
+    assert result.terms is None and result.damaged_records == IMAGES
+    return before, small.captured(), small.outcomes
 
 
 def test_a_batch_without_a_readable_record_undoes_those_accumulated_before_it():
-    for before, after, verdicts in run_world(2, _damaged_batch):
+    for before, after, outcomes in run_world(2, _damaged_batch):
         assert [key for key in before if not _same(before[key], after[key])] == []
-        assert verdicts == ["", "every record of the batch is damaged"]
+        assert outcomes == ["", "every record of the batch is damaged"]
 
 
 def test_the_parts_do_what_the_cases_need():
@@ -164,7 +164,7 @@ def _states() -> list[tuple[dict, dict]]:
         small = SmallStep(parts, CPU)
         small.learn(0)
         small.learn(1)
-        before = small.state()
+        before = small.captured()
         small.learn(2)
-        result.append((before, small.state()))
+        result.append((before, small.captured()))
     return result

@@ -42,6 +42,19 @@ def _tensors(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:
     return {(file.name, name): value for file in files for name, value in load_file(file).items()}
 
 
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("configs/demo_qg", "--help")])
+def test_help(arguments):
+    done = train(*arguments)
+    assert done.returncode == 0 and not done.stderr
+    assert "usage: train.py CONFIG" in done.stdout and "configs/base.py" in done.stdout
+
+
+def test_no_arguments_are_a_usage_error():
+    done = train()
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: usage: train.py CONFIG") and done.stderr.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def one_process(demo_set, tmp_path_factory) -> tuple[Path, str]:
     """A whole run of one process with synchronised BatchNorm, and what it printed."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recognition import signals as interruption
+from recognition import signals
 from recognition.checkpoints.store import Checkpoint
 from recognition.checkpoints.writer import CheckpointWriter
 from utils import dist
@@ -55,9 +55,9 @@ class Saver:
     @property
     def request(self) -> int:
         """This rank's request to all ranks for the next step: bits of `recognition.signals`."""
-        bits = interruption.WRITING if self._writer.is_writing else 0
+        bits = signals.WRITING if self._writer.is_writing else 0
         if self.config.save_minutes > 0 and self._is_first:
-            bits |= interruption.SAVE * (time.monotonic() - self._last_time >= 60 * self.config.save_minutes)
+            bits |= signals.SAVE * (time.monotonic() - self._last_time >= 60 * self.config.save_minutes)
         return bits
 
     def after_step(self, step: int, requests: int, results: dict[str, dict[str, float]] | None) -> bool:
@@ -66,10 +66,10 @@ class Saver:
         requests: of all ranks together. results: of the verification after this step, if there was one.
         """
         better = results is not None and self._is_better(step, results)
-        due = better or bool(requests & interruption.SAVE) or bool(self._every and step % self._every == 0)
+        due = better or bool(requests & signals.SAVE) or bool(self._every and step % self._every == 0)
         if due:
             self.save(step)
-        elif self._writer.has_begun and not requests & interruption.WRITING:
+        elif self._writer.has_begun and not requests & signals.WRITING:
             self._writer.finish()
         if better:
             self._writer.finish()

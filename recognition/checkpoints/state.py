@@ -12,26 +12,22 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from losses.joint import JointLoss
 from recognition.checkpoints.store import Checkpoint, ShardedRows
-from recognition.momentum_encoder import MomentumEncoder
-from recognition.optimiser import LossScale
+from recognition.train_state import TrainState
 from utils import dist
 
 _CLASSIFIER = "classifier.weight"
 
 
-def _named_parameters(encoder: nn.Module, joint: JointLoss) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, parameter in encoder.named_parameters():
+def _named_parameters(state: TrainState) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in state.encoder.named_parameters():
         yield f"encoder.{name}", parameter
-    yield _CLASSIFIER, joint.classifier.weight
+    yield _CLASSIFIER, state.joint.classifier.weight
 
 
-def capture(
-    encoder: nn.Module, joint: JointLoss, optimiser: torch.optim.Optimizer, loss_scale: LossScale,
-    momentum_encoder: MomentumEncoder | None = None,
-) -> Checkpoint:  # fmt: skip
-    """All state of the modules. Collective. `encoder` is the bare module, not DDP's wrapper."""
+def capture(state: TrainState) -> Checkpoint:
+    """The complete state as named tensors and values. Collective."""
+    encoder, joint, momentum_encoder = state.encoder, state.joint, state.momentum_encoder
     dist.broadcast_buffers(encoder)
     classes = joint.classifier.num_classes
     tensors: dict[str, torch.Tensor | ShardedRows] = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
@@ -42,15 +38,15 @@ def capture(
     if isinstance(joint.classifier.margin, nn.Module):
         tensors |= {f"margin.{name}": value for name, value in joint.classifier.margin.state_dict().items()}
     tensors[_CLASSIFIER] = ShardedRows(joint.classifier.weight.detach(), classes)
-    for name, parameter in _named_parameters(encoder, joint):
-        for quantity, value in optimiser.state[parameter].items():
+    for name, parameter in _named_parameters(state):
+        for quantity, value in state.optimiser.state[parameter].items():
             if value is None:
                 continue
             sharded = name == _CLASSIFIER and value.dim() > 0  # a number for each row, or one (a step count) for all
             tensors[f"optimiser.{name}.{quantity}"] = ShardedRows(value, classes) if sharded else value
     values = {
-        "loss_scale": float(loss_scale.value),
-        "loss_scale_good_steps": int(loss_scale.good_steps),
+        "loss_scale": float(state.loss_scale.value),
+        "loss_scale_good_steps": int(state.loss_scale.good_steps),
         "class_samples_drawn": joint.classifier.draws,
     }
     if joint.queue is not None and joint.queue.filled:
@@ -61,30 +57,27 @@ def capture(
 
 
 @torch.no_grad()
-def restore(
-    checkpoint: Checkpoint, encoder: nn.Module, joint: JointLoss, optimiser: torch.optim.Optimizer, loss_scale: LossScale,
-    momentum_encoder: MomentumEncoder | None = None,
-) -> None:  # fmt: skip
-    """Puts a captured state back, whatever number of ranks captured it. Collective."""
-    tensors = checkpoint.tensors
-    encoder.load_state_dict(_part(tensors, "encoder."))
-    if momentum_encoder is not None:
-        momentum_encoder.copy.load_state_dict(_part(tensors, "momentum_encoder."))
+def restore(checkpoint: Checkpoint, state: TrainState) -> None:
+    """Put a captured state back, whatever number of ranks captured it. Collective."""
+    tensors, joint = checkpoint.tensors, state.joint
+    state.encoder.load_state_dict(_part(tensors, "encoder."))
+    if state.momentum_encoder is not None:
+        state.momentum_encoder.copy.load_state_dict(_part(tensors, "momentum_encoder."))
     joint.quality.load_state_dict(_part(tensors, "quality."))
     if isinstance(joint.classifier.margin, nn.Module):
         joint.classifier.margin.load_state_dict(_part(tensors, "margin."))
     joint.classifier.draws = checkpoint.values["class_samples_drawn"]
     joint.classifier.weight.copy_(_plain(tensors[_CLASSIFIER]))
-    for name, parameter in _named_parameters(encoder, joint):
+    for name, parameter in _named_parameters(state):
         for quantity, value in _part(tensors, f"optimiser.{name}.").items():
             if "." not in quantity:
                 moved = _plain(value).to(parameter.device)
-                optimiser.state[parameter][quantity] = moved.to(memory_format=_layout(parameter, moved))
+                state.optimiser.state[parameter][quantity] = moved.to(memory_format=_layout(parameter, moved))
     if joint.queue is not None and "queue_total" in checkpoint.values:
         rows = {name: _plain(value) for name, value in _part(tensors, "queue.").items()}
         joint.queue.load_global_rows(rows, checkpoint.values["queue_total"])
-    loss_scale.value.fill_(checkpoint.values["loss_scale"])
-    loss_scale.good_steps.fill_(checkpoint.values["loss_scale_good_steps"])
+    state.loss_scale.value.fill_(checkpoint.values["loss_scale"])
+    state.loss_scale.good_steps.fill_(checkpoint.values["loss_scale_good_steps"])
 
 
 def _part(tensors, prefix: str) -> dict:

@@ -1,1 +1,1 @@
-"""What a run reports: progress, diagnostics, pictures, skipped records and skipped steps."""
+"""What a run reports: progress, diagnostics, pictures, damaged records and skipped steps."""

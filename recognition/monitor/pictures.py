@@ -1,7 +1,7 @@
-"""Pictures of a run for TensorBoard: pairs of views marked by the partition (the paper's figure 5), and AdaFace's gradient scale
-with the quality statistics of the moment (its figure 2). Drawn on rank 0 (recognition/monitor/diagnostics.py).
+"""Pictures of a run for TensorBoard: pairs of views marked by the partition (figure 5 of QGFace), and AdaFace's gradient scale
+with the current quality statistics (figure 2). Rank 0 draws them (recognition/monitor/diagnostics.py).
 
-Shapes: V views, B images, of which view 0 is the augmented one.
+Shapes: V views, B images. View 0 is the augmented one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ HIGH_QUALITY, LOW_QUALITY = (0, 114, 178), (230, 159, 0)  # blue and orange, RGB
 
 
 def sheet_of_pairs(images_VBHWC: torch.Tensor, quality_VB: torch.Tensor, high_VB: torch.Tensor) -> np.ndarray:
-    """uint8 RGB [height, width, 3]: at most PAIRS images, a column each, from the pair of the highest quality to that of the
-    lowest (of its worse view), evenly; above the original, below the augmented view. A frame is blue where the feature would now
-    be classified (HQ), orange where it would not (LQ).
+    """A sheet with one column per pair, the original above the augmented view: uint8 RGB [height, width, 3].
 
+    At most PAIRS pairs, evenly spaced from the highest to the lowest quality (of a pair's worse view). A frame is blue if the
+    feature would be classified at present (HQ), else orange (LQ).
     images_VBHWC: uint8 RGB on the CPU. quality_VB, high_VB: of the same images, any device.
     """
     order_B = quality_VB.amin(dim=0).argsort(descending=True).tolist()

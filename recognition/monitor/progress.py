@@ -1,4 +1,4 @@
-"""What a run tells: lines on the console, OUTPUT/metrics.jsonl, TensorBoard. Rank 0 only; the step itself prints nothing."""
+"""What a run prints and records: lines on the console, OUTPUT/metrics.jsonl, TensorBoard. On rank 0 only."""
 
 from __future__ import annotations
 
@@ -8,53 +8,55 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from utils.errors import UserError
-from utils.files import write_file
+from utils.files import cannot_write, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class Progress:
-    """Writes measurements of steps and of verifications. On ranks other than 0 it does nothing."""
+    """A context; its files are open while it is entered. If it is not `active` (ranks other than 0), it does nothing.
+
+    first_step: where the run starts; what was recorded about later steps is dropped.
+    """
 
     def __init__(self, output: Path, active: bool, total_steps: int, first_step: int):
-        self.active, self.total_steps = active, total_steps
-        self._last_time, self._last_step = time.perf_counter(), first_step
-        if not active:
-            return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and of no use to other ranks
-
-        path = output / "metrics.jsonl"
-        _forget_after(path, first_step)
-        try:
-            self._lines = open(path, "a", buffering=1)  # noqa: SIM115 - closed in __exit__
-        except OSError as fault:
-            raise UserError(f"{path}: cannot be written ({fault.strerror}); set output= to a writable folder") from fault
-        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=first_step)
+        self.output, self.active, self.total_steps = output, active, total_steps
+        self._last_step = first_step
 
     def __enter__(self) -> Progress:
+        self._last_time = time.perf_counter()
+        if not self.active:
+            return self
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and other ranks do not need it
+
+        path = self.output / "metrics.jsonl"
+        _drop_after(path, self._last_step)
+        try:
+            self._lines = open(path, "a", buffering=1)
+        except OSError as error:
+            raise cannot_write(path, error, "set output= to a writable folder") from error
+        self._board = SummaryWriter(str(self.output / "tensorboard"), purge_step=self._last_step)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.active:
             self._lines.close()
             self._board.close()
 
     def say(self, text: str) -> None:
-        """A line on the console."""
+        """Print a line on the console."""
         if self.active:
             print(text, flush=True)
 
     @contextlib.contextmanager
     def clock_stopped(self) -> Iterator[None]:
-        """Time that passes within does not count as training time: neither for the speed nor for what is left."""
+        """Exclude the time spent in the block from the speed and from the estimate of the time left."""
         begin = time.perf_counter()
         try:
             yield
@@ -62,7 +64,10 @@ class Progress:
             self._last_time += time.perf_counter() - begin
 
     def steps(self, step: int, epoch: float, images_per_step: int, values: dict[str, float]) -> None:
-        """Measurements after `step` steps: `values` are those of the last step; the speed is that since the last call."""
+        """Print and record the measurements of a step. The speed is the mean since the last call.
+
+        step: steps done. values: of the last one.
+        """
         if not self.active:
             return
         now = time.perf_counter()
@@ -81,19 +86,19 @@ class Progress:
         self._record(step, "train", values)
 
     def verification(self, step: int, results: dict[str, dict[str, float]]) -> None:
-        """Verification figures after `step` steps."""
+        """Record verification figures: set -> metric -> value."""
         if not self.active:
             return
         for name, metrics in results.items():
             self._record(step, f"verification/{name}", metrics)
 
     def measurements(self, step: int, group: str, values: dict[str, float]) -> None:
-        """Further figures after `step` steps: a line of metrics.jsonl, its keys `group/key`, and as many curves."""
+        """Record further figures: a line of metrics.jsonl with the keys `group/key`, and one TensorBoard curve per key."""
         if self.active:
             self._record(step, group, values)
 
     def on_board(self, step: int, group: str, values: dict[str, float], samples: dict[str, torch.Tensor] | None = None) -> None:
-        """Curves and histograms for TensorBoard alone."""
+        """Record curves and histograms, in TensorBoard only."""
         if self.active:
             for key, value in values.items():
                 self._board.add_scalar(f"{group}/{key}", value, step)
@@ -101,7 +106,7 @@ class Progress:
                 self._board.add_histogram(f"{group}/{key}", numbers, step)
 
     def picture(self, step: int, name: str, picture: np.ndarray | Figure) -> None:
-        """A picture for TensorBoard alone: uint8 RGB [height, width, 3], or a figure of matplotlib."""
+        """Record a picture, in TensorBoard only: uint8 RGB [height, width, 3], or a matplotlib figure."""
         if not self.active:
             return
         if isinstance(picture, np.ndarray):
@@ -110,7 +115,7 @@ class Progress:
             self._board.add_figure(name, picture, step)
 
     def event(self, step: int, **what: object) -> None:
-        """Something that happened: a skipped step, a resumption."""
+        """Record an event, such as a skipped step or a resumption: a line of metrics.jsonl."""
         if self.active:
             self._lines.write(json.dumps({"step": step, **what}) + "\n")
 
@@ -121,8 +126,8 @@ class Progress:
             self._board.add_scalar(f"{group}/{key}", value, step)
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drops the lines that a killed run wrote after the checkpoint it now goes on from, and a last line cut short."""
+def _drop_after(path: Path, step: int) -> None:
+    """Drop the lines that a killed run wrote after the checkpoint from which it now resumes, and an incomplete last line."""
     if not path.is_file():
         return
     kept = []

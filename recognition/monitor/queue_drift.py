@@ -1,13 +1,13 @@
-"""How far the queue's entries lie from what the encoder gives now (QGFace, section III-C and figure 3b).
+"""How far the queue's entries are from the encoder's current features (QGFace, section III-C and figure 3b).
 
-The encoder moves on while an entry waits. Two kinds of figures tell by how much, for entries as they are stored and for entries
-compensated by their proxies:
+The encoder changes while an entry waits in the queue. These figures measure by how much, for entries as they are stored and for
+entries compensated with their proxies:
 
-    cosine               between an entry and the feature that the encoder gives NOW for the same view of the same image
-    positive, negative   mean of 1 - cos(fresh feature of an augmented view, entry) over the entries of the same person, made from
-                         other images, and over the entries of other people
+    cosine     between an entry and the CURRENT feature of the same view of the same image
+    positive   mean of 1 - cos(current feature of an augmented view, entry) over the entries of the same person's other images
+    negative   the same over the entries of other people
 
-Every rank compares the entries that it holds with the whole world's fresh features; sums are added up over the ranks.
+Each rank compares the entries that it holds with the current features of the whole world; the sums are added over the ranks.
 
 Shapes: V views, R readable images of the world, K entries of this rank, D embedding.
 """
@@ -28,7 +28,7 @@ STORED, COMPENSATED = "as stored", "compensated"
 
 @dataclass(frozen=True)
 class Drift:
-    """Means over pairs; NaN where there is no such pair."""
+    """Means over pairs; NaN if there is no such pair."""
 
     positive: float
     negative: float
@@ -39,11 +39,11 @@ class Drift:
 def measure_drift(
     queue: FeatureQueue, proxies: Proxies, fresh_VRD: torch.Tensor, label_R: torch.Tensor, host_label_R: torch.Tensor, first: int
 ) -> dict[str, Drift]:
-    """By kind, `STORED` and (if the queue keeps proxies) `COMPENSATED`. Collective.
+    """Drift per kind of entry: `STORED` and, if the queue keeps proxies, `COMPENSATED`. Collective.
 
-    fresh_VRD: raw features, equal on all ranks, of images that were enqueued as entries `first` … `first` + V*R - 1, view by
-    view; those that the queue has dropped by now do not count. label_R: int64 on the device, host_label_R: the same on the CPU.
-    Nothing is returned where entries with these numbers have other labels, that is, were not made from these images.
+    fresh_VRD: current raw features, equal on all ranks, of the images that were enqueued as entries `first` … `first` + V*R - 1,
+    view by view; entries that the queue has dropped since are left out. label_R: int64 on the device; host_label_R: the same
+    on the CPU. Returns {} if entries with these numbers have other labels, which means that they are of other images.
     """
     kinds = (STORED, COMPENSATED) if queue.compensate else (STORED,)
     unit_VRD = F.normalize(fresh_VRD, dim=2)
@@ -59,7 +59,7 @@ def measure_drift(
 
 
 def _sums_of(queue, proxies, unit_VRD, label_R, host_label_R, first: int, part: range, kinds: tuple[str, ...]) -> torch.Tensor:
-    """[entries with unexpected labels, then of each kind sum and number of positives, of negatives, of cosines with itself]."""
+    """Number of entries with unexpected labels; then, for each kind, sum and number of positives, negatives, own cosines."""
     device, images = unit_VRD.device, unit_VRD.shape[1]
     place_K = queue.sequence(part.start, part.stop) - first
     mine = torch.nonzero((place_K >= 0) & (place_K < unit_VRD.shape[0] * images)).flatten()

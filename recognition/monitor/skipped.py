@@ -1,20 +1,31 @@
-"""The records that a run has left out (`on_error=skip`): counted, and each listed once in OUTPUT/skipped.txt."""
+"""What a run left out, written to its output folder.
+
+- Damaged RECORDS (`on_error=skip`): counted, and each listed once in OUTPUT/skipped.txt.
+- Skipped STEPS, whose numbers were not finite or whose records were all damaged: if there are `max_skipped` in a row, the run
+  ends, and OUTPUT/not_finite.json lists their batches. A batch is a function of (seed, epoch, number), so
+  `BatchMaker.fill(epoch, number, …)` makes it again, to the bit; the file also names each image's record.
+"""
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from recognition.data.dataset import FaceDataset
+from recognition.data.prefetch import DeviceBatch
 from recognition.data.records.format import RecordError
 from utils import dist
-from utils.errors import UserError
+from utils.files import cannot_write, write_file
 
 _HEADER = "file\tkey\tbyte offset\treason\n"
 _Row = tuple[str, int | None, int, str]
 
 
-class SkippedRecords:
-    """`add` after each step that met some; `epoch_line` at the end of an epoch says how many there were."""
+class DamagedRecords:
+    """Call `add` after each step that met damaged records, and `epoch_summary` at the end of each epoch."""
 
     def __init__(self, output: Path):
         self.path = output / "skipped.txt"
@@ -22,7 +33,7 @@ class SkippedRecords:
         self._this_epoch = 0
 
     def add(self, faults: Sequence[RecordError]) -> int:
-        """Lists the ranks' damaged records on disk at once; returns how many they are. Collective."""
+        """List the damaged records of all ranks on disk at once; return their number. Collective."""
         mine: list[_Row] = [(fault.path, fault.key, fault.offset, fault.problem) for fault in faults]
         rows = [row for rank in dist.gather_objects(mine) for row in rank]
         self._this_epoch += len(rows)
@@ -31,8 +42,8 @@ class SkippedRecords:
         dist.on_first_rank(lambda: self._append(new))
         return len(rows)
 
-    def epoch_line(self) -> str:
-        """What to print at the end of an epoch; empty where nothing was left out."""
+    def epoch_summary(self) -> str:
+        """A line about this epoch, for the user; "" if no record was left out."""
         count, self._this_epoch = self._this_epoch, 0
         if not count:
             return ""
@@ -43,11 +54,11 @@ class SkippedRecords:
             return
         text = "".join("\t".join("" if field is None else str(field) for field in row) + "\n" for row in rows)
         try:
-            fresh = not self.path.exists()
+            is_new = not self.path.exists()
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(_HEADER + text if fresh else text)
-        except OSError as fault:
-            raise UserError(f"{self.path}: cannot be written ({fault.strerror}); set output= to a writable folder") from fault
+                file.write(_HEADER + text if is_new else text)
+        except OSError as error:
+            raise cannot_write(self.path, error, "set output= to a writable folder") from error
 
 
 def _place(row: _Row) -> tuple[str, str]:
@@ -55,8 +66,56 @@ def _place(row: _Row) -> tuple[str, str]:
 
 
 def _read(path: Path) -> set[tuple[str, str]]:
-    """(file, byte offset) of the records that an earlier part of this run has listed."""
+    """(file, byte offset) of the records that this run listed before it was interrupted."""
     if not path.is_file():
         return set()
     lines = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:])
     return {(fields[0], fields[2]) for fields in lines if len(fields) >= 3}
+
+
+class SkippedSteps:
+    """Counts the steps that were skipped in a row (`in_a_row`) and keeps the batches of this rank's last `most` ones.
+
+    Whether a step was skipped is known only after it: `started` keeps its batches until `applied` or `skipped` is called.
+    """
+
+    def __init__(self, output: Path, dataset: FaceDataset, most: int):
+        self.path = output / "not_finite.json"
+        self.in_a_row = 0
+        self._dataset = dataset
+        self._steps: deque[dict[str, Any]] = deque(maxlen=most)
+        self._last: dict[str, Any] = {}
+
+    def started(self, step: int, epoch: int, first_batch: int, batches: Sequence[DeviceBatch]) -> None:
+        """`step` used `batches`, of which the first is number `first_batch` of the epoch."""
+        listed = [
+            {"number": first_batch + number, "images": batch.indices_B.tolist(), "labels": batch.labels_B.tolist()}
+            for number, batch in enumerate(batches)
+        ]
+        self._last = {"step": step, "epoch": epoch, "batches": listed}
+
+    def applied(self) -> None:
+        """The last step was not skipped."""
+        self.in_a_row = 0
+        self._steps.clear()
+
+    def skipped(self, reason: str) -> int:
+        """The last step was skipped; return its number."""
+        self.in_a_row += 1
+        self._steps.append({"why": reason, **self._last})
+        return self._last["step"]
+
+    def write(self, seed: int, batch_size: int) -> None:
+        """Write the batches of all ranks to `path`. Collective."""
+        for step in self._steps:
+            for batch in step["batches"]:
+                batch["records"] = [self._record(image) for image in batch["images"]]
+        ranks = dist.gather_objects(list(self._steps))
+        document = {"seed": seed, "batch_size": batch_size, "ranks": [{"rank": r, "steps": s} for r, s in enumerate(ranks)]}
+        dist.on_first_rank(lambda: write_file(self.path, json.dumps(document) + "\n"))
+
+    def _record(self, image: int) -> list[str | int]:
+        """[file, key] of an image."""
+        shard, position = self._dataset.locate(image)
+        reader = self._dataset.shards[shard]
+        return [str(reader.path), int(reader.keys[position])]
