@@ -15,7 +15,7 @@ import sys
 
 from recognition.trainer import Trainer
 from utils import config, dist
-from utils.errors import UserError, exit_on_user_error
+from utils.errors import UserError
 
 USAGE = "usage: train.py CONFIG [key=value ...], such as: train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112"
 
@@ -29,15 +29,8 @@ def main() -> None:
         raise UserError(USAGE)
     settings = config.load(arguments[0], arguments[1:])
     world = dist.start(settings.timeout_minutes)
-    try:
-        Trainer(settings, world).run()
-    except Exception as fault:
-        if not isinstance(fault, UserError):
-            dist.end_after_fault()
-        raise
-    finally:
-        dist.stop()
+    Trainer(settings, world).run()
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main, dist.is_mine_to_say)
+    dist.run_command(main)

@@ -36,7 +36,6 @@ from recognition.step import TrainStep
 from utils import dist
 from utils.config import Config, from_base
 from utils.dist import World
-from utils.errors import exit_on_user_error
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,6 @@ def main() -> None:
         _print(rows, world, base)
         if arguments.json:
             arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    dist.stop()
 
 
 def _print(rows: dict[str, dict[str, float]], world: World, base: Config) -> None:
@@ -211,4 +209,4 @@ def _print(rows: dict[str, dict[str, float]], world: World, base: Config) -> Non
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main)
+    dist.run_command(main)

@@ -10,7 +10,6 @@ import importlib
 
 from eval.commands.common import prepare_outputs
 from utils import dist
-from utils.errors import UserError, exit_on_user_error
 
 # Modules of eval/commands/, as eval/commands/common.py describes them.
 COMMANDS = ("verify", "ijb", "tinyface", "scface", "all", "embed", "compare", "quality", "export", "report", "runs")
@@ -32,16 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = build_parser().parse_args()
     world = dist.start(_LONGEST_METRIC_MINUTES)
-    try:
-        dist.on_first_rank(lambda: prepare_outputs(arguments))
-        arguments.run(arguments, world)
-    except Exception as fault:
-        if not isinstance(fault, UserError):
-            dist.end_after_fault()
-        raise
-    finally:
-        dist.stop()
+    dist.on_first_rank(lambda: prepare_outputs(arguments))
+    arguments.run(arguments, world)
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main)
+    dist.run_command(main)

@@ -53,13 +53,16 @@ class StopSignals:
         self._write.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._old = {number: signal.signal(number, lambda *_: None) for number in _BIT_OF_SIGNAL}
-        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_wakeup)
+        self._write.shutdown(socket.SHUT_RDWR)  # ends the thread even if a forked process has inherited the socket
+        self._thread.join()
         self._write.close()
 
     def _listen(self) -> None:

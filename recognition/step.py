@@ -99,7 +99,7 @@ class TrainStep:
             is_last = number == len(batches) - 1
             with contextlib.nullcontext() if is_last else self.encoder.no_sync():
                 # Encode both views in one pass.
-                dist.arriving("forward pass")
+                dist.mark_collective("forward pass")
                 features_VBD = self.encode(self.encoder, batch.images_VBHWC)
 
                 # Gather features and labels: from here on, every rank has those of the whole world.

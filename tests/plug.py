@@ -49,9 +49,8 @@ def _rank_main(rank: int, world: int, port: int, log: str, arguments: tuple[str,
         exec(before, {"rank": rank})  # what the test lets go wrong in this rank
     import train
     from utils import dist
-    from utils.errors import exit_on_user_error
 
-    exit_on_user_error(train.main, dist.is_mine_to_say)
+    dist.run_command(train.main)
 
 
 class Run:

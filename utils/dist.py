@@ -17,6 +17,8 @@ Shapes: B images on this rank, W ranks, G = W*B gathered, V views, D embedding.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
 import sys
@@ -29,8 +31,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before any group exists: its functions keep the default group as a default argument
 
-from utils.errors import UserError
+from utils.errors import FAULT, INTERRUPTED, USER_MISTAKE, UserError, print_error
 from utils.hang import Watch
 from utils.rendezvous import agree_on_round
 
@@ -40,11 +43,11 @@ _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.re
 
 Result = TypeVar("Result")
 
-_FAULT = 1  # exit code
-_TIME_TO_SPEAK = 1.0  # seconds
+_REPORTING_TIME = 1.0  # seconds before the other ranks end: the launcher ends all as soon as one has ended
 _GRACE = timedelta(minutes=1)  # the backend's own time-out comes after the watch has had its say, which names the rank
 _store: dist.Store | None = None
 _watch: Watch | None = None
+_further_groups: list[dist.ProcessGroup] = []
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _start_watch(store: dist.Store, rank: int, size: int, limit: float) -> Watch
     return watch
 
 
-def arriving(what: str) -> None:
+def mark_collective(what: str) -> None:
     """This rank comes to a place where ranks meet that is not one of this module's own collectives, such as DDP's. To be
     called by all ranks alike: whoever has not come is then known (utils/hang.py)."""
     if _watch is not None:
@@ -125,44 +128,78 @@ def arriving(what: str) -> None:
 
 
 def stop() -> None:
-    """Leaves the process group."""
-    global _watch
+    """Leaves the process group after finished work. Afterwards no thread of the watch or of a process group is left.
+
+    `destroy_process_group` only drops PyTorch's own references. A group ends, and joins its threads, with its last reference, and
+    DistributedDataParallel holds one; it is usually part of a reference cycle, as are objects of ours that hold it. A thread
+    that is still there when the interpreter shuts down, and only then gets to free the tensors of its last collective,
+    aborts the process.
+    """
+    global _store, _watch
     if _watch is not None:
         _watch.stop()
         _watch = None
-    if dist.is_initialized():
+    groups = [dist.group.WORLD, *_further_groups] if dist.is_initialized() else []
+    _further_groups.clear()
+    if groups:
         dist.destroy_process_group()
+    gc.collect()
+    # The last references must be these. Their release waits for the threads without holding the interpreter's lock, which
+    # the threads need to free tensors; the release of a DistributedDataParallel holds it.
+    groups.clear()
+    _store = None
 
 
-def end_after_fault() -> None:
-    """To be called where an unforeseen exception is handled: among several ranks, prints it and ends this process at once, with
-    exit code 1. Taking the process groups down in order waits for what other ranks have not sent, and they may be gone: the
-    backend's time-out would pass before whoever started the ranks learns that they failed."""
-    if rank_and_world()[1] > 1:
+def run_command(main: Callable[[], object]) -> None:
+    """Runs the main function of a command that calls `start`, then `stop`.
+
+    If it raises, the process ends at once, with an exit code of utils/errors.py. Process groups are not released then: that
+    would wait for collectives that the other ranks, which may be gone, have not entered.
+    """
+    try:
+        main()
+    except UserError as error:
+        if _claim_report(str(error)):
+            print_error(error)
+        _end(USER_MISTAKE)
+    except KeyboardInterrupt:
+        if _claim_report("interrupted"):
+            print("error: interrupted", file=sys.stderr)
+        _end(INTERRUPTED)
+    except Exception:  # noqa: BLE001 - reported here, with its traceback
         traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(_FAULT)
+        _end(FAULT)
+    stop()  # here `main` no longer holds anything that holds a group
 
 
-def is_mine_to_say(text: str) -> bool:
-    """True on one of the ranks that come with the same text, so that an error that all ranks meet is printed once.
+def _end(code: int) -> None:
+    """Ends this process. If there are process groups, without shutting down the interpreter, see `stop`."""
+    if not dist.is_initialized():
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # its reader may be gone
+            stream.flush()
+    os._exit(code)
 
-    Before the process group exists, ranks of a machine read the same files: the first of them speaks.
+
+def _claim_report(text: str) -> bool:
+    """True on one of the ranks that call this with the same text, so that an error that all ranks meet is printed once.
+
+    Before the process group exists, it is True on the first rank of each machine: the machine's ranks read the same files.
     """
     if _store is None:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             return True
-        time.sleep(_TIME_TO_SPEAK)  # the launcher ends all ranks as soon as one has gone
+        time.sleep(_REPORTING_TIME)
         return False
-    key = f"said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{hashlib.sha256(text.encode()).hexdigest()}"
+    key = f"reported/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{hashlib.sha256(text.encode()).hexdigest()}"
     try:
-        mine = _store.add(key, 1) == 1
-    except (RuntimeError, ConnectionError):  # the store went with the rank that held it
+        is_first = _store.add(key, 1) == 1
+    except (RuntimeError, ConnectionError):  # the store has gone with the process that holds it
         return True
-    if not mine:
-        time.sleep(_TIME_TO_SPEAK)
-    return mine
+    if not is_first:
+        time.sleep(_REPORTING_TIME)
+    return is_first
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -212,7 +249,7 @@ class _GatherRows(torch.autograd.Function):
         views, batch, dim = rows_VBD.shape
         world = dist.get_world_size()
         ctx.sizes = (world, views, batch, dim)
-        arriving("gathering of features")
+        mark_collective("gathering of features")
         flat = rows_VBD.new_empty(world * views * batch, dim)
         _all_gather_single(flat, rows_VBD.contiguous().view(-1, dim))
         return flat.view(world, views, batch, dim).transpose(0, 1).reshape(views, world * batch, dim)
@@ -221,7 +258,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx, grad_VGD: torch.Tensor) -> torch.Tensor:
         world, views, batch, dim = ctx.sizes
         parts = grad_VGD.view(views, world, batch, dim).transpose(0, 1).reshape(world * views * batch, dim)
-        arriving("backward, reduce-scatter of feature gradients")
+        mark_collective("backward, reduce-scatter of feature gradients")
         mine = parts.new_empty(views * batch, dim)
         _reduce_scatter_single(mine, parts, op=dist.ReduceOp.SUM)
         return mine.mul_(world).view(views, batch, dim)  # times W: DDP will average (see the head of this file)
@@ -256,7 +293,7 @@ def gather_labels(labels_B: torch.Tensor) -> torch.Tensor:
 
 def gather_labels_and_requests(labels_B: torch.Tensor, request: int) -> tuple[torch.Tensor, int]:
     """`gather_labels`, and in the same collective the ranks' requests: a number of bits each, joined by OR, the same on all."""
-    arriving("gathering of labels")
+    mark_collective("gathering of labels")
     mine = torch.cat([labels_B, labels_B.new_tensor([request])])
     rows_WX = mine.new_empty(dist.get_world_size(), mine.numel())
     _all_gather_single(rows_WX.view(-1), mine)
@@ -268,14 +305,14 @@ def gather_labels_and_requests(labels_B: torch.Tensor, request: int) -> tuple[to
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over the ranks, in place; not differentiable."""
-    arriving("sum over ranks")
+    mark_collective("sum over ranks")
     dist.all_reduce(value, op=dist.ReduceOp.SUM)
     return value
 
 
 def gather_stack(value: torch.Tensor) -> torch.Tensor:
     """All ranks' tensors of equal shape stacked: [...] -> [W, ...]; not differentiable."""
-    arriving("gathering of tensors")
+    mark_collective("gathering of tensors")
     stacked = value.new_empty(dist.get_world_size(), *value.shape)
     _all_gather_single(stacked.view(-1), value.contiguous().view(-1))
     return stacked
@@ -296,7 +333,7 @@ def gather_uneven_rows(rows: torch.Tensor) -> torch.Tensor:
 def exchange_rows(rows: torch.Tensor, send_counts: list[int]) -> torch.Tensor:
     """Sends consecutive blocks of rows to ranks 0..W-1 (`send_counts[r]` rows to rank r) and returns the rows received,
     in the order of the senders."""
-    arriving("exchange of rows")
+    mark_collective("exchange of rows")
     receive_counts = torch.empty(len(send_counts), dtype=torch.int64)
     dist.all_to_all_single(receive_counts, torch.tensor(send_counts))
     received = rows.new_empty(int(receive_counts.sum()), *rows.shape[1:])
@@ -306,7 +343,7 @@ def exchange_rows(rows: torch.Tensor, send_counts: list[int]) -> torch.Tensor:
 
 def any_rank(flag: bool) -> bool:
     """True on all ranks if `flag` is true on any."""
-    arriving("vote")
+    mark_collective("vote")
     votes = torch.tensor([int(flag)])
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return bool(votes.item())
@@ -316,7 +353,7 @@ def broadcast_object(value):
     """Rank 0's value (plain Python data) on all ranks. Without a process group, the value itself."""
     if not dist.is_initialized():
         return value
-    arriving("waiting for what rank 0 does")
+    mark_collective("waiting for what rank 0 does")
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -326,7 +363,7 @@ def gather_objects(value) -> list:
     """All ranks' values (plain Python data) in rank order, on all ranks. Without a process group, this value alone."""
     if not dist.is_initialized():
         return [value]
-    arriving("gathering of values")
+    mark_collective("gathering of values")
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -352,17 +389,19 @@ def on_first_rank(action: Callable[[], Result]) -> Result:
 @torch.no_grad()
 def broadcast_buffers(module: torch.nn.Module) -> None:
     """Gives all ranks rank 0's buffers. DDP does this before a forward pass; checkpoints and evaluation need it in between."""
-    arriving("sharing of buffers")
+    mark_collective("sharing of buffers")
     for buffer in module.buffers():
         dist.broadcast(buffer, src=0)
 
 
 def host_group() -> dist.ProcessGroup:
     """A further group of all ranks, on the host, for a thread that must not come between the others' collectives. Collective."""
-    return dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo")
+    _further_groups.append(group)
+    return group
 
 
 def barrier() -> None:
     """Waits for all ranks. Through the host, so that it also orders file operations."""
-    arriving("barrier")
+    mark_collective("barrier")
     dist.all_reduce(torch.zeros(1))

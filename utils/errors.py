@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-USER_MISTAKE = 2
+FAULT, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 class UserError(ValueError):
@@ -27,14 +27,15 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def exit_on_user_error(main: Callable[[], object], is_mine_to_say: Callable[[str], bool] = lambda text: True) -> None:
-    """Runs `main`; a `UserError` becomes one line per problem on stderr and exit code 2.
-
-    `is_mine_to_say` decides, where several ranks meet the same mistake, which of them prints it.
-    """
+def exit_on_user_error(main: Callable[[], object]) -> None:
+    """Runs `main`; a `UserError` is printed and becomes exit code 2. Commands of several ranks use `utils.dist.run_command`."""
     try:
         main()
     except UserError as error:
-        if is_mine_to_say(str(error)):
-            print("\n".join(f"error: {problem}" for problem in error.args), file=sys.stderr, flush=True)
+        print_error(error)
         raise SystemExit(USER_MISTAKE) from None
+
+
+def print_error(error: UserError) -> None:
+    """Prints one line per problem on stderr."""
+    print("\n".join(f"error: {problem}" for problem in error.args), file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 FAULT = 1
 _LONGEST_PERIOD = 5.0  # seconds between two looks
+_LONGEST_REQUEST = 60.0  # seconds that the store may take to answer
 
 
 class Watch:
@@ -41,7 +42,9 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
+        """Ends the thread: one that uses the store while the interpreter shuts down would abort the process."""
         self._stopped.set()
+        self._thread.join(_LONGEST_REQUEST)
 
     def entered(self, what: str) -> None:
         """This rank has come to its next collective."""

@@ -97,7 +97,7 @@ class Diagnostics:
     @torch.no_grad()
     def _diagnose(self, step: int, kept: _Kept) -> None:
         # Fresh features of the kept batch, on all ranks.
-        dist.arriving("forward pass of the diagnostics")
+        dist.mark_collective("forward pass of the diagnostics")
         with batch_statistics(self.encoder):
             fresh_VBD = self.train_step.encode(self.encoder, kept.images_VBHWC)
         fresh_VGD = dist.gather_rows(fresh_VBD)
