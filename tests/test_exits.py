@@ -1,0 +1,158 @@
+"""What has finished exits with 0, what has failed with its code, whatever threads the process groups have."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.exits import native_threads, run_ranks
+from tests.plug import CONFIG, Run
+from tests.world import run_world
+from utils import dist
+
+ABORTED = "terminate called without an active exception"
+
+
+def _leave_the_group() -> dict[str, list]:
+    """Leaves the process group while a reference cycle holds a DistributedDataParallel, and so the group."""
+    gc.disable()
+    model = nn.parallel.DistributedDataParallel(nn.Linear(8, 8))
+    model.itself = [model]
+    model(torch.ones(2, 8)).sum().backward()
+    groups = [weakref.ref(group) for group in (torch.distributed.group.WORLD, dist.host_group(), model)]
+    dist.barrier()
+    del model
+    before = native_threads()
+    dist.stop()
+    return {
+        "before": before,
+        "after": native_threads(),
+        "python": [thread.name for thread in threading.enumerate()],
+        "groups": [group() is not None for group in groups],
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_no_thread_and_no_group_survives_leaving(ranks):
+    for seen in run_world(ranks, _leave_the_group):
+        assert len([name for name in seen["before"] if "gloo" in name]) >= 2  # otherwise the test would prove nothing
+        assert len(seen["after"]) == 1 and seen["python"] == ["MainThread"], seen
+        assert seen["groups"] == [False, False, False]
+
+
+# The tensor of the last collective is freed by the group's thread, half a second after the run's end. If the thread survives
+# until the interpreter shuts down, the process aborts; by chance, that happens to any tensor of any last collective.
+SLOW_TO_FREE = """
+import time, torch
+
+class SlowToFree:
+    def __del__(self):
+        time.sleep(0.5)
+
+def stop(stop=dist.stop):
+    tensor = torch.zeros(1)
+    tensor.slow = SlowToFree()
+    torch.distributed.all_reduce(tensor, async_op=True)
+    del tensor
+    stop()
+
+dist.stop = stop
+"""
+COMMAND = """
+import {module} as command
+from tests.exits import native_threads
+sys.argv = ["command", *{arguments}]
+dist.run_command(command.main)
+print("threads:", native_threads())
+"""
+
+
+def _train_code(demo_set: Path, output: Path, *arguments: str) -> str:
+    settings = [CONFIG, f"rec={demo_set}", f"output={output}", "num_workers=0", *arguments]
+    return SLOW_TO_FREE + COMMAND.format(module="train", arguments=settings)
+
+
+def _assert_clean(text: str, ranks: int) -> None:
+    lines = [line for line in text.splitlines() if line.startswith("threads:")]
+    assert len(lines) == ranks and all(line.count("'") == 2 for line in lines), text
+    assert ABORTED not in text
+
+
+def test_a_surviving_group_would_abort_the_process():
+    """The fault that the tests below look for can be seen."""
+    keep = (
+        "group = []\ndef hold(stop=dist.stop):\n    group.append(torch.distributed.group.WORLD)\n    stop()\ndist.stop = hold\n"
+    )
+    code = "import torch\n" + keep + SLOW_TO_FREE + "dist.run_command(dist.start)\nimport builtins\nbuiltins.group = group"
+    exits = run_ranks(2, code)
+    assert -6 in exits.codes and ABORTED in exits.text
+
+
+@pytest.mark.parametrize(("ranks", "setting"), [(1, ""), (2, ""), (3, "async_save=True"), (4, "shuffle_window=50")])
+def test_a_finished_training_run_exits_with_0(demo_set, tmp_path, ranks, setting):
+    arguments = ("max_steps=2", "save_every=1", "val_targets=['demo_lq']", *filter(None, [setting]))
+    exits = run_ranks(ranks, _train_code(demo_set, tmp_path / "run", *arguments))
+    assert exits.codes == [0] * ranks and (tmp_path / "run" / "results.json").exists(), exits.text[-3000:]
+    _assert_clean(exits.text, ranks)
+
+
+def test_a_run_that_a_signal_stops_exits_with_0(demo_set, tmp_path):
+    signal_at_step_2 = """
+import os, signal, recognition.trainer as trainer
+step, count = trainer.TrainStep.__call__, [0]
+def stopped(self, *arguments):
+    count[0] += 1
+    if rank == 1 and count[0] == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, *arguments)
+trainer.TrainStep.__call__ = stopped
+"""
+    exits = run_ranks(2, signal_at_step_2 + _train_code(demo_set, tmp_path / "run", "num_epoch=1000"))
+    assert exits.codes == [0, 0] and "is saved in" in exits.text, exits.text[-3000:]
+    _assert_clean(exits.text, 2)
+
+
+def test_a_finished_evaluation_exits_with_0(demo_set, tmp_path):
+    Run(demo_set, tmp_path / "run", "max_steps=1").succeed()
+    arguments = ["verify", "--checkpoint", str(tmp_path / "run"), "--bins", str(demo_set / "demo_lq.bin")]
+    exits = run_ranks(3, SLOW_TO_FREE + COMMAND.format(module="eval.__main__", arguments=arguments))
+    assert exits.codes == [0, 0, 0], exits.text[-3000:]
+    _assert_clean(exits.text, 3)
+
+
+FAILS = """
+import time, torch
+from utils.errors import UserError
+def main():
+    dist.start(1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8))
+    model(torch.ones(2, 8)).sum().backward()
+    dist.barrier()
+    torch.distributed.all_reduce(torch.zeros(1), async_op=True)
+    {failure}
+dist.run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "line"),
+    [
+        ('raise UserError("rec= is no folder")', 2, "error: rec= is no folder"),
+        ('raise RuntimeError("a fault")', 1, "RuntimeError: a fault"),
+        ("raise KeyboardInterrupt", 130, "error: interrupted"),
+    ],
+)
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_fails_exits_with_its_code(ranks, failure, code, line):
+    """With a collective under way that one rank does not enter: nobody waits for it."""
+    one_rank_is_late = "if rank == 2: time.sleep(1)\n    "
+    exits = run_ranks(ranks, FAILS.format(failure=one_rank_is_late + failure))
+    assert exits.codes == [code] * ranks, exits.text
+    assert ABORTED not in exits.text and ("Traceback" in exits.text) == (code == 1), exits.text
+    assert line in exits.text.splitlines(), exits.text
