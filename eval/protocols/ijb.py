@@ -129,17 +129,19 @@ def pool_templates(images: Images, source: ImageFeatures, setting: Setting) -> T
     """
     source.check(images, setting)
     ids, template_of = np.unique(images.templates, return_inverse=True)
-    media_key = template_of * (int(images.medias.max()) + 1) + images.medias
+    _, media = np.unique(images.medias, return_inverse=True)
+    media_key = template_of * len(images) + media  # templates share media numbers
     _, media_of, media_sizes = np.unique(media_key, return_inverse=True, return_counts=True)
     weights = 1.0 / media_sizes[media_of]
     if setting.detector_score and source.scores is not None:
         weights = weights * source.scores.astype(np.float64)
     share = -(-len(images) // _THREADS)
+
+    def sum_share(start: int) -> np.ndarray:
+        return _weighted_sums(source, setting, weights, template_of, len(ids), start, min(start + share, len(images)))
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(
-            lambda start: _weighted_sums(source, setting, weights, template_of, len(ids), start, min(start + share, len(images))),
-            range(0, len(images), share),
-        ))  # fmt: skip
+        parts = list(pool.map(sum_share, range(0, len(images), share)))
     sums = parts[0]
     for part in parts[1:]:
         sums += part
@@ -230,10 +232,8 @@ def _from_listed_products(features_TD: np.ndarray, first: np.ndarray, second: np
         rows = first[chosen]
         used, low = int(rows[-1]) + 1, int(rows[0])
         row_starts = torch.from_numpy(np.searchsorted(rows, np.arange(low, used + 1)))
-        wanted = torch.sparse_csr_tensor(
-            row_starts, torch.from_numpy(second[chosen]), torch.zeros(len(chosen), dtype=torch.float64),
-            (used - low, len(features)), check_invariants=False,
-        )  # fmt: skip
+        columns, zeros = torch.from_numpy(second[chosen]), torch.zeros(len(chosen), dtype=torch.float64)
+        wanted = torch.sparse_csr_tensor(row_starts, columns, zeros, (used - low, len(features)), check_invariants=False)
         scores[chosen] = torch.sparse.sampled_addmm(wanted, features[low:used], features.T, beta=0.0).values().numpy()
 
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
