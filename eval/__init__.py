@@ -1,1 +1,1 @@
-"""Benchmarks: metrics over features, and the embedding of images by a function that is handed in; knows no model."""
+"""Benchmarks: embedding of images by a function that the caller passes in, and metrics of the features."""

@@ -94,16 +94,12 @@ class TenFold:
         """The cosine above which two faces count as the same person, from the folds' median threshold d = 2 - 2 cos."""
         return 1 - float(np.median(self.thresholds)) / 2
 
-    def tar_at_far(self, far: float) -> float:
-        """TAR at the corner of the ROC whose FAR is nearest to `far`."""
-        return self.roc.tar_at_far(far)
-
     def metrics(self) -> dict[str, float]:
         """The figures for tables and result files."""
         return {
             "accuracy": self.accuracy,
             "std": self.std,
-            "tar@far=1e-3": self.tar_at_far(1e-3),
+            "tar@far=1e-3": self.roc.tar_at_far(1e-3),
             "auc": self.auc,
             "similarity_threshold": self.similarity_threshold,
             "pairs": len(self.issame),
