@@ -17,9 +17,9 @@ from torch import nn
 
 
 class MomentumEncoder(nn.Module):
-    """A copy of `encoder` in its present state, without gradients. Equal on all ranks, because the encoder is."""
+    """A copy of `encoder` as it is, without gradients. Equal on all ranks, because the encoder is."""
 
-    def __init__(self, encoder: nn.Module, momentum: float = 0.999):
+    def __init__(self, encoder: nn.Module, momentum: float):
         super().__init__()
         self.momentum = momentum
         self.copy = copy.deepcopy(encoder).requires_grad_(False).train()

@@ -93,7 +93,7 @@ class Trainer:
         return results
 
     def _train_epoch(self) -> None:
-        """Train from the present step to the end of its epoch, or of the run."""
+        """Train from the current step to the end of its epoch, or of the run."""
         epoch, done = divmod(self.step_number, self.steps_per_epoch)
         end = min(self.total_steps, (epoch + 1) * self.steps_per_epoch)
         accumulate = self.config.gradient_acc

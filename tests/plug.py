@@ -1,7 +1,7 @@
-"""Starts real training runs whose plug can be pulled: ranks are processes that tests may signal, stop and kill.
+"""Real training runs for tests that signal, stop and kill ranks.
 
-Ranks are forked from a server that has imported everything, so a run starts in a fraction of the time of the command; what
-runs in them is train.py's own `main`, in processes with the environment that torchrun gives.
+Ranks are forked from a server that has imported everything, so a run starts in a fraction of the command's time. They run
+train.py's own `main` with the environment that torchrun sets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.shared_files import ROOT
 from tests.world import free_port
 
 CONFIG = "tests/tiny_config"
-SEED = int(os.environ.get("PLUG_SEED", os.getpid()))  # of the random moments; printed where a test fails
+SEED = int(os.environ.get("PLUG_SEED", os.getpid()))  # of the random moments; printed if a test fails
 
 _REPORTED = re.compile(r"^step +(\d+)/", re.MULTILINE)
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -46,7 +46,7 @@ def _rank_main(rank: int, world: int, port: int, log: str, arguments: tuple[str,
     torch.set_num_threads(1)
     sys.argv = ["train.py", *arguments]
     if before:
-        exec(before, {"rank": rank})  # what the test lets go wrong in this rank
+        exec(before, {"rank": rank})  # the fault that the test injects into this rank
     import train
     from utils import dist
 
@@ -54,7 +54,7 @@ def _rank_main(rank: int, world: int, port: int, log: str, arguments: tuple[str,
 
 
 class Run:
-    """A run that has been started. `before`: Python that each rank executes first (it sees `rank`)."""
+    """A started run. before: Python code that each rank executes first; it may use `rank`."""
 
     def __init__(self, demo_set: Path, output: Path, *arguments: str, ranks: int = 1, before: str = ""):
         self.output, self.log = output, demo_set.with_name(f"{time.monotonic_ns()}.log")
@@ -80,11 +80,11 @@ class Run:
         return any(process.is_alive() for process in self.processes)
 
     def wait_for_step(self, step: int, timeout: float = 120) -> None:
-        """Until the run has reported `step` in this life, or a later one: a life may begin after it."""
+        """Wait until this run has reported `step` or a later one (a resumed run may start after it)."""
         self._wait_until(lambda: any(int(seen) >= step for seen in _REPORTED.findall(self.text)), f"step {step}", timeout)
 
     def wait_for_file(self, pattern: str, timeout: float = 120) -> None:
-        """Until something below the output folder matches."""
+        """Wait until a path below the output folder matches."""
         self._wait_until(lambda: any(self.output.glob(pattern)), pattern, timeout)
 
     def _wait_until(self, condition, what: str, timeout: float) -> None:
@@ -100,7 +100,7 @@ class Run:
         os.kill(process.pid, number)
 
     def wait(self, timeout: float = 180) -> list[int | None]:
-        """The ranks' exit codes; those that do not end are killed, and fail the test."""
+        """The ranks' exit codes. Ranks that do not end are killed and fail the test."""
         end = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
@@ -112,18 +112,18 @@ class Run:
         return [process.exitcode for process in self.processes]
 
     def succeed(self, timeout: float = 180) -> str:
-        """Waits for exit code 0 of all ranks; returns what they printed."""
+        """Wait for exit code 0 of all ranks; return what they printed."""
         codes = self.wait(timeout)
         assert set(codes) == {0}, f"exit codes {codes}:\n{self.text[-3000:]}"
         return self.text
 
 
 def pull_the_plug(run: Run, last_step: int, generator: random.Random) -> str:
-    """Kills a random rank at a random moment soon after a step before `last_step`; says which and when."""
+    """Kill a random rank at a random moment soon after a step before `last_step`; return which and when."""
     step, rank, delay = generator.randrange(1, last_step), generator.randrange(len(run.processes)), generator.uniform(0, 0.4)
     run.wait_for_step(step)
     time.sleep(delay)
-    with contextlib.suppress(ProcessLookupError):  # a quick machine has finished by then: the next life finds nothing to do
+    with contextlib.suppress(ProcessLookupError):  # a fast machine may have finished: the next run then has nothing to do
         run.signal(signal.SIGKILL, rank)
     run.wait(60)
     return f"rank {rank} killed {delay:.2f} s after step {step} (PLUG_SEED={SEED})"
@@ -135,12 +135,12 @@ def tensors(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:
 
 
 def series(output: Path) -> list[tuple[float, ...]]:
-    """Step and all measured figures that do not depend on time."""
+    """Step and reported figures that do not depend on time."""
     return [(line["step"], line["loss"], line["gradient_norm"], line["quality_mean"]) for line in metrics(output)]
 
 
 def assert_same_run(actual: Path, expected: Path, step: int, what: str = "") -> None:
-    """All tensors of the checkpoint of `step`, its counters and all reported losses are equal to the last bit."""
+    """The tensors and counters of the checkpoint of `step` and all reported losses are equal, to the bit."""
     one, two = (folder / "checkpoints" / f"step-{step:08d}" for folder in (actual, expected))
     state_one, state_two = (json.loads((folder / "state.json").read_text()) for folder in (one, two))
     assert state_one == state_two, what

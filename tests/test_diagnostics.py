@@ -1,4 +1,4 @@
-"""Norms by view and the queue's drift: the figures are those of a plain reference, and looking changes nothing."""
+"""Norms by view and the queue's drift: the figures equal a plain reference, and measuring them changes nothing."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from utils import config, dist
 from utils.errors import UserError
 
 COMMON = ("max_steps=4", "num_workers=0", "frequent=1")
-LOOKING = ("dropout=0.3", "gradient_acc=2", "max_steps=2", "save_every=2")
-STILL = ("lr=1e-9", "queue_size=100", "diagnose_every=2")
+DIAGNOSING = ("dropout=0.3", "gradient_acc=2", "max_steps=2", "save_every=2")
+CONSTANT = ("lr=1e-9", "queue_size=100", "diagnose_every=2")
 SYNCED = ("sync_bn=True", "lr=0.002", "diagnose_every=2", "save_every=2")
 RUNS = {  # number of ranks -> (output folder, settings), one after the other in the same processes
     1: [
-        ("looks1", (*LOOKING, "diagnose_every=1")), ("does not1", (*LOOKING, "diagnose_every=0")), ("still1", STILL),
+        ("diagnoses1", (*DIAGNOSING, "diagnose_every=1")), ("plain1", (*DIAGNOSING, "diagnose_every=0")), ("constant1", CONSTANT),
         ("synced1", SYNCED), ("batch", ("queue=batch", "diagnose_every=2")),
         ("momentum", ("queue=momentum", "queue_momentum=0.5", "diagnose_every=2")),
         ("none", ("queue=none", "views=1", "diagnose_every=2")),
     ],
     2: [
-        ("looks2", (*LOOKING, "diagnose_every=1")), ("does not2", (*LOOKING, "diagnose_every=0")), ("still2", STILL),
+        ("diagnoses2", (*DIAGNOSING, "diagnose_every=1")), ("plain2", (*DIAGNOSING, "diagnose_every=0")), ("constant2", CONSTANT),
         ("synced2", (*SYNCED, "max_steps=3")), ("synced2", SYNCED),
     ],
 }  # fmt: skip
 
 
 def _train_all(folder: str, demo_set: str) -> None:
-    """Trains in this rank; what it leaves in the output folders is looked at afterwards."""
+    """Train in this rank; the tests read the output folders afterwards."""
     rank, size = dist.rank_and_world()
     world = dist.World(rank, size, rank, size, torch.device("cpu"))
     for name, settings in RUNS[size]:
@@ -78,36 +78,36 @@ def _training(output: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_looking_changes_nothing(runs, ranks):
-    """BatchNorm of each rank, dropout, accumulated gradients: to the last bit the run that does not look."""
-    looks, does_not = runs / f"looks{ranks}", runs / f"does not{ranks}"
-    with_looks, without = _state(looks), _state(does_not)
-    assert with_looks.keys() == without.keys() and any("running_mean" in name for _, name in without)
-    assert [name for name in without if not torch.equal(with_looks[name], without[name])] == []
-    assert _training(looks) == _training(does_not)
-    assert _differences(looks)["proxy, as stored"]["steps"] == [1, 2]
-    assert not (does_not / FILE).exists()
+def test_diagnostics_change_nothing(runs, ranks):
+    """Per-rank BatchNorm, dropout, accumulated gradients: to the bit the run without diagnostics."""
+    diagnoses, plain = runs / f"diagnoses{ranks}", runs / f"plain{ranks}"
+    with_diagnoses, without = _state(diagnoses), _state(plain)
+    assert with_diagnoses.keys() == without.keys() and any("running_mean" in name for _, name in without)
+    assert [name for name in without if not torch.equal(with_diagnoses[name], without[name])] == []
+    assert _training(diagnoses) == _training(plain)
+    assert _differences(diagnoses)["proxy, as stored"]["steps"] == [1, 2]
+    assert not (plain / FILE).exists()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_with_weights_that_stand_still_an_entry_is_what_the_encoder_gives_now(runs, ranks):
-    """24 entries a step and 100 in the queue: a look every two steps is at the batch of two updates ago."""
-    folder = runs / f"still{ranks}"
+def test_with_constant_weights_an_entry_equals_its_fresh_feature(runs, ranks):
+    """24 entries per step, 100 in the queue: a diagnosis every two steps compares with the batch of two updates ago."""
+    folder = runs / f"constant{ranks}"
     assert set(_differences(folder)) == {"proxy, as stored", "proxy, compensated"}
     for curves in _differences(folder).values():
         assert curves["steps"] == [2, 4] and curves["age"] == [2, 2]
         assert curves["cosine"] == pytest.approx([1, 1], abs=1e-6)
         assert all(0 < positive < negative for positive, negative in zip(curves["positive"], curves["negative"], strict=True))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    looked = [line for line in lines if "diagnostics/threshold_norm" in line]
-    assert [line["step"] for line in looked] == [2, 4]
-    for line in looked:
+    diagnosed = [line for line in lines if "diagnostics/threshold_norm" in line]
+    assert [line["step"] for line in diagnosed] == [2, 4]
+    for line in diagnosed:
         assert 0 <= line["diagnostics/augmented/high_quality_share"] <= 1
         assert line["diagnostics/original/norm_p05"] < line["diagnostics/original/norm_p95"]
 
 
-def test_figures_do_not_depend_on_the_number_of_ranks_or_on_a_stop(runs):
-    """A run of two ranks that stopped and went on has the figures of one process that never stopped."""
+def test_figures_do_not_depend_on_the_number_of_ranks_or_on_an_interruption(runs):
+    """Two ranks that stopped and resumed report the figures of one process that never stopped."""
     one, two = _differences(runs / "synced1"), _differences(runs / "synced2")
     assert one.keys() == two.keys() == {"proxy, as stored", "proxy, compensated"}
     for name in one:
@@ -127,15 +127,15 @@ def test_queues_without_proxies_and_runs_without_queue(runs):
 
 
 def test_tensorboard_has_norms_by_quality_pairs_and_gradient_scale(runs):
-    board = EventAccumulator(str(runs / "still1" / "tensorboard")).Reload()
+    board = EventAccumulator(str(runs / "constant1" / "tensorboard")).Reload()
     histograms = {f"norms/{kind}" for kind in ("augmented", "original", "high_quality", "low_quality")}
     assert set(board.Tags()["histograms"]) <= histograms and "norms/high_quality" in board.Tags()["histograms"]
     for name in ("pairs/HQ_blue_LQ_orange", "gradient_scale"):
-        assert [image.step for image in board.Images(name)] == [2], "once within ten looks"
-    assert not EventAccumulator(str(runs / "does not1" / "tensorboard")).Reload().Tags()["images"]
+        assert [image.step for image in board.Images(name)] == [2], "once within ten diagnoses"
+    assert not EventAccumulator(str(runs / "plain1" / "tensorboard")).Reload().Tags()["images"]
 
 
-def test_pairs_stand_from_the_highest_quality_to_the_lowest_framed_by_the_partition():
+def test_pairs_are_sorted_by_quality_and_framed_by_the_partition():
     shade_VB = torch.tensor([[10, 20, 30], [40, 50, 60]], dtype=torch.uint8)
     images = shade_VB[:, :, None, None, None].expand(2, 3, 8, 8, 3)
     quality = torch.tensor([[-0.9, 0.1, 0.5], [0.9, 0.3, 0.2]])
@@ -147,7 +147,7 @@ def test_pairs_stand_from_the_highest_quality_to_the_lowest_framed_by_the_partit
     assert sheet_of_pairs(images[:1], quality[:1], quality[:1] > -0.5).shape == (16, 3 * 16, 3)
 
 
-def test_norms_by_kind_leave_out_a_kind_that_is_not_there():
+def test_norms_by_kind_leave_out_empty_kinds():
     norm_VR, high_VR = torch.tensor([[1.0, 4.0], [2.0, 3.0]]), torch.tensor([[False, True], [True, True]])
     kinds = {kind: norms.tolist() for kind, norms in norms_by_kind(norm_VR, high_VR).items()}
     assert kinds == {"augmented": [1, 4], "original": [2, 3], "high_quality": [4, 2, 3], "low_quality": [1]}
@@ -162,7 +162,7 @@ KEPT = (4, 2, 0)
 
 
 def _steps() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Features [V, G, D], labels [G] and the whole classifier [C, D] of every step."""
+    """Features [V, G, D], labels [G] and the whole classifier [C, D] per step."""
     generator = torch.Generator().manual_seed(1)
     return [
         (torch.randn(VIEWS, IMAGES, DIM, generator=generator) * 9, torch.randint(0, CLASSES, (IMAGES,), generator=generator),
@@ -213,10 +213,10 @@ def _measured_all() -> list[dict[str, list[float]]]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_drift_is_that_of_a_plain_reference(ranks):
-    """Step 4 is the newest, half of step 2 has left the queue, and all of step 0 has."""
-    for told in run_world(ranks, _measured_all):
-        for kept, found in zip(KEPT, told, strict=True):
+def test_drift_equals_a_plain_reference(ranks):
+    """Step 4 is the newest; half of step 2 and all of step 0 have left the queue."""
+    for measured in run_world(ranks, _measured_all):
+        for kept, found in zip(KEPT, measured, strict=True):
             assert set(found) == {"as stored", "compensated"}
             for kind, drift in found.items():
                 expected = _expected(kept, compensated=kind == "compensated")
@@ -225,7 +225,7 @@ def test_drift_is_that_of_a_plain_reference(ranks):
     assert math.isnan(_expected(0, False).cosine) and not math.isnan(_expected(2, False).cosine)
 
 
-def test_norms_are_described_beside_the_threshold():
+def test_description_of_norms():
     quality, partition = QualityStatistics(0.333, initial_mean=20.0, initial_std=2.0), Partition(0.2)
     norm_VR = torch.stack([torch.linspace(10, 20, 101), torch.linspace(15, 25, 101)])
     found = describe_norms(norm_VR, quality, partition)
@@ -246,7 +246,7 @@ def test_norms_are_described_beside_the_threshold():
 
 def test_batch_statistics_leave_no_trace():
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()).train()
-    encoder[2].eval()  # a part that is frozen stays so
+    encoder[2].eval()  # a frozen part stays frozen
     images = torch.randn(5, 3, 8, 8)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     state = torch.get_rng_state()

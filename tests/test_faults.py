@@ -1,4 +1,4 @@
-"""What goes wrong around a run: full disks, dead workers, hanging ranks, numbers that are none, clocks, a second run."""
+"""Faults around a run: full disks, dead workers, hanging ranks, non-finite numbers, jumping clocks, a second run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _children(process: int) -> list[int]:
 # -------------------------------------------------------------------------------------------------- processes
 
 
-def test_a_killed_loader_worker_ends_the_run_and_says_why(demo_set, undisturbed, tmp_path):
+def test_a_killed_loader_worker_ends_the_run_with_the_reason(demo_set, undisturbed, tmp_path):
     run = Run(demo_set, tmp_path / "run", *SETTINGS, "num_workers=1", ranks=2)
     run.wait_for_step(1)  # a worker is two batches ahead
     rank = run.processes[1].pid
@@ -50,7 +50,7 @@ def test_a_killed_loader_worker_ends_the_run_and_says_why(demo_set, undisturbed,
 
 
 def test_a_hanging_rank_is_named_within_the_time_limit(demo_set, undisturbed, tmp_path):
-    """It is stopped as a debugger or a dead disk would; the other one does not wait for half an hour."""
+    """It is stopped, as by a debugger or a dead disk. The other rank does not wait longer than the limit."""
     run = Run(demo_set, tmp_path / "run", *SETTINGS, "timeout_minutes=0.15", ranks=2)
     run.wait_for_step(4)
     began = time.monotonic()
@@ -104,7 +104,7 @@ TrainStep.__call__ = failing
 
 
 def test_a_rank_that_fails_ends_at_once(demo_set, tmp_path):
-    """Without waiting for what it has asked of others, so that whoever started it learns of the fault."""
+    """Without waiting for its pending collectives, so that the launcher learns of the fault."""
     run = Run(demo_set, tmp_path / "run", *SETTINGS, ranks=2, before=FAILS_WHILE_OTHERS_ARE_AWAITED)
     run.wait_for_step(1)
     run.processes[1].join(30)
@@ -126,7 +126,7 @@ def test_a_second_run_on_the_same_output_is_refused(demo_set, tmp_path):
     assert first.alive
     first.signal(signal.SIGKILL)
     first.wait(10)
-    third = Run(demo_set, tmp_path / "run", "max_steps=2")  # the lock went with the killed run
+    third = Run(demo_set, tmp_path / "run", "max_steps=2")  # the killed run no longer holds the lock
     assert "error" not in third.succeed()
 
 
@@ -155,9 +155,9 @@ def test_a_disk_that_takes_no_writes(demo_set, small_disk):
     assert run.wait() == [2] and "cannot be written (Read-only file system)" in run.text
 
 
-AS_ANYBODY = """
+WITHOUT_PRIVILEGES = """
 import ctypes, os
-if os.geteuid() == 0:  # whom permissions bind only without the capabilities CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+if os.geteuid() == 0:  # drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by which root ignores permissions
     libc, header, sets = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, sets) == 0
     sets[0] &= ~0b110
@@ -166,13 +166,13 @@ if os.geteuid() == 0:  # whom permissions bind only without the capabilities CAP
 
 
 def test_a_folder_without_permission(demo_set, tmp_path):
-    """From the start: one line before anything is done. In the middle of the run: the checkpoint before is intact."""
+    """At the start: one line. In the middle of a run: the previous checkpoint is intact."""
     output = tmp_path / "closed" / "run"
     output.parent.mkdir(mode=0o555)
-    run = Run(demo_set, output, *SETTINGS, before=AS_ANYBODY)
+    run = Run(demo_set, output, *SETTINGS, before=WITHOUT_PRIVILEGES)
     assert run.wait() == [2] and f"error: {output}: cannot be written (Permission denied)" in run.text
     output.parent.chmod(0o755)
-    run = Run(demo_set, output, "max_steps=500", "save_every=3", before=AS_ANYBODY)
+    run = Run(demo_set, output, "max_steps=500", "save_every=3", before=WITHOUT_PRIVILEGES)
     run.wait_for_file("checkpoints/step-00000003")
     (output / "checkpoints").chmod(0o555)
     assert run.wait() == [2], run.text[-2000:]
@@ -183,10 +183,10 @@ def test_a_folder_without_permission(demo_set, tmp_path):
 
 # -------------------------------------------------------------------------------------------------- numbers
 
-SICK = """
+SPOILED = """
 from recognition import build
 build_encoder, count = build.build_encoder, [0]
-def sick(config):
+def spoiled(config):
     encoder = build_encoder(config)
     def spoil(module, inputs, features):
         count[0] += module.training
@@ -199,14 +199,14 @@ def sick(config):
         encoder.register_forward_hook(lambda module, *_: count.__setitem__(0, count[0] + module.training))
         list(encoder.parameters())[0].register_hook(spoil_gradient)
     return encoder
-build.build_encoder = sick
+build.build_encoder = spoiled
 """
 
 
 @pytest.mark.parametrize("where", ["features", "gradients"])
-def test_one_rank_without_numbers_skips_the_step_on_all(demo_set, undisturbed, tmp_path, where):
-    """After three good steps and a skipped one, everything is as after three steps."""
-    before = SICK.format(steps=[4], where=where)
+def test_non_finite_numbers_on_one_rank_skip_the_step_on_all(demo_set, undisturbed, tmp_path, where):
+    """After three applied steps and a skipped one, the state is that after three steps."""
+    before = SPOILED.format(steps=[4], where=where)
     run = Run(demo_set, tmp_path / "run", "max_steps=4", "save_every=1", "keep_last=4", ranks=2, before=before)
     text = run.succeed()
     assert "step 4: skipped on all ranks" in text and f"{where} of rank" in text and "not finite" in text
@@ -218,8 +218,8 @@ def test_one_rank_without_numbers_skips_the_step_on_all(demo_set, undisturbed, t
 
 
 def test_a_checkpoint_right_after_a_skipped_step(demo_set, tmp_path):
-    """Its verdict is read before the state is: with nothing reported in between, the run goes on to the very same weights."""
-    settings, before = ("frequent=50", "save_every=4"), SICK.format(steps=[4], where="gradients")
+    """The step is undone before the state is saved, even if nothing was reported in between."""
+    settings, before = ("frequent=50", "save_every=4"), SPOILED.format(steps=[4], where="gradients")
     whole = Run(demo_set, tmp_path / "whole", "max_steps=7", *settings, ranks=2, before=before).succeed()
     Run(demo_set, tmp_path / "parts", "max_steps=4", *settings, ranks=2, before=before).succeed()
     Run(demo_set, tmp_path / "parts", "max_steps=7", *settings, ranks=2).succeed()
@@ -227,9 +227,9 @@ def test_a_checkpoint_right_after_a_skipped_step(demo_set, tmp_path):
     assert_same_run(tmp_path / "parts", tmp_path / "whole", 7)
 
 
-def test_steps_that_never_have_numbers_end_the_run_with_their_batches(demo_set, tmp_path):
+def test_too_many_skipped_steps_end_the_run_and_list_their_batches(demo_set, tmp_path):
     output = tmp_path / "run"
-    before = SICK.format(steps=[3, 4, 5], where="features")
+    before = SPOILED.format(steps=[3, 4, 5], where="features")
     run = Run(demo_set, output, "max_steps=9", "save_every=2", "max_skipped=3", ranks=2, before=before)
     assert run.wait() == [2, 2]
     assert "step 5: features of rank 1 are not finite, 3 steps in a row" in run.text and "step-00000004" in run.text
@@ -255,7 +255,7 @@ time.time = lambda: real() + jumps.choice([-1, 1]) * jumps.uniform(0, 4e8)
 
 
 def test_a_clock_that_jumps_changes_nothing(demo_set, undisturbed, tmp_path):
-    """Years forth and back: no checkpoint too many, no time-out, the same weights."""
+    """By years, forwards and backwards: no additional checkpoint, no time-out, the same weights."""
     settings = (*SETTINGS, "save_minutes=30", "timeout_minutes=1", "keep_last=9")
     Run(demo_set, tmp_path / "run", *settings, ranks=2, before=JUMPING_CLOCK).succeed()
     steps = [folder.name for folder in store.complete_checkpoints(tmp_path / "run")]

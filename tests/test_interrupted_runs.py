@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or restarted ends with the very weights of one that was left alone."""
+"""A run that is killed, stopped or restarted ends with the same weights as an undisturbed one, to the bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOME = [(1, 2), (2, 3), (4, 0)]
 
 @pytest.fixture(scope="module")
 def undisturbed(demo_set, tmp_path_factory):
-    """`undisturbed(ranks)` -> output folder of a run that nobody disturbed."""
+    """`undisturbed(ranks)` -> output folder of an undisturbed run."""
     done: dict[int, Path] = {}
 
     def folder(ranks: int) -> Path:
@@ -50,13 +50,13 @@ def test_killed_at_any_moment_and_restarted(demo_set, undisturbed, tmp_path, ran
 
 
 def _ranks_of(launcher: int) -> list[int]:
-    """Process ids of the ranks that a torchrun has started (loader workers are children of these)."""
+    """Process ids of the ranks that torchrun has started (not of loader workers, their children)."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     return [int(pid) for pid in children if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4] if FULL else [2])
-def test_torchrun_restarts_killed_ranks_by_itself(demo_set, undisturbed, tmp_path, ranks):
+def test_torchrun_restarts_killed_ranks(demo_set, undisturbed, tmp_path, ranks):
     output = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "--max-restarts=3"]
     command += ["train.py", CONFIG, f"rec={demo_set}", f"output={output}", *SETTINGS]
@@ -80,8 +80,8 @@ def test_torchrun_restarts_killed_ranks_by_itself(demo_set, undisturbed, tmp_pat
 
 
 @pytest.mark.parametrize(("number", "ranks", "asked"), [(signal.SIGTERM, 2, 1), (signal.SIGINT, 1, 0)])
-def test_a_signal_saves_and_ends_and_the_run_goes_on(demo_set, undisturbed, tmp_path, number, ranks, asked):
-    """One rank is asked; all save after the same step, exit with 0 and say what to do; nothing is lost."""
+def test_a_signal_saves_and_ends_the_run_which_can_be_resumed(demo_set, undisturbed, tmp_path, number, ranks, asked):
+    """One rank receives the signal; all save after the same step, exit with 0 and print what to do; nothing is lost."""
     run = Run(demo_set, tmp_path / "run", f"max_steps={STEPS}", "save_every=0", "dropout=0.2", ranks=ranks)
     run.wait_for_step(2)
     run.signal(number, asked)
@@ -94,7 +94,7 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on(demo_set, undisturbed, tmp_
 
 
 def test_a_second_signal_ends_at_once(demo_set, tmp_path):
-    """Even where the main thread waits for another rank and cannot handle a signal."""
+    """Even if the main thread waits for another rank and cannot handle signals."""
     run = Run(demo_set, tmp_path / "run", "max_steps=500", ranks=2)
     run.wait_for_step(1)
     run.signal(signal.SIGSTOP, 1)
@@ -111,7 +111,7 @@ def test_a_second_signal_ends_at_once(demo_set, tmp_path):
 
 
 def test_written_in_the_background_the_run_is_the_same(demo_set, undisturbed, tmp_path):
-    """Asynchronous checkpoints hold the state of their step, not of a later one; killed, the run goes on from them."""
+    """Asynchronous checkpoints hold the state of their own step, not of a later one, and a killed run resumes from them."""
     arguments = (*SETTINGS, "async_save=True")
     run = Run(demo_set, tmp_path / "run", *arguments, ranks=2)
     run.wait_for_file("checkpoints/step-00000003")

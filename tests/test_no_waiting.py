@@ -1,9 +1,9 @@
 """No step waits for the device.
 
-On a GPU: whole steps while PyTorch raises an error at whatever makes the host wait. Without one: the same steps under a watch
-that knows which tensors would live on the device (the state, whatever is moved or made there, and what is computed from these)
-and notes each time the host asks one of them for its numbers, or mixes it with tensors of the host. `DEVICE`, a CPU with a
-number, stands for the device then: tensors that live there say so, the others are on the CPU without a number.
+On a GPU: whole steps, while PyTorch raises an error if an operation makes the host wait. Without one: the same steps under
+a watch that tracks which tensors would be on the device (the state, tensors moved or created there, and results computed from
+these) and notes each time the host reads numbers of one of them or combines it with a host tensor. The device is then `DEVICE`,
+a CPU with an index; host tensors are on the CPU without an index.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARTS = {
     "SGD, sampled classes, scaled": Parts("sgd", 0.3, scaled=True, leave_out=False),
     "a margin with state": Parts(curricular=True, leave_out=False),
 }
-ASK = {  # operators whose result, or whose result's shape, the host must know
+ASK = {  # operators that return numbers, or a shape that depends on numbers, to the host
     "_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "equal",
     "_coalesce", "bincount",
 }  # fmt: skip
@@ -46,17 +46,17 @@ def _tensors(*values) -> list[torch.Tensor]:
 
 
 class Watch:
-    """While entered, `noted` collects what the host asked of the device, each with the function that did."""
+    """While entered, `noted` collects what the host read from the device, with the function that did."""
 
     def __init__(self, on_device: list[torch.Tensor]):
         self.noted: list[tuple[str, str]] = []
-        self.calls = 0  # of PyTorch's functions, which are under way
-        self._storages: dict[int, torch.UntypedStorage] = {}  # held, so that their addresses are not given away again
+        self.calls = 0  # nesting of PyTorch's functions
+        self._storages: dict[int, torch.UntypedStorage] = {}  # kept, so that their addresses are not reused
         self.move(on_device)
         self._modes = (_Functions(self), _Operators(self))
 
     def move(self, value) -> None:
-        """These tensors live on the device."""
+        """Treat these tensors as being on the device."""
         for tensor in _tensors(value):
             storage = tensor.untyped_storage()
             self._storages[storage._cdata] = storage
@@ -85,7 +85,7 @@ def _is_ours(file: str) -> bool:
 
 
 class _Functions(TorchFunctionMode):
-    """What the program calls: reading numbers, and moving to the device, which on a CPU does nothing below this level."""
+    """Calls of PyTorch's functions: reading numbers, and moving to the device (no operator sees that on a CPU)."""
 
     def __init__(self, watch: Watch):
         super().__init__()
@@ -94,7 +94,7 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is torch.Tensor.backward:
-            with self:  # which this method has left; what Python does in the backward pass is to be seen too
+            with self:  # this method is outside the mode; Python code in the backward pass must be seen too
                 return _ENGINE.run_backward((args[0],), (torch.ones_like(args[0]),), False, False, (), True, True)
         if function in READ and self.watch.has(args[0]):
             self.watch.note(function.__name__)
@@ -113,7 +113,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Operators(TorchDispatchMode):
-    """What is computed, in the backward pass too."""
+    """Operators, also in the backward pass."""
 
     def __init__(self, watch: Watch):
         super().__init__()
@@ -124,14 +124,14 @@ class _Operators(TorchDispatchMode):
         written = {a.name for a in operator._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
         named = {**dict(zip((a.name for a in operator._schema.arguments), args, strict=False)), **kwargs}
         inputs = _tensors([value for key, value in named.items() if key not in written])
-        of_engine = not inputs and not watch.calls  # zeros, where the backward pass has no gradient
+        of_engine = not inputs and not watch.calls  # zeros, if the backward pass has no gradient
         touches_device = of_engine or watch.has([args, kwargs])
         name = operator._schema.name.split("::")[-1]
         if touches_device:
             if name in ASK or (name.startswith("index") and any(t.dtype == torch.bool for t in _tensors(args[1:]))):
                 watch.note(name)
             if name != "copy_" and any(t.dim() and not watch.has(t) for t in inputs):
-                watch.note(f"{name} of host and device")  # gloo copies, which is not the step's doing
+                watch.note(f"{name} of host and device")  # a copy by gloo, not by the step
         result = operator(*args, **kwargs)
         if touches_device:
             watch.move([result, *(value for key, value in named.items() if key in written)])
@@ -147,7 +147,7 @@ def alone():
 
 
 def _state_of(small: SmallStep) -> list[torch.Tensor]:
-    """All that lives on the device between two steps."""
+    """All tensors that are on the device between two steps."""
     state, check = small.state, small.step._pending
     queue = state.joint.queue
     assert queue is not None and isinstance(check, FiniteCheck)
@@ -164,7 +164,7 @@ def _state_of(small: SmallStep) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", sorted(PARTS))
 def test_a_step_asks_the_device_only_whether_the_step_before_was_finite(alone, name):
     small = SmallStep(PARTS[name], DEVICE)
-    small.learn(0)  # what is made in the first step only (momentum, DDP's buckets) is made
+    small.learn(0)  # creates what only the first step creates: momentum, DDP's buckets
     small.learn(1)
     batches = [small.batch(number) for number in (2, 3, 4)]
     with Watch([*_state_of(small), *(batch.images_VBHWC for batch in batches)]) as watch:
@@ -202,7 +202,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize("name", sorted(WAITS))
-def test_the_watch_sees_what_would_wait(name):
+def test_the_watch_notes_what_would_wait(name):
     on_device, host = torch.ones(3), torch.ones(3)
     with Watch([on_device]) as watch:
         (host + 1).sum().item()

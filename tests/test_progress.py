@@ -1,4 +1,4 @@
-"""What a run says of its own speed."""
+"""The speed and the time left that a run reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VALUES = dict.fromkeys(LOSSES, 1.0)
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass only when the test says so."""
+    """A clock that the test advances."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return now

@@ -17,37 +17,37 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """parts of the step; the steps (a number or several accumulated batches each); which are sick, and where."""
+    """steps: the batches of each step (several if gradients are accumulated). spoiled: the batches with infinite numbers."""
 
     parts: Parts
     where: str  # features, encoder (its gradient), classifier (its gradient)
     steps: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (3,), (4,))
-    sick: tuple[int, ...] = (2,)
+    spoiled: tuple[int, ...] = (2,)
 
 
 CASES = {
     "features": Case(Parts(), "features"),
     "gradient of the encoder": Case(Parts(), "encoder"),
     "gradient of one rank's classes": Case(Parts(), "classifier"),
-    "the first step": Case(Parts(), "features", sick=(0,)),
-    "the last step": Case(Parts(), "encoder", sick=(4,)),
-    "three in a row": Case(Parts(), "features", sick=(1, 2, 3)),
+    "the first step": Case(Parts(), "features", spoiled=(0,)),
+    "the last step": Case(Parts(), "encoder", spoiled=(4,)),
+    "three in a row": Case(Parts(), "features", spoiled=(1, 2, 3)),
     "sampled classes": Case(Parts(sample_rate=0.3), "classifier"),
-    "sampled classes, AdamW, the first step": Case(Parts("adamw", 0.3), "features", sick=(0, 2)),
-    "AdamW": Case(Parts("adamw"), "encoder", sick=(0, 3)),
+    "sampled classes, AdamW, the first step": Case(Parts("adamw", 0.3), "features", spoiled=(0, 2)),
+    "AdamW": Case(Parts("adamw"), "encoder", spoiled=(0, 3)),
     "no momentum": Case(Parts(momentum=0.0), "classifier"),
     "a margin with state": Case(Parts(curricular=True), "features"),
     "a queue smaller than a step": Case(Parts(queue_size=7), "features"),
     "a momentum encoder": Case(Parts(follower=True), "encoder"),
     "a large queue": Case(Parts(queue_size=5000), "classifier"),
-    "the second of two accumulated batches": Case(Parts(), "features", steps=((0, 1), (2, 3), (4, 5), (6, 7)), sick=(3,)),
+    "the second of two accumulated batches": Case(Parts(), "features", steps=((0, 1), (2, 3), (4, 5), (6, 7)), spoiled=(3,)),
     "scaled, an overflow": Case(Parts(scaled=True), "classifier"),
     "scaled, an overflow in the encoder": Case(Parts("adamw", scaled=True), "encoder"),
 }
 
 
-def _spoil(small: SmallStep, where: str, sick: tuple[int, ...]) -> None:
-    """On the last rank alone, the numbers of the sick batches are none."""
+def _spoil(small: SmallStep, where: str, batches: tuple[int, ...]) -> None:
+    """Make numbers of these batches infinite, on the last rank alone."""
     rank, world = dist.rank_and_world()
     batch, current = small.batch, [0]
 
@@ -55,29 +55,29 @@ def _spoil(small: SmallStep, where: str, sick: tuple[int, ...]) -> None:
         current[0] = number
         return batch(number)
 
-    def spoilt(value: torch.Tensor) -> torch.Tensor:
-        return value * math.inf if rank == world - 1 and current[0] in sick else value
+    def spoil(value: torch.Tensor) -> torch.Tensor:
+        return value * math.inf if rank == world - 1 and current[0] in batches else value
 
     small.batch = remembered
     if where == "features":
-        small.state.encoder.register_forward_hook(lambda module, inputs, features: spoilt(features))
+        small.state.encoder.register_forward_hook(lambda module, inputs, features: spoil(features))
     else:
         parameter = small.state.encoder[2].weight if where == "encoder" else small.state.joint.classifier.weight
-        parameter.register_hook(spoilt)
+        parameter.register_hook(spoil)
 
 
-def _run(name: str, healthy_alone: bool) -> tuple[dict, list[str]]:
+def _run(name: str, without_spoiled: bool) -> tuple[dict, list[str]]:
     case = CASES[name]
     small = SmallStep(case.parts, CPU)
-    _spoil(small, case.where, case.sick)
+    _spoil(small, case.where, case.spoiled)
     for numbers in case.steps:
-        if not (healthy_alone and set(numbers) & set(case.sick)):
+        if not (without_spoiled and set(numbers) & set(case.spoiled)):
             small.learn(*numbers)
     return small.captured(), small.outcomes
 
 
 def _run_all(names: list[str]) -> dict[str, list[tuple[dict, list[str]]]]:
-    return {name: [_run(name, healthy_alone) for healthy_alone in (False, True)] for name in names}
+    return {name: [_run(name, without_spoiled) for without_spoiled in (False, True)] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def runs() -> list[dict[str, list[tuple[dict, list[str]]]]]:
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_skipped_step_leaves_no_trace(runs, name):
-    """Bit for bit what it would be had the sick steps never been."""
+    """The state equals, to the bit, that of a run without the spoiled steps."""
     case = CASES[name]
     for rank in runs:
         (state, outcomes), (expected, others) = rank[name]
@@ -95,12 +95,12 @@ def test_a_skipped_step_leaves_no_trace(runs, name):
         changed = [key for key, value in state.items() if not _same(value, expected[key])]
         if case.parts.scaled:
             scale = ["loss_scale", "loss_scale_good_steps"]
-            assert changed == scale, "the scale has come down on all ranks, nothing else has moved"
+            assert changed == scale, "the scale is lower on all ranks, nothing else has changed"
             assert [(state[key], expected[key]) for key in scale] == [(32768.0, 65536.0), (2, 4)]
         else:
             assert changed == []
         assert others == [""] * len(others)
-        assert [bool(why) for why in outcomes] == [bool(set(numbers) & set(case.sick)) for numbers in case.steps]
+        assert [bool(why) for why in outcomes] == [bool(set(numbers) & set(case.spoiled)) for numbers in case.steps]
 
 
 def _same(one, two) -> bool:
@@ -117,19 +117,19 @@ def test_the_rank_is_named(runs):
 def _late() -> list[list[str]]:
     small = SmallStep(replace(Parts(), queue_size=7), CPU)
     _spoil(small, "features", (1,))
-    heard = []
+    reported = []
     for number in range(3):
         small.learn(number)
-        heard.append(list(small.outcomes))
+        reported.append(list(small.outcomes))
     small.step.finish_step()
     small.step.finish_step()
-    return [*heard, small.outcomes]
+    return [*reported, small.outcomes]
 
 
 def test_the_outcome_is_known_a_step_later_and_reported_once():
-    sick = "features of rank 1 are not finite"
-    for heard in run_world(2, _late):
-        assert heard == [[], [""], ["", sick], ["", sick, ""]]
+    reason = "features of rank 1 are not finite"
+    for reported in run_world(2, _late):
+        assert reported == [[], [""], ["", reason], ["", reason, ""]]
 
 
 def _damaged_batch() -> tuple[dict, dict, list[str]]:
@@ -149,7 +149,7 @@ def test_a_batch_without_a_readable_record_undoes_those_accumulated_before_it():
 
 
 def test_the_parts_do_what_the_cases_need():
-    """Steps that learned nothing would all be the same."""
+    """Steps that change nothing would make every comparison above succeed."""
     (one,), (two,) = run_world(1, _states), run_world(1, _states)
     for before, after in one:
         moved = {key for key in before if not _same(before[key], after[key])}
