@@ -82,7 +82,7 @@ def make_images(folder: Path, copies: int) -> Path:
     source = LFW
     if not source.is_dir():
         source = folder / "demo"
-        make_demo_set(source, identities=60, images_per_identity=10, unseen=2, pairs=2)
+        make_demo_set(source, identities=60, images_per_identity=10, unseen=2, pairs=20)
     dataset = FaceDataset(source)
     encoded = []
     for number in range(len(dataset)):

@@ -178,7 +178,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rec = arguments.rec or f"{dist.broadcast_object(folder)}/faces"
         if not arguments.rec:
-            dist.on_first_rank(lambda: make_demo_set(Path(rec), 64, 16, unseen=6, pairs=20, workers=2))
+            dist.on_first_rank(
+                lambda: make_demo_set(Path(rec), identities=64, images_per_identity=16, unseen=6, pairs=20, workers=2)
+            )
         base = from_base(
             rec=rec, num_classes=arguments.classes, batch_size=arguments.batch_size or (128 if on_gpu else 48),
             num_workers=arguments.workers, lr=1e-3, quality_mean=22.0, quality_std=5.0, output="unused",

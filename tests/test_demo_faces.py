@@ -15,12 +15,13 @@ import pytest
 from eval.verification import load_bin
 from recognition.data.demo.canvas import MARGIN
 from recognition.data.demo.person import draw_person
-from recognition.data.demo.relief import ARCFACE_POINTS, _similarity, build_relief, five_points, pose_map
+from recognition.data.demo.relief import build_relief, five_points, pose_map
 from recognition.data.demo.render import _figure
 from recognition.data.demo.shot import draw_shot
 from recognition.data.demo_faces import DemoSet, _draw_pairs, make_demo_set, render
 from recognition.data.records.reader import RecordReader
 from tests.shared_files import ROOT
+from utils.alignment import ARCFACE_TEMPLATE, similarity
 from utils.errors import UserError
 
 SMALL = DemoSet(identities=5, images_per_identity=4, unseen=4, pairs=20, seed=3)
@@ -94,7 +95,7 @@ def test_faces_lie_on_the_five_points() -> None:
         for index in range(5):
             shot = draw_shot(0, identity, index, person)
             x, y = pose_map(person, relief, shot, 112)
-            for target, place in zip(ARCFACE_POINTS, five_points(person, shot), strict=True):
+            for target, place in zip(ARCFACE_TEMPLATE, five_points(person, shot), strict=True):
                 distance = (x - place[0]) ** 2 + (y - place[1]) ** 2
                 row, column = np.unravel_index(np.argmin(distance), distance.shape)
                 errors.append(np.hypot(column - target[0], row - target[1]))
@@ -105,10 +106,10 @@ def test_faces_lie_on_the_five_points() -> None:
 def test_the_aligner_undoes_a_similarity() -> None:
     turn = np.deg2rad(25)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    moved = (ARCFACE_POINTS @ rotation.T * 0.7 + (5, -9)) @ (1, 1j)
-    factor, shift = _similarity(moved.view(float).reshape(5, 2), ARCFACE_POINTS)
-    assert np.allclose(factor * moved + shift, ARCFACE_POINTS @ (1, 1j))
-    assert np.isclose(abs(factor), 1 / 0.7) and np.isclose(np.angle(factor), -turn)
+    moved = ARCFACE_TEMPLATE @ rotation.T * 0.7 + (5, -9)
+    matrix = similarity(moved, ARCFACE_TEMPLATE)
+    assert np.allclose(moved @ matrix[:, :2].T + matrix[:, 2], ARCFACE_TEMPLATE)
+    assert np.allclose(matrix[:, :2], rotation.T / 0.7)
 
 
 def test_the_relief_has_a_nose_and_sockets() -> None:
@@ -220,16 +221,16 @@ def test_what_is_there_already_is_never_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     _make(folder)  # an empty folder may be filled
-    with pytest.raises(UserError, match="holds another demo set"):
+    with pytest.raises(UserError, match="contains another demo set"):
         _make(folder, seed=4)
     (folder / "demo_lq.bin").write_bytes(b"short")
     with pytest.raises(UserError, match=r"demo_lq\.bin: missing or not \d+ bytes long"):
         _make(folder)
     (folder / "demo.json").write_text(json.dumps({"version": 1}))
-    with pytest.raises(UserError, match="not a demo set's description"):
+    with pytest.raises(UserError, match="does not describe a demo set"):
         _make(folder)
     (folder / "demo.json").unlink()
-    with pytest.raises(UserError, match="is no demo set"):
+    with pytest.raises(UserError, match="is not a demo set"):
         _make(folder)
     assert (folder / "demo_lq.bin").read_bytes() == b"short"
 
@@ -245,7 +246,7 @@ def test_what_is_there_already_is_never_overwritten(tmp_path: Path) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"low_quality_share": 1.5}, "low_quality_share is 1.5"),
         ({"pairs": 60}, "make 24 such pairs"),
-        ({"workers": 0}, "workers is 0"),
+        ({"workers": 0}, "--workers 0: must be 1 or more"),
     ],
 )
 def test_parameters_out_of_range_are_named(tmp_path: Path, changes: dict[str, int], problem: str) -> None:

@@ -1,57 +1,61 @@
-"""A set of procedural faces, packed as a real one: `python -m recognition.data.demo_faces --out data/demo`.
+"""A data set of procedural faces, packed like a real one: `python -m recognition.data.demo_faces --out data/demo`.
 
-It lets everything be tried anywhere, offline, with no photograph of a person: train.rec, train.idx and property in
-insightface's layout, and demo_hq.bin, demo_mixed.bin, demo_lq.bin over the same pairs of people who are not in
-train.rec. A set is a function of its parameters: the number of workers changes the time only.
+With it everything can be tried offline and without a photo of any person. It consists of train.rec, train.idx and property in
+insightface's layout, and of demo_hq.bin, demo_mixed.bin and demo_lq.bin, which contain the same pairs of people, none of them in
+train.rec. The set is a function of its parameters; the number of workers only changes the time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from recognition.data.bins import write_bin
 from recognition.data.degrade import degrade
 from recognition.data.demo.render import render
+from recognition.data.pack.face_encoding import FaceFormat, encode
+from recognition.data.parallel import add_workers_argument, cores, exit_on_signals, in_order
 from recognition.data.records.writer import RecordWriter
 from utils.errors import UserError, exit_on_user_error
 from utils.files import new_folder
+from utils.images import FACE_SIZE
 
 __all__ = ["DemoSet", "make_demo_set", "render"]
 
-VERSION = 2  # raise it whenever a picture changes, so that an older set is not taken for this one
+VERSION = 2  # increase it whenever a picture changes, so that an older set is not reused
 MANIFEST = "demo.json"
 BINS = ("demo_hq.bin", "demo_mixed.bin", "demo_lq.bin")
 FOLDS = 10
-JPEG_QUALITY = 92
-# Streams of chance; `person` and `shot` have 0 and 1.
+JPEG = FaceFormat(quality=92)
+# Random streams; 0 and 1 are those of `person` and `shot`.
 _PAIRS, _PAIR_QUALITY, _TRAIN_QUALITY = 2, 3, 4
 
-Appearance = tuple[int, int, int]  # pair, side of the pair (0 or 1), index of the picture
+Place = tuple[int, int, int]  # pair, member of the pair (0 or 1), number of the picture
+PairImages = list[tuple[int, int, bytes, bytes]]  # pair, member, sharp image, degraded image
+
+
+def _parameter(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class DemoSet:
-    """What a set is made of. The unseen people are numbered after those of the training set."""
+    """The parameters of a set. The unseen people are numbered after those in train.rec. Raises UserError if out of range."""
 
-    identities: int = 400
-    images_per_identity: int = 24
-    unseen: int = 100
-    pairs: int = 2000
-    seed: int = 0
-    low_quality_share: float = 0.1
+    identities: int = _parameter(400, "people in train.rec")
+    images_per_identity: int = _parameter(24, "images of each person")
+    unseen: int = _parameter(100, "other people, for the .bin files")
+    pairs: int = _parameter(2000, "pairs in each .bin; a multiple of 20")
+    seed: int = _parameter(0, "other seeds give other people")
+    low_quality_share: float = _parameter(0.1, "share of training images that are degraded")
 
     def __post_init__(self) -> None:
         at_least = {"identities": 2, "images_per_identity": 2, "unseen": 2, "pairs": 2 * FOLDS, "seed": 0}
@@ -59,7 +63,7 @@ class DemoSet:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if not 0 <= self.low_quality_share <= 1:
-            raise UserError(f"low_quality_share is {self.low_quality_share}; it must lie in [0, 1]")
+            raise UserError(f"low_quality_share is {self.low_quality_share}; it must be in [0, 1]")
         if self.pairs % (2 * FOLDS):
             raise UserError(f"pairs is {self.pairs}; it must be a multiple of {2 * FOLDS} (ten folds of two halves)")
         same = self.unseen * self.images_per_identity * (self.images_per_identity - 1) // 2
@@ -70,13 +74,15 @@ class DemoSet:
             )
 
 
+# ------------------------------------------------------------------------------------------------ the training set
+
+
 def _encode(image_rgb: np.ndarray) -> bytes:
-    return cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    return encode(image_rgb[..., ::-1], JPEG)
 
 
 def _training_images(parameters: DemoSet, identity: int) -> list[bytes]:
-    """One person's training images, encoded; some of them seen from afar."""
-    cv2.setNumThreads(1)
+    """Runs in a worker: one person's training images, encoded, some of them degraded."""
     images = []
     for index in range(parameters.images_per_identity):
         image = render(parameters.seed, identity, index)
@@ -87,25 +93,31 @@ def _training_images(parameters: DemoSet, identity: int) -> list[bytes]:
     return images
 
 
-def _pair_images(parameters: DemoSet, request: tuple[int, list[Appearance]]) -> list[tuple[int, int, bytes, bytes]]:
-    """One unseen person's images: (pair, side, sharp, degraded) for each appearance in a pair."""
-    cv2.setNumThreads(1)
-    identity, appearances = request
-    sharp: dict[int, np.ndarray] = {}
-    images = []
-    for pair, side, index in appearances:
-        if index not in sharp:
-            sharp[index] = render(parameters.seed, identity, index)
-        rng = np.random.default_rng([parameters.seed, _PAIR_QUALITY, pair, side])
-        images.append((pair, side, _encode(sharp[index]), _encode(degrade(sharp[index], rng))))
-    return images
+def _write_training_set(folder: Path, parameters: DemoSet, images: Iterable[list[bytes]]) -> None:
+    """Write insightface's layout: images 1..N; record 0 with the range of the identity records, which follow the images."""
+    count, people = parameters.identities * parameters.images_per_identity, parameters.identities
+    with RecordWriter(folder / "train.rec") as writer:
+        writer.write(0, [count + 1, count + people + 1], b"")
+        key = 1
+        for identity, encoded in enumerate(images):
+            for payload in encoded:
+                writer.write(key, float(identity), payload)
+                key += 1
+        assert key == count + 1, "every person has images_per_identity images"
+        for identity in range(people):
+            first = 1 + identity * parameters.images_per_identity
+            writer.write(count + 1 + identity, [first, first + parameters.images_per_identity], b"")
+    (folder / "property").write_text(f"{people},{FACE_SIZE},{FACE_SIZE}\n", encoding="ascii")
+
+
+# ------------------------------------------------------------------------------------------------ the verification sets
 
 
 def _draw_pairs(parameters: DemoSet) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Pairs of (identity, index) in the order of the .bin: in each fold the same people first, then different ones."""
+    """The pairs, of (identity, index) each, in the order of the .bin: in each fold, first one person, then two people."""
     rng = np.random.default_rng([parameters.seed, _PAIRS])
     people, pictures, half = parameters.unseen, parameters.images_per_identity, parameters.pairs // (2 * FOLDS)
-    seen: set[tuple[tuple[int, int], tuple[int, int]]] = set()
+    drawn: set[tuple[tuple[int, int], tuple[int, int]]] = set()
 
     def draw(same: bool) -> tuple[tuple[int, int], tuple[int, int]]:
         while True:
@@ -114,56 +126,41 @@ def _draw_pairs(parameters: DemoSet) -> list[tuple[tuple[int, int], tuple[int, i
                 second = first
             left, right = (int(index) for index in rng.choice(pictures, 2, replace=not same))
             pair = ((parameters.identities + first, left), (parameters.identities + second, right))
-            if pair not in seen and pair[::-1] not in seen:
-                seen.add(pair)
+            if pair not in drawn and pair[::-1] not in drawn:
+                drawn.add(pair)
                 return pair
 
     return [draw(same) for _ in range(FOLDS) for same in (True, False) for _ in range(half)]
 
 
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` that keeps the order, over so many processes."""
-    if workers == 1:
-        yield map
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield pool.imap
+def _places(parameters: DemoSet) -> list[tuple[int, list[Place]]]:
+    """For each unseen person in the pairs, where their pictures occur."""
+    places: dict[int, list[Place]] = {}
+    for pair, members in enumerate(_draw_pairs(parameters)):
+        for member, (identity, index) in enumerate(members):
+            places.setdefault(identity, []).append((pair, member, index))
+    return sorted(places.items())
 
 
-def _write_training_set(folder: Path, parameters: DemoSet, images: Iterable[list[bytes]]) -> None:
-    """insightface's layout: images 1..N, record 0 names the range of the identity records that follow them."""
-    count, people = parameters.identities * parameters.images_per_identity, parameters.identities
-    with RecordWriter(folder / "train.rec") as writer:
-        writer.write(0, [count + 1, count + people + 1], b"", id=0)
-        key = 1
-        for identity, encoded in enumerate(images):
-            for payload in encoded:
-                writer.write(key, float(identity), payload, id=key)
-                key += 1
-        assert key == count + 1, "every person has images_per_identity images"
-        for identity in range(people):
-            first = 1 + identity * parameters.images_per_identity
-            key = count + 1 + identity
-            writer.write(key, [first, first + parameters.images_per_identity], b"", id=key)
-    (folder / "property").write_text(f"{people},112,112\n", encoding="ascii")
+def _pair_images(parameters: DemoSet, person: tuple[int, list[Place]]) -> PairImages:
+    """Runs in a worker: one unseen person's images, sharp and degraded, for each of their places in the pairs."""
+    identity, places = person
+    rendered: dict[int, np.ndarray] = {}
+    images = []
+    for pair, member, index in places:
+        if index not in rendered:
+            rendered[index] = render(parameters.seed, identity, index)
+        rng = np.random.default_rng([parameters.seed, _PAIR_QUALITY, pair, member])
+        images.append((pair, member, _encode(rendered[index]), _encode(degrade(rendered[index], rng))))
+    return images
 
 
-def _requests(parameters: DemoSet) -> list[tuple[int, list[Appearance]]]:
-    """For each unseen person, where the pairs need which picture."""
-    needed: dict[int, list[Appearance]] = {}
-    for pair, sides in enumerate(_draw_pairs(parameters)):
-        for side, (identity, index) in enumerate(sides):
-            needed.setdefault(identity, []).append((pair, side, index))
-    return sorted(needed.items())
-
-
-def _write_bins(folder: Path, parameters: DemoSet, images: Iterable[list[tuple[int, int, bytes, bytes]]]) -> None:
-    """The same pairs three times: as they are, the second image degraded, both degraded."""
+def _write_bins(folder: Path, parameters: DemoSet, images: Iterable[PairImages]) -> None:
+    """Write the same pairs three times: both images sharp, the second one degraded, both degraded."""
     sharp, poor = [b""] * (2 * parameters.pairs), [b""] * (2 * parameters.pairs)
     for person in images:
-        for pair, side, good, bad in person:
-            sharp[2 * pair + side], poor[2 * pair + side] = good, bad
+        for pair, member, good, bad in person:
+            sharp[2 * pair + member], poor[2 * pair + member] = good, bad
     half = parameters.pairs // (2 * FOLDS)
     issame = ([True] * half + [False] * half) * FOLDS
     mixed = [poor[place] if place % 2 else sharp[place] for place in range(2 * parameters.pairs)]
@@ -171,138 +168,83 @@ def _write_bins(folder: Path, parameters: DemoSet, images: Iterable[list[tuple[i
         write_bin(folder / name, content, issame)
 
 
-def _cores() -> int:
-    """Cores that this process may use; where the system does not say, those it has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _counted(progress: Progress, task: TaskID, items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        yield item
-        progress.advance(task)
+# ------------------------------------------------------------------------------------------------ the whole set
 
 
 def _make(folder: Path, parameters: DemoSet, workers: int) -> None:
-    columns = (
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("people"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    requests = _requests(parameters)
-    with Progress(*columns) as progress, _mapper(workers) as ordered:
-        training = progress.add_task("training faces", total=parameters.identities)
-        unseen = progress.add_task("unseen faces", total=len(requests))
-        images = ordered(partial(_training_images, parameters), range(parameters.identities))
-        _write_training_set(folder, parameters, _counted(progress, training, images))
-        images = ordered(partial(_pair_images, parameters), requests)
-        _write_bins(folder, parameters, _counted(progress, unseen, images))
+    people, places = range(parameters.identities), _places(parameters)
+    work = partial(_training_images, parameters)
+    with in_order(work, people, workers, "training faces", len(people), "people") as images:
+        _write_training_set(folder, parameters, images)
+    with in_order(partial(_pair_images, parameters), places, workers, "unseen faces", len(places), "people") as pairs:
+        _write_bins(folder, parameters, pairs)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     manifest = {"version": VERSION, "parameters": asdict(parameters), "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="ascii")
 
 
 def _is_complete(folder: Path, parameters: DemoSet) -> bool:
-    """Whether `folder` holds this very set. Anything else that is there is left alone and is an error."""
+    """Whether `folder` contains exactly this set. Raises UserError if it contains anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     advice = "delete it or choose another --out"
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
-        raise UserError(f"{folder}: exists and is no demo set (it has no {MANIFEST}); {advice}")
+        raise UserError(f"{folder}: exists and is not a demo set (it has no {MANIFEST}); {advice}")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         found = manifest["version"], manifest["parameters"]
         files = {str(name): int(size) for name, size in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{manifest_path}: not a demo set's description ({error!r}); {advice}") from error
+        raise UserError(f"{manifest_path}: does not describe a demo set ({error!r}); {advice}") from error
     if found != (VERSION, asdict(parameters)):
         raise UserError(
-            f"{folder}: holds another demo set (version {found[0]}, {found[1]}; "
+            f"{folder}: contains another demo set (version {found[0]}, {found[1]}; "
             f"asked for version {VERSION}, {asdict(parameters)}); {advice}"
         )
     for name, size in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"{path}: missing or not {size} bytes long, as {MANIFEST} has it; {advice}")
+            raise UserError(f"{path}: missing or not {size} bytes long, as listed in {MANIFEST}; {advice}")
     return True
 
 
-def make_demo_set(
-    out_dir: str | os.PathLike[str],
-    identities: int = 400,
-    images_per_identity: int = 24,
-    unseen: int = 100,
-    pairs: int = 2000,
-    seed: int = 0,
-    workers: int | None = None,
-    low_quality_share: float = 0.1,
-) -> None:
-    """Makes a set of procedural faces, or reuses the same one if it is there already.
-
-    The folder appears whole or not at all: it is made beside its place and renamed.
+def make_demo_set(out_dir: str | os.PathLike[str], *, workers: int | None = None, **parameters: Any) -> None:
+    """Make a set of procedural faces, or reuse the same set if it exists. The folder appears as a whole or not at all.
 
     Args:
-        out_dir: folder to make; its parents are made too.
-        identities: people in train.rec, labelled 0..identities-1.
-        images_per_identity: images of each, also of each unseen person.
-        unseen: further people, in the .bin files only.
-        pairs: in each .bin; a multiple of 20 (ten folds, in each first the same people, then different ones).
-        seed: other seeds give other people.
-        workers: processes; by default as many as this process may use cores.
-        low_quality_share: of the training images, so many are seen from afar, as in sets of mixed quality.
+        out_dir: the folder to create, with its parents.
+        workers: number of processes; by default one per core.
+        parameters: fields of `DemoSet`.
 
     Raises:
-        UserError: parameters out of range, `out_dir` holds something else, or it cannot be written.
+        UserError: a parameter is out of range, `out_dir` contains something else, or it cannot be written.
     """
-    parameters = DemoSet(identities, images_per_identity, unseen, pairs, seed, low_quality_share)
+    demo_set = DemoSet(**parameters)
     folder = Path(out_dir).resolve()
-    workers = _cores() if workers is None else workers
-    if workers < 1:
-        raise UserError(f"workers is {workers}; it must be 1 or more")
-    if _is_complete(folder, parameters):
-        print(f"{out_dir}: this demo set is complete already and is reused")
+    if _is_complete(folder, demo_set):
+        print(f"{out_dir}: this demo set is complete and is reused")
         return
     with new_folder(folder) as draft:
-        _make(draft, parameters, workers)
-    print(f"{out_dir}: {identities} people with {images_per_identity} images each, {pairs} pairs of {unseen} unseen people")
+        _make(draft, demo_set, cores() if workers is None else workers)
+    print(
+        f"{out_dir}: {demo_set.identities} people with {demo_set.images_per_identity} images each, "
+        f"{demo_set.pairs} pairs of {demo_set.unseen} unseen people"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m recognition.data.demo_faces", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", required=True, help="folder to make")
-    defaults = DemoSet()
-    for name, text in (
-        ("identities", "people to train on"),
-        ("images-per-identity", "images of each person"),
-        ("unseen", "people to verify on"),
-        ("pairs", "pairs in each .bin, a multiple of 20"),
-        ("seed", "other seeds give other people"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=int, default=getattr(defaults, name.replace("-", "_")), help=f"{text} (%(default)s)"
-        )
-    parser.add_argument(
-        "--low-quality-share",
-        type=float,
-        default=defaults.low_quality_share,
-        help="of the training images, seen from afar (%(default)s)",
-    )
-    parser.add_argument("--workers", type=int, default=None, help="processes (as many as there are cores)")
-    arguments = parser.parse_args()
-    make_demo_set(
-        arguments.out,
-        arguments.identities,
-        arguments.images_per_identity,
-        arguments.unseen,
-        arguments.pairs,
-        arguments.seed,
-        arguments.workers,
-        arguments.low_quality_share,
-    )
+    parser.add_argument("--out", required=True, help="folder to create")
+    for option in fields(DemoSet):
+        name, default = f"--{option.name.replace('_', '-')}", option.default
+        parser.add_argument(name, type=type(default), default=default, help=f"{option.metadata['help']} (%(default)s)")
+    add_workers_argument(parser)
+    arguments = vars(parser.parse_args())
+    exit_on_signals()
+    make_demo_set(arguments.pop("out"), **arguments)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,13 @@ _POLL_SECONDS = 0.2  # between checks for signals
 _TASKS_PER_WORKER = 3  # in flight: one running, one waiting, one finished
 
 
+def cores() -> int:
+    """The number of cores that this process may use or, if the system does not tell, that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
-    """`--workers`, by default the number of cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--workers", type=int, default=cores, help="processes (default: one per core, %(default)s)")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: one per core, %(default)s)")
 
 
 @contextlib.contextmanager
@@ -83,7 +86,8 @@ def chunks(count: int, size: int) -> list[tuple[int, int]]:
 
 
 def _progress_bar(unit: str) -> Progress:
-    """A progress bar on stderr. If stderr is not a terminal, only the final state is printed."""
+    """A progress bar on stderr, which is only shown on a terminal."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -92,7 +96,8 @@ def _progress_bar(unit: str) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,
     )
 
 

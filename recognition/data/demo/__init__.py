@@ -1,1 +1,1 @@
-"""Procedural faces: who somebody is (`person`), how one picture was taken (`shot`), and how both become pixels."""
+"""Procedural faces: the traits of a person (`person`), the conditions of a picture (`shot`), and how both become pixels."""

@@ -1,11 +1,11 @@
-"""A face painted for one shot: head, hair, eyes, brows, mouth, glasses and hat in its expression, unturned, unlit."""
+"""Paints a face for one shot: head, hair, eyes, brows, mouth, glasses and hat, with its expression but without pose and light."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from recognition.data.demo.canvas import MARGIN, SCALE, SIDE, curve, ellipse_points, fill, mirrored, paste, stroke
+from recognition.data.demo.canvas import MARGIN, SCALE, SIDE, curve, ellipse_points, fill, mirrored, paste, stroke, symmetric
 from recognition.data.demo.hair import front_outline, rear_outline
 from recognition.data.demo.person import Person
 from recognition.data.demo.relief import mouth_corner_y, mouth_half_width
@@ -13,7 +13,7 @@ from recognition.data.demo.shot import Shot
 
 
 def head_outline(person: Person, drop: float = 0.0) -> np.ndarray:
-    """The outline of skull and jaw; an open mouth drops the chin."""
+    """The outline of skull and jaw. drop: how far an open mouth lowers the chin."""
     right = [
         (56 + person.temple * 0.62, 1.0),
         (56 + person.temple * 0.93, 16.0),
@@ -111,36 +111,17 @@ def _mouth(canvas: np.ndarray, person: Person, shot: Shot) -> None:
     left, right = (56 - half, corner + tilt), (56 + half, corner - tilt)
     upper_lip = person.upper_lip * (1 - 0.18 * max(0.0, shot.smile))
     lower_lip = person.lower_lip * (1 - 0.12 * max(0.0, shot.smile))
-    upper_top = curve(
-        [
-            left,
-            (56 - half * 0.5, middle - upper_lip * 0.8),
-            (56 - half * 0.17, middle - upper_lip - person.bow * 0.6),
-            (56, middle - upper_lip + person.bow * 0.5),
-            (56 + half * 0.17, middle - upper_lip - person.bow * 0.6),
-            (56 + half * 0.5, middle - upper_lip * 0.8),
-            right,
-        ]
+
+    def lip_line(half_of_it: list[tuple[float, float]], centre_y: float) -> np.ndarray:
+        return curve([left, *symmetric(half_of_it, [(56, centre_y)]), right])
+
+    bow_top = middle - upper_lip - person.bow * 0.6
+    upper_top = lip_line(
+        [(56 - half * 0.5, middle - upper_lip * 0.8), (56 - half * 0.17, bow_top)], middle - upper_lip + person.bow * 0.5
     )
-    upper_edge = curve([left, (56 - half * 0.5, middle + 0.1), (56, middle + 0.4), (56 + half * 0.5, middle + 0.1), right])
-    lower_edge = curve(
-        [
-            left,
-            (56 - half * 0.5, middle + 0.4 + gap * 0.85),
-            (56, middle + 0.6 + gap),
-            (56 + half * 0.5, middle + 0.4 + gap * 0.85),
-            right,
-        ]
-    )
-    bottom = curve(
-        [
-            left,
-            (56 - half * 0.55, middle + gap + lower_lip * 0.78),
-            (56, middle + gap + lower_lip),
-            (56 + half * 0.55, middle + gap + lower_lip * 0.78),
-            right,
-        ]
-    )
+    upper_edge = lip_line([(56 - half * 0.5, middle + 0.1)], middle + 0.4)
+    lower_edge = lip_line([(56 - half * 0.5, middle + 0.4 + gap * 0.85)], middle + 0.6 + gap)
+    bottom = lip_line([(56 - half * 0.55, middle + gap + lower_lip * 0.78)], middle + gap + lower_lip)
     lips = np.array(person.lips) * (1 - 0.75 * shot.lipstick) + np.array([178, 30, 52]) * 0.75 * shot.lipstick
     if gap > 0.4:
         fill(canvas, np.concatenate([upper_edge, lower_edge[::-1]]), (58, 22, 24))
@@ -176,28 +157,18 @@ def _glasses(canvas: np.ndarray, person: Person, shot: Shot) -> None:
 def _hat(canvas: np.ndarray, person: Person, shot: Shot) -> None:
     edge = person.temple + 4.5
     brim = 20.0 + shot.hair_growth
-    crown = curve(
-        [
-            (56 - edge, brim + 6),
-            (56 - edge + 1, 4),
-            (56 - 24, -14),
-            (56, -17),
-            (56 + 24, -14),
-            (56 + edge - 1, 4),
-            (56 + edge, brim + 6),
-        ]
-    )
-    band = curve([(56 + edge, brim + 6), (56 + 24, brim), (56, brim - 1.5), (56 - 24, brim), (56 - edge, brim + 6)])
+    crown = curve(symmetric([(56 - edge, brim + 6), (56 - edge + 1, 4), (56 - 24, -14)], [(56, -17)]))
+    band = curve(symmetric([(56 + edge, brim + 6), (56 + 24, brim)], [(56, brim - 1.5)]))
     fill(canvas, np.concatenate([crown, band]), shot.accent)
     if shot.hat == "cap":
-        peak = curve([(56 - edge, brim + 6), (56 - 25, brim + 8), (56, brim + 9), (56 + 25, brim + 8), (56 + edge, brim + 6)])
+        peak = curve(symmetric([(56 - edge, brim + 6), (56 - 25, brim + 8)], [(56, brim + 9)]))
         fill(canvas, np.concatenate([band, peak]), shot.accent * 0.55)
     else:
         stroke(canvas, band - (0, 7), shot.accent * 0.6, 0.9)
 
 
 def paint(person: Person, shot: Shot, skin: np.ndarray, hair: np.ndarray) -> np.ndarray:
-    """The whole person on a transparent canvas: uint8 RGBA [SIDE, SIDE, 4], colours premultiplied at soft edges."""
+    """The whole person on a transparent canvas: uint8 RGBA [SIDE, SIDE, 4], with premultiplied colours at soft edges."""
     canvas = np.zeros((SIDE, SIDE, 4), np.uint8)
     hair = cv2.transform(hair, np.diag([*shot.hair_tone, 1.0]))
     rear, front = rear_outline(person, shot), front_outline(person, shot)

@@ -1,8 +1,8 @@
-"""Who somebody is: the fixed traits of one procedural identity.
+"""The permanent traits of one procedural person.
 
-Lengths are pixels of the 112x112 crop in which the mean face has ArcFace's five points (eyes (38.3, 51.7) and
-(73.5, 51.5), nose (56, 71.7), mouth (41.5, 92.4) and (70.7, 92.2)); angles are radians; everything else is a share.
-No trait alone tells people apart: there are many, most are continuous, and any two may agree by chance.
+Lengths are in pixels of the 112x112 crop, in which the mean face has ArcFace's five points; angles are in radians; everything
+else is a share from 0 to 1. No single trait identifies a person: there are many, most are continuous, and any two may agree by
+chance.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HAIR_STYLES = ("bald", "crop", "side", "fringe", "bob", "long", "curly", "recedi
 
 
 def _ramp(stops_N3: np.ndarray, position: float) -> np.ndarray:
-    """The colour at `position` in 0..1 along the stops."""
+    """Interpolate between the colours `stops_N3` at `position`, 0..1."""
     places = np.linspace(0.0, 1.0, len(stops_N3))
     return np.array([np.interp(position, places, stops_N3[:, channel]) for channel in range(3)])
 
@@ -33,7 +33,7 @@ def _colour(value: np.ndarray) -> Colour:
 
 @dataclass(frozen=True)
 class Person:
-    """The traits of one identity."""
+    """The traits of one person."""
 
     skin: Colour
     hair: Colour
@@ -49,7 +49,7 @@ class Person:
     asymmetry: float
     # hair
     style: str
-    other_style: str  # how they wear their hair now and then
+    other_style: str  # of some pictures
     hairline: float
     peak: float
     parting: float
@@ -102,7 +102,7 @@ class Person:
 
 
 def draw_person(seed: int, identity: int) -> Person:
-    """The person of (seed, identity); the same call always gives the same person."""
+    """The person with this number; a function of the arguments alone."""
     rng = np.random.default_rng([seed, 0, identity])
 
     def normal(mean: float, spread: float) -> float:

@@ -1,4 +1,4 @@
-"""The head as a height field: depth towards the camera gives parallax under pose, normals under light, and shadows."""
+"""The head as a height field. Depth towards the camera gives parallax when the head turns; normals and shadows give shading."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from recognition.data.demo.canvas import FRAME, grid, spot, to_field
+from recognition.data.demo.canvas import grid, spot, to_field
 from recognition.data.demo.person import Person
 from recognition.data.demo.shot import Shot
+from utils.alignment import ARCFACE_TEMPLATE, similarity
+from utils.images import FACE_SIZE
 
-CENTRE = np.array([FRAME / 2, 58.0])
-ARCFACE_POINTS = np.array(
-    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
-)  # insightface's template for 112x112 crops
+CENTRE = np.array([FACE_SIZE / 2, 58.0])
 
 
 @dataclass(frozen=True)
 class Relief:
-    """Height fields of one head at one sample a crop pixel, float32."""
+    """Fields of one head, float32, with one sample per crop pixel."""
 
     depth: np.ndarray  # [FIELD, FIELD], pixels towards the camera
-    normals: np.ndarray  # [FIELD, FIELD, 4]: unit normal x, y, z, and the ambient light that reaches the place
+    normals: np.ndarray  # [FIELD, FIELD, 4]: unit normal x, y, z, and the share of ambient light that reaches the point
 
 
 def _nose(person: Person) -> np.ndarray:
@@ -76,7 +75,7 @@ def build_relief(person: Person) -> Relief:
 
 
 def five_points(person: Person, shot: Shot) -> np.ndarray:
-    """Eyes, nose tip and mouth corners of the unturned face, in crop pixels, [5, 2]."""
+    """Eyes, tip of the nose and corners of the mouth of the unturned face, in crop pixels: [5, 2]."""
     half = mouth_half_width(person, shot)
     corner = mouth_corner_y(person, shot)
     return np.array(
@@ -91,58 +90,51 @@ def five_points(person: Person, shot: Shot) -> np.ndarray:
 
 
 def mouth_half_width(person: Person, shot: Shot) -> float:
-    """A smile widens the mouth, an open one narrows it."""
+    """Half the width of the mouth: a smile widens it, opening it narrows it."""
     return person.mouth_width * (1 + 0.17 * shot.smile) - 2.2 * shot.opening
 
 
 def mouth_corner_y(person: Person, shot: Shot) -> float:
-    """A smile lifts the corners of the mouth."""
+    """The height of the corners of the mouth, which a smile lifts."""
     return person.mouth_y - 2.0 * shot.smile + 1.5 * shot.opening
 
 
-def _similarity(source_N2: np.ndarray, target_N2: np.ndarray) -> tuple[complex, complex]:
-    """The least-squares similarity z -> a·z + b in the complex plane (Umeyama, 1991, in two dimensions)."""
-    source, target = source_N2 @ (1, 1j), target_N2 @ (1, 1j)
-    centred = source - source.mean()
-    factor = np.vdot(centred, target - target.mean()) / np.vdot(centred, centred).real
-    return complex(factor), complex(target.mean() - factor * source.mean())
-
-
 def pose_map(person: Person, relief: Relief, shot: Shot, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For every pixel of the picture, the crop coordinate of the unturned face that it shows: x and y, [size, size].
+    """For each pixel of the picture, the crop coordinates of the point on the unturned face that it shows: x and y, [size, size].
 
-    The head is turned, its five points are found, and the picture is placed as an aligner that sees them would
-    place it, but for `shot`'s roll, offset and zoom.
+    The head is turned, its five points are computed, and the picture is aligned by them, apart from `shot`'s roll, offset and
+    zoom. Positions in the plane are complex numbers.
     """
     slope = np.tan([shot.yaw, shot.pitch])
     narrowing = np.cos([shot.yaw, shot.pitch])
     points = five_points(person, shot)
     columns, rows = np.round(to_field(points)).astype(int).T
     seen = (points - CENTRE + slope * relief.depth[rows, columns, None]) * narrowing + CENTRE
-    factor, shift = _similarity(seen, ARCFACE_POINTS)
-    factor *= shot.zoom * np.exp(1j * shot.roll)
-    shift = ARCFACE_POINTS.mean(axis=0) @ (1, 1j) - factor * (seen.mean(axis=0) @ (1, 1j)) + shot.offset @ (1, 1j)
+    aligning = similarity(seen, ARCFACE_TEMPLATE)
+    assert aligning is not None, "the five points differ"
+    factor = complex(aligning[0, 0], aligning[1, 0]) * shot.zoom * np.exp(1j * shot.roll)
+    shift = ARCFACE_TEMPLATE.mean(axis=0) @ (1, 1j) - factor * (seen.mean(axis=0) @ (1, 1j)) + shot.offset @ (1, 1j)
 
-    along = (np.arange(size, dtype=np.float32) + 0.5) * (FRAME / size) - 0.5
+    along = (np.arange(size, dtype=np.float32) + 0.5) * (FACE_SIZE / size) - 0.5
     back = np.complex64(1 / factor)
     place = (along[None, :] + 1j * along[:, None] - np.complex64(shift)) * back
     flat_x = (place.real - np.float32(CENTRE[0])) / np.float32(narrowing[0]) + np.float32(CENTRE[0])
     flat_y = (place.imag - np.float32(CENTRE[1])) / np.float32(narrowing[1]) + np.float32(CENTRE[1])
     x, y = flat_x, flat_y
-    for _ in range(3):  # the depth that a pixel shows is that of the place it shows: a fixed point
+    for _ in range(3):  # a pixel's depth is that of the point it shows: a fixed-point iteration
         depth = sample(relief.depth, x, y)
         x, y = flat_x - np.float32(slope[0]) * depth, flat_y - np.float32(slope[1]) * depth
     return x, y
 
 
 def sample(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A field at crop coordinates, bilinear."""
+    """Interpolate a field bilinearly at crop coordinates."""
     offset = np.float32(to_field(np.zeros(1))[0])
     return cv2.remap(field, x + offset, y + offset, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _cast_shadow(depth: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """How much of the light is hidden by nearby relief, 0..1, looked up at three distances towards the light."""
+    """The share of light that nearby relief hides, 0..1, sampled at three distances towards the light."""
     hidden = np.zeros_like(depth)
     for distance in (4.0, 8.0, 13.0):
         dx, dy = np.round(distance * light[:2]).astype(int)
@@ -152,7 +144,7 @@ def _cast_shadow(depth: np.ndarray, light: np.ndarray) -> np.ndarray:
 
 
 def light_face(relief: Relief, shot: Shot, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Light that reaches each pixel, as factors [H, W, 3], and highlights to add, [H, W, 1]."""
+    """The light that reaches each pixel, as factors [H, W, 3], and the highlights to add, [H, W, 1]."""
     normals = sample(relief.normals, x, y)
     depth = sample(relief.depth, x, y)
     light = shot.light.astype(np.float32)

@@ -1,4 +1,4 @@
-"""How one picture was taken: pose, expression, light, surroundings and camera. None of it tells who it shows."""
+"""The conditions of one picture: pose, expression, light, surroundings and camera. They do not depend on the person shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recognition.data.demo.person import Person
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture's conditions. Angles are radians, offsets pixels of the 112x112 crop, colours factors or 0-255."""
+    """The conditions of one picture. Angles are in radians, offsets in pixels of the crop; colours are factors or 0-255."""
 
     yaw: float
     pitch: float
@@ -24,7 +24,7 @@ class Shot:
     frown: float
     closure: np.ndarray  # [2], left and right eye; 0 open, 1 closed
     gaze: np.ndarray  # [2]
-    light: np.ndarray  # [3], unit vector towards the light, x right, y down, z to the camera
+    light: np.ndarray  # [3], unit vector towards the light: x right, y down, z towards the camera
     light_colour: np.ndarray  # [3]
     ambient: np.ndarray  # [3]
     gloss: float
@@ -33,7 +33,7 @@ class Shot:
     saturation: float
     blur: float
     noise: float
-    jpeg: int  # 0: none
+    jpeg: int  # quality; 0: no compression
     glasses: str  # "", "round", "square", "dark"
     hat: str  # "", "cap", "beanie"
     accent: np.ndarray  # [3], colour of hat and frame
@@ -54,13 +54,13 @@ def _light(rng: np.random.Generator) -> np.ndarray:
 
 
 def _tint(rng: np.random.Generator, spread: float) -> np.ndarray:
-    """A colour cast: warm against cold, a little green against magenta."""
+    """A colour cast between warm and cold, and slightly between green and magenta."""
     warmth, green = np.clip(rng.normal(0.0, 1.0, 2), -2, 2) * spread
     return np.array([1 + warmth, 1 + 0.4 * green, 1 - warmth])
 
 
 def draw_shot(seed: int, identity: int, index: int, person: Person) -> Shot:
-    """The conditions of picture `index` of an identity; the same call always gives the same shot."""
+    """The conditions of picture `index` of a person; a function of the arguments alone."""
     rng = np.random.default_rng([seed, 1, identity, index])
 
     def clipped(spread: float, limit: float) -> float:

@@ -1,44 +1,36 @@
-"""What is painted on a person's skin and never changes: complexion, beard, freckles, moles, folds, nostrils."""
+"""The permanent appearance of a person's skin and hair: complexion, beard, freckles, moles, folds, nostrils; strands."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from recognition.data.demo.canvas import FIELD, SIDE, curve, ellipse_points, fill, noise, spot, stroke
+from recognition.data.demo.canvas import FIELD, SIDE, curve, ellipse_points, fill, noise, spot, stroke, symmetric, to_field
 from recognition.data.demo.person import Person
+from utils.images import FACE_SIZE
 
 
 def _beard_field(person: Person, grain: np.ndarray) -> np.ndarray:
-    """How much hair covers the lower face, 0..1, [FIELD, FIELD]."""
+    """The share of skin that beard and moustache cover, 0..1: [FIELD, FIELD]."""
     coarse = np.zeros((FIELD, FIELD), np.uint8)
     if person.beard:
         cheek_line = curve([(14, 62), (22, 76), (34, 84), (40, 90), (44, 100), (56, 101)])
         lower = np.array([(56.0, 132.0), (10.0, 132.0)])
         shape = np.concatenate([cheek_line, lower])
         _fill_field(coarse, shape, 255 * person.beard)
-        _fill_field(coarse, shape * (-1, 1) + (112, 0), 255 * person.beard)
+        _fill_field(coarse, shape * (-1, 1) + (FACE_SIZE, 0), 255 * person.beard)
     if person.moustache:
         half, top = person.mouth_width + 2.5, person.nose_y + 8
         bottom = person.mouth_y - person.upper_lip
-        shape = curve(
-            [
-                (56 - half, bottom + 4),
-                (56 - half * 0.6, top + 2),
-                (56, top),
-                (56 + half * 0.6, top + 2),
-                (56 + half, bottom + 4),
-                (56, bottom),
-            ],
-            closed=True,
-        )
+        upper = symmetric([(56 - half, bottom + 4), (56 - half * 0.6, top + 2)], [(56, top)])
+        shape = curve([*upper, (56, bottom)], closed=True)
         _fill_field(coarse, shape, 255 * person.moustache)
     covered = cv2.GaussianBlur(coarse, (0, 0), 2.0).astype(np.float32) / 255
     return np.clip(covered * (0.85 + 0.16 * grain), 0, 0.92)
 
 
 def _fill_field(field: np.ndarray, points_N2: np.ndarray, value: float) -> None:
-    cv2.fillPoly(field, [np.round((points_N2 + (FIELD - 112) // 2) * 16).astype(np.int32)], value, cv2.LINE_AA, 4)
+    cv2.fillPoly(field, [np.round(to_field(points_N2) * 16).astype(np.int32)], value, cv2.LINE_AA, 4)
 
 
 def _enlarged(field: np.ndarray) -> np.ndarray:
@@ -46,7 +38,7 @@ def _enlarged(field: np.ndarray) -> np.ndarray:
 
 
 def _complexion(person: Person, rng: np.random.Generator) -> np.ndarray:
-    """Skin colour with its unevenness, float32 [SIDE, SIDE, 3]."""
+    """Uneven skin colour: float32 [SIDE, SIDE, 3]."""
     skin = np.array(person.skin, np.float32)
     brightness = 1 + 0.012 * noise(rng, (7, 7), FIELD) + 0.022 * noise(rng, (20, 20), FIELD)
     redness = 2.0 * noise(rng, (9, 9), FIELD)
@@ -66,7 +58,7 @@ def _complexion(person: Person, rng: np.random.Generator) -> np.ndarray:
 
 
 def _folds(image: np.ndarray, person: Person) -> None:
-    """Lines that age and shape draw: beside nose and mouth, under the eyes, on the forehead; wings of the nose."""
+    """Draw lines: from the nose to the mouth, under the eyes, on the forehead, and the wings of the nose."""
     skin = np.array(person.skin)
     nose_y, wing = person.nose_y, person.nose_width
     for side in (-1, 1):
@@ -110,18 +102,12 @@ def _nostrils(image: np.ndarray, person: Person) -> None:
             (56 + side * person.nose_width * 0.46, person.nose_y + 3.2), (person.nose_width * 0.25, 1.25), -0.3 * side
         )
         fill(image, shape, np.array(person.skin) * 0.32)
-    under = curve(
-        [
-            (56 - person.nose_width * 0.6, person.nose_y + 3.8),
-            (56, person.nose_y + 5.2),
-            (56 + person.nose_width * 0.6, person.nose_y + 3.8),
-        ]
-    )
+    under = curve(symmetric([(56 - person.nose_width * 0.6, person.nose_y + 3.8)], [(56, person.nose_y + 5.2)]))
     stroke(image, under, np.array(person.skin) * 0.72, 0.7)
 
 
 def paint_skin(person: Person) -> np.ndarray:
-    """The skin as if the face filled the canvas: uint8 RGBA [SIDE, SIDE, 4], opaque."""
+    """A person's skin over the whole canvas: uint8 RGBA [SIDE, SIDE, 4], opaque."""
     rng = np.random.default_rng(person.texture_seed)
     large = _complexion(person, rng)
     detail = np.full((SIDE, SIDE, 4), 255, np.uint8)
@@ -138,7 +124,7 @@ def paint_skin(person: Person) -> np.ndarray:
 
 
 def paint_hair(person: Person) -> np.ndarray:
-    """Strands of a person's hair over the whole canvas: uint8 RGBA [SIDE, SIDE, 4], opaque."""
+    """A person's hair over the whole canvas: uint8 RGBA [SIDE, SIDE, 4], opaque."""
     rng = np.random.default_rng(person.texture_seed + 1)
     rows = int(4 + 60 * person.curl**2)
     strands = cv2.resize(rng.standard_normal((rows, 110), dtype=np.float32), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
