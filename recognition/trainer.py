@@ -8,7 +8,8 @@ import torch
 
 import backbones
 from eval.embedding import verify_bins
-from eval.present.plots import draw_roc, save_figure
+from eval.present.plots import draw_roc
+from eval.present.style import save_figure
 from eval.present.tables import verification_table, write_results
 from eval.roc import Roc
 from eval.verification import TenFold

@@ -18,7 +18,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from eval.embedding import embed_images, embed_items, verify_bins
-from eval.present.plots import draw_roc, save_figure
+from eval.present.plots import draw_roc
+from eval.present.style import save_figure
 from eval.present.tables import verification_table, write_results
 from eval.roc import roc_curve
 from eval.verification import load_bin, pair_distances, ten_fold

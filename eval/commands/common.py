@@ -19,7 +19,7 @@ import torch
 
 from eval.embedding import Embed, MergeFlip, embed_items
 from eval.feature_cache import FeatureCache, fingerprint
-from eval.present.plots import save_figure
+from eval.present.style import save_figure
 from eval.present.tables import write_results
 from eval.verification import load_bin
 from recognition.encoders.load import LoadedEncoder, load_encoder

@@ -1,19 +1,15 @@
-"""Figures of results: one function per kind of figure. `save_figure` writes a figure as files, `to_svg` embeds it in a page.
-
-Matplotlib is imported only when a figure is drawn, and needs no display.
-"""
+"""Figures of results: one function per kind of figure. eval/present/style.py writes them as files or embeds them in a page."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.present.style import INK, PAPER, add_legend, colour_of, decorate, new_figure, style_of
 from eval.protocols.identification import Search
 from eval.protocols.scface import DISTANCES, METRES
 from eval.roc import Roc
@@ -22,21 +18,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, darkest hues first. Matplotlib leaves pure black out of SVG,
-# where a page could not replace it.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
-INK, GRID, PAPER = "#333333", "#dddddd", "#ffffff"
 _ON_MAP = "#fafafa"  # lines and text on the gradient map, whose colours do not depend on the page's theme
-_LINE_STYLES = ("-", "--", ":", "-.")  # for more curves than colours
 _DOTTED = (0, (2, 3))
 _MOST_POINTS = 2000  # per curve: more cannot be seen, and would make a large SVG
+_FEW_POINTS = 12  # per curve: each gets a marker
 _MOST_RANKS = 50
 
 
 def draw_roc(curves: Mapping[str, Roc], title: str = "Verification ROC", far: float = 1e-3) -> Figure:
     """ROC curves, name -> curve, over a logarithmic FAR axis, with the TAR of each marked at `far`."""
     left = 10.0 ** math.floor(math.log10(min([far / 2, *(1 / curve.different_pairs for curve in curves.values())])))
-    figure, axes = _new_figure(title, "false accept rate (log scale)", "true accept rate")
+    figure, axes = new_figure(title, "false accept rate (log scale)", "true accept rate")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+00", ""))
     axes.set_xlim(left, 1)
@@ -47,12 +39,12 @@ def draw_roc(curves: Mapping[str, Roc], title: str = "Verification ROC", far: fl
         x, y = _visible_points(curve, left)
         bottom = min(bottom, y[0])
         label = f"{name}   TAR {100 * tar:.2f} %   AUC {100 * curve.auc:.2f} %"
-        axes.plot(x, y, drawstyle="steps-post", linewidth=1.8, label=label, **_style(index))
-        axes.plot([far], [tar], "o", color=_colour(index), markersize=5, markeredgecolor=PAPER, clip_on=False, zorder=4)
+        axes.plot(x, y, drawstyle="steps-post", linewidth=1.8, label=label, **style_of(index))
+        axes.plot([far], [tar], "o", color=colour_of(index), markersize=5, markeredgecolor=PAPER, clip_on=False, zorder=4)
     bottom = math.floor(10 * bottom) / 10 if bottom > 0.5 else 0.0
     axes.set_ylim(bottom, 1 + 0.01 * (1 - bottom))
     axes.text(far, bottom, f" FAR {far:g}", fontsize=8, color=INK, va="bottom")
-    _legend(axes, title=f"TAR at FAR {far:g}, area under the curve", title_fontsize=8.5, alignment="left")
+    add_legend(axes, title=f"TAR at FAR {far:g}, area under the curve", title_fontsize=8.5, alignment="left")
     return figure
 
 
@@ -70,7 +62,7 @@ def _visible_points(curve: Roc, left: float) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_cmc(searches: Mapping[str, Search], title: str) -> Figure:
     """Cumulative match curves, name -> search: the share of probes whose mate is among the first n, n = 1 … 50."""
-    figure, axes = _new_figure(title, "rank (log scale)", "identification rate")
+    figure, axes = new_figure(title, "rank (log scale)", "identification rate")
     axes.set_xscale("log")
     axes.set_xlim(0.93, _MOST_RANKS)
     axes.set_xticks([1, 2, 5, 10, 20, 50], labels=["1", "2", "5", "10", "20", "50"])
@@ -80,11 +72,11 @@ def draw_cmc(searches: Mapping[str, Search], title: str) -> Figure:
     for index, (name, found) in enumerate(searches.items()):
         rates = found.cmc(_MOST_RANKS)
         bottom = min(bottom, rates[0])
-        axes.plot(ranks, rates, linewidth=1.8, label=f"{name}   rank 1 {100 * rates[0]:.2f} %", **_style(index))
-        axes.plot([1], rates[:1], "o", color=_colour(index), markersize=5, markeredgecolor=PAPER, clip_on=False, zorder=4)
+        axes.plot(ranks, rates, linewidth=1.8, label=f"{name}   rank 1 {100 * rates[0]:.2f} %", **style_of(index))
+        axes.plot([1], rates[:1], "o", color=colour_of(index), markersize=5, markeredgecolor=PAPER, clip_on=False, zorder=4)
     bottom = np.floor(10 * bottom) / 10
     axes.set_ylim(max(0.0, bottom - 0.05), 1.02 if bottom < 0.9 else 1.005)
-    _legend(axes, loc="lower right")
+    add_legend(axes, loc="lower right")
     return figure
 
 
@@ -95,13 +87,13 @@ def draw_histograms(
     samples: Mapping[str, np.ndarray], x_label: str, title: str = "", density: bool = False, mark: tuple[float, str] | None = None
 ) -> Figure:
     """Overlaid histograms, name -> values; `mark`: a vertical line at a value, with its label."""
-    figure, axes = _new_figure(title, x_label, "density" if density else "images")
+    figure, axes = new_figure(title, x_label, "density" if density else "images")
     edges = _edges(list(samples.values()), 40)
     for index, (name, values) in enumerate(samples.items()):
-        _add_histogram(axes, values, edges, _colour(index), f"{name} ({len(values):,})", density)
+        _add_histogram(axes, values, edges, colour_of(index), f"{name} ({len(values):,})", density)
     if mark is not None:
         axes.axvline(mark[0], color=INK, linewidth=1, linestyle=_DOTTED, label=mark[1])
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
@@ -114,7 +106,7 @@ def draw_similarities(
     encoders: name -> distance (d1 … d3) -> search. distances: those to show; the range of the x axis covers all. The gain is
     the difference between the two mean similarities.
     """
-    figure, unused = _new_figure("", "", "")
+    figure, unused = new_figure("", "", "")
     unused.remove()
     metres = {name: METRES[distance] for distance, name in DISTANCES.items()}
     shown = [name for name in distances if all(name in searches for searches in encoders.values())]
@@ -127,10 +119,11 @@ def draw_similarities(
             found = searches[name]
             own, other = found.mate_score[found.mated], found.other_score[found.mated]
             label = f"{encoder}\ngain {own.mean() - other.mean():+.3f}"
-            _add_histogram(panel, own, edges, _colour(index), label, density=True)
-            _add_histogram(panel, other, edges, _colour(index), "most similar other", density=True, filled=False)
-        _decorate(panel, f"{name} ({metres[name]} m)", "cosine similarity", "density" if panel is panels[0] else "")
-        _legend(panel, loc="upper left")
+            _add_histogram(panel, own, edges, colour_of(index), label, density=True)
+            _add_histogram(panel, other, edges, colour_of(index), "most similar other", density=True, filled=False)
+        decorate(panel, f"{name} ({metres[name]} m)", "cosine similarity", "density" if panel is panels[0] else "")
+        panel.locator_params(axis="x", nbins=5)
+        add_legend(panel, loc="upper left")
     panels[0].set_ylim(top=1.4 * max(panel.dataLim.y1 for panel in panels))  # room for the legends
     return figure
 
@@ -193,15 +186,16 @@ def draw_curves(
     """Curves over steps or angles, above `bands`. percent: the values are shares 0..1."""
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-    figure, axes = _new_figure(title, x_label, y_label)
+    figure, axes = new_figure(title, x_label, y_label)
     for band in bands:
         (x, low), (_, high) = _thinned(band.x, band.low), _thinned(band.x, band.high)
-        axes.fill_between(x, low, high, color=_colour(band.colour), alpha=0.17, linewidth=0)
+        axes.fill_between(x, low, high, color=colour_of(band.colour), alpha=0.17, linewidth=0)
     for index, curve in enumerate(curves):
         x, y = _thinned(curve.x, curve.y)
-        colour = _colour(index if curve.colour is None else curve.colour)
-        axes.plot(x, y, color=colour, linestyle="--" if curve.dashed else "-", linewidth=1.6, label=curve.label,
-                  marker="o" if len(x) <= 12 else "", markersize=4)  # fmt: skip
+        colour = colour_of(index if curve.colour is None else curve.colour)
+        line = "--" if curve.dashed else "-"
+        marker = "o" if len(x) <= _FEW_POINTS else ""
+        axes.plot(x, y, color=colour, linestyle=line, linewidth=1.6, marker=marker, markersize=4, label=curve.label)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if log:
@@ -211,7 +205,7 @@ def draw_curves(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(*y_limits)
     if len(curves) > 1:
-        _legend(axes)
+        add_legend(figure, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -243,7 +237,7 @@ class GradientMap:
 
 def draw_gradient_scale(shown: GradientMap) -> Figure:
     """The gradient map, with the partition's border."""
-    figure, axes = _new_figure("Gradient scale |g|", "norm of the feature", "angle to the own class, degrees")
+    figure, axes = new_figure("Gradient scale |g|", "norm of the feature", "angle to the own class, degrees")
     extent = (shown.norms[0], shown.norms[-1], shown.degrees[0], shown.degrees[-1])
     image = axes.imshow(shown.values, origin="lower", aspect="auto", extent=extent, cmap="cividis")
     axes.grid(False)
@@ -254,65 +248,3 @@ def draw_gradient_scale(shown: GradientMap) -> Figure:
         axes.axvline(shown.border, color=_ON_MAP, linewidth=1.2, linestyle="--")
         axes.text(shown.border, 2, f" u = {shown.threshold:g}", color=_ON_MAP, fontsize=9)
     return figure
-
-
-# -------------------------------------------------------------------------------------------------- style and files
-
-
-def save_figure(figure: Figure, path: str | Path) -> list[Path]:
-    """Write a figure as `path`.png and `path`.svg and return both paths. The same figure gives the same bytes."""
-    import matplotlib
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    png, svg = Path(f"{path}.png"), Path(f"{path}.svg")
-    figure.savefig(png, dpi=160)
-    with matplotlib.rc_context({"svg.hashsalt": "figure"}):
-        figure.savefig(svg, metadata={"Date": None})
-    return [png, svg]
-
-
-def to_svg(figure: Figure, width: float, height: float) -> str:
-    """An `<svg>` element without title, of the given size in inches, whose text is text; for a page that has its own fonts."""
-    import matplotlib
-
-    for axes in figure.axes:
-        axes.set_title("", loc="left")
-    figure.set_size_inches(width, height)
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "figure", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    _decorate(axes, title, x_label, y_label)
-    return figure, axes
-
-
-def _decorate(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
-    axes.set_xlabel(x_label, color=INK)
-    axes.set_ylabel(y_label, color=INK)
-    axes.grid(True, color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=9, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {"color": _colour(index), "linestyle": _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)]}
-
-
-def _legend(axes: Axes, **options: Any) -> None:
-    legend = axes.legend(fontsize=8.5, framealpha=0.9, edgecolor="none", labelcolor=INK, **options)
-    legend.get_title().set_color(INK)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from eval.present.plots import COLOURS, GRID, INK, PAPER, to_svg
+from eval.present.style import COLOURS, GRID, INK, PAPER, to_svg
 from eval.present.tables import Table
 
 if TYPE_CHECKING:

@@ -102,7 +102,7 @@ def verification(run: Run) -> str:
         curves = [Curve(name, *metrics[metric]) for name, metrics in run.verification.items() if metric in metrics]
         if curves:
             figure = draw_curves(curves, title, "step", "", percent=True)
-            drawn.append(page.chart(figure, title, ", ".join(curve.label for curve in curves)))
+            drawn.append(page.chart(figure, title, curves[0].label if len(curves) == 1 else ""))
     return page.section("verification", "Verification during training", page.figures(*drawn)) if drawn else ""
 
 
