@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from eval.verification import TenFold, load_bin, ten_fold
+from eval.verification import TenFold, judge_set, load_bin
 from utils.dist import gather_objects, gather_uneven_rows, on_first_rank, shard_range
 from utils.errors import UserError
 from utils.images import decode_face
@@ -125,18 +124,12 @@ def verify_bins(
     for name, path in bins.items():
         encoded, issame = load_bin(path)
         embeddings = embed_images(embed, encoded, batch_size, describe=name)
-        results[name] = on_first_rank(partial(_judge, name, embeddings, issame, on_result))
+
+        def judge(name: str = name, embeddings: np.ndarray = embeddings, issame: np.ndarray = issame) -> dict[str, float]:
+            outcome = judge_set(name, embeddings, issame)
+            if on_result is not None:
+                on_result(name, outcome)
+            return outcome.metrics()
+
+        results[name] = on_first_rank(judge)
     return results
-
-
-def _judge(
-    name: str, embeddings: np.ndarray, issame: np.ndarray, on_result: Callable[[str, TenFold], None] | None
-) -> dict[str, float]:
-    try:
-        result = ten_fold(embeddings, issame)
-        metrics = result.metrics()
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-    if on_result is not None:
-        on_result(name, result)
-    return metrics

@@ -88,8 +88,3 @@ class FeatureCache:
     def _store(path: Path, features: np.ndarray) -> None:
         with new_file(path, parents=True) as partial, partial.open("wb") as file:
             np.savez(file, features=features)
-
-
-def cached(cache: FeatureCache | None, name: str, source_key: Callable[[], str], compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """`cache.get`, or `compute()` without a cache."""
-    return compute() if cache is None else cache.get(name, source_key, compute)

@@ -1,4 +1,4 @@
-"""`python -m eval embed`, `compare` and `export`: on files that a user has, with what a user does wrong."""
+"""`python -m eval embed`, `compare` and `export`: results and user errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def photos(tmp_path):
 
 
 def cells(images_nHWC: torch.Tensor) -> torch.Tensor:
-    """The picture itself, 8x8x3, about its mean: an encoder that needs no training. Not symmetric under mirroring."""
+    """An encoder without training: the image in 8x8x3, without its mean. Not symmetric under mirroring."""
     pooled = torch.nn.functional.avg_pool2d(images_nHWC.float().permute(0, 3, 1, 2), 14).flatten(1)
     return pooled - pooled.mean(dim=1, keepdim=True)
 
@@ -76,7 +76,7 @@ def test_embed_writes_features_norms_and_names_in_order(alone, photos, tmp_path)
     assert "quality" not in found  # norms of sums are not what the statistics are about
 
 
-def test_compare_tells_the_same_from_different(alone, photos, tmp_path, capsys):
+def test_compare_separates_same_from_different(alone, photos, tmp_path, capsys):
     out = tmp_path / "out.json"
     evaluate("compare", photos / "a.png", photos / "b.png", "--checkpoint", tmp_path, "--json", out, quality=True)
     figures = json.loads(out.read_text())["compare"]
@@ -93,7 +93,7 @@ def test_compare_tells_the_same_from_different(alone, photos, tmp_path, capsys):
     assert json.loads(out.read_text())["compare"]["same"] == 0.0
 
 
-def test_the_threshold_is_that_of_the_runs_verification(tmp_path):
+def test_the_threshold_comes_from_the_runs_verification(tmp_path):
     rng = np.random.default_rng(0)
     issame = np.arange(100) % 2 == 0
     first = rng.normal(size=(100, 64))
@@ -124,7 +124,7 @@ def test_the_threshold_is_that_of_the_runs_verification(tmp_path):
         (["compare", "{photos}/a.png", "{photos}/small.png"], "small.png: the image is 50x40"),
     ],
 )
-def test_mistakes_are_named(alone, photos, tmp_path, arguments, message):
+def test_user_errors_name_the_cause(alone, photos, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     cv2.imwrite(str(photos / "small.png"), np.zeros((40, 50, 3), np.uint8))
     if "{photos}" in arguments:
@@ -134,7 +134,7 @@ def test_mistakes_are_named(alone, photos, tmp_path, arguments, message):
         evaluate(*filled, "--checkpoint", "r")
 
 
-def test_as_a_user_types_it_from_an_exported_file(photos, tmp_path):
+def test_commands_on_an_exported_file(photos, tmp_path):
     torch.manual_seed(0)
     net = backbones.build("tiny", 32).eval()
     export_encoder(net, EncoderCard("tiny", 32, "RGB", quality=SCALE), tmp_path / "e.safetensors")

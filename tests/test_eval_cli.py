@@ -1,4 +1,4 @@
-"""`python -m eval` from its arguments to tables, JSON and plots: real faces, one and two ranks, the cache, user mistakes."""
+"""`python -m eval`, from arguments to tables, JSON and plots: real faces, one and two ranks, the cache, user errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EMBEDDED: Counter[str] = Counter()
 
 
 def small_picture(images_nHWC: torch.Tensor) -> torch.Tensor:
-    """An encoder that needs no training: the picture itself, 8x8 grey, without its mean."""
+    """An encoder without training: the image in 8x8 grey, without its mean."""
     EMBEDDED["images"] += len(images_nHWC)
     grey = images_nHWC.float().mean(dim=3)
     cells = torch.nn.functional.avg_pool2d(grey[:, None], 14).flatten(1)
@@ -42,7 +42,7 @@ def small_picture(images_nHWC: torch.Tensor) -> torch.Tensor:
 
 
 def evaluate(arguments: list[str]) -> dict[str, dict[str, float]]:
-    """Runs one command within a process group that is there already; what it wrote to --json."""
+    """Run one command in an existing process group; return what it wrote to --json."""
     run_eval(small_picture, *arguments)
     dist.barrier()
     return json.loads(Path(arguments[arguments.index("--json") + 1]).read_text())
@@ -54,7 +54,7 @@ def in_world(size: int, arguments: list[str]) -> dict[str, dict[str, float]]:
 
 @pytest.fixture
 def alone():
-    """A process group of this process alone."""
+    """A process group of one process."""
     dist.start()
     yield
     dist.stop()
@@ -89,7 +89,7 @@ def test_all_finds_every_set_and_prints_one_summary(alone, tmp_path, capsys):
 
 
 @needs_faces
-def test_two_ranks_find_what_one_finds_and_keep_it(alone, tmp_path):
+def test_two_ranks_equal_one_and_cache_their_features(alone, tmp_path):
     # More than half of the images to a batch: the second rank's share is smaller than one.
     weights = tmp_path / "weights.pt"
     weights.write_bytes(b"")
@@ -117,7 +117,7 @@ def test_ijb_from_a_feature_file(alone, tmp_path, capsys):
 
 
 @needs_faces
-def test_scface_beside_a_baseline(alone, tmp_path, capsys):
+def test_scface_with_a_baseline(alone, tmp_path, capsys):
     arguments = ["scface", "--data-root", str(VAL / "scface"), "--checkpoint", "a", "--baseline", "b", "--plots", str(tmp_path)]
     results = evaluate([*arguments, "--json", str(tmp_path / "out.json")])
     assert results["baseline_scface_d2"] == results["scface_d2"]  # the same encoder
@@ -125,7 +125,7 @@ def test_scface_beside_a_baseline(alone, tmp_path, capsys):
 
 
 @needs_faces
-def test_features_are_kept_until_checkpoint_or_images_change(alone, tmp_path):
+def test_features_are_cached_until_checkpoint_or_images_change(alone, tmp_path):
     copy = tmp_path / "lfw_hq.bin"
     copy.write_bytes((VAL / "lfw_hq.bin").read_bytes())
     weights = tmp_path / "weights.pt"
@@ -147,7 +147,7 @@ def test_features_are_kept_until_checkpoint_or_images_change(alone, tmp_path):
     assert len(list((tmp_path / "kept").glob("lfw_hq-*.npz"))) == 3
 
 
-def test_fingerprints_follow_names_sizes_and_times(tmp_path):
+def test_fingerprints_depend_on_names_sizes_and_times(tmp_path):
     (tmp_path / "a").write_text("1")
     first = fingerprint([tmp_path])
     assert fingerprint([tmp_path]) == first
@@ -174,7 +174,7 @@ def test_the_papers_tables_are_consistent():
     assert all("(paper, table " in name for name, _ in paper.rows(paper.TABLES, [paper.IJBB, paper.TINYFACE, paper.SC1]))
 
 
-def test_the_summary_averages_the_five_sets_only_when_all_are_there():
+def test_the_summary_averages_the_five_sets_only_if_all_were_measured():
     results = {name: {"accuracy": 0.9 + 0.01 * i} for i, name in enumerate(("lfw", "cfp_fp", "agedb_30", "cplfw"))}
     assert paper.HQ not in summary_row(results)
     results["calfw"] = {"accuracy": 0.5}
@@ -216,7 +216,7 @@ def test_mistakes_are_explained(alone, arguments, message, tmp_path, monkeypatch
         ("scface/mugshots", "does not contain SCface; looked for"),
     ],
 )
-def test_all_does_not_pass_over_what_is_incomplete(alone, folder, message, tmp_path):
+def test_all_does_not_skip_an_incomplete_benchmark(alone, folder, message, tmp_path):
     (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(UserError, match=message):
         evaluate(["all", "--checkpoint", "pixels", "--data-root", str(tmp_path), "--json", "out.json"])
@@ -239,14 +239,14 @@ def test_plots_go_to_the_run_also_for_one_of_its_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("argument", ["--json", "--plots", "--cache"])
-def test_outputs_are_tried_before_the_work(argument, tmp_path):
+def test_outputs_are_checked_before_the_work(argument, tmp_path):
     (tmp_path / "file").write_text("")
     where = tmp_path / "file" / "below" / "it"
     done = run(sys.executable, "-m", "eval", "tinyface", "--checkpoint", "none", "--data-root", "none", argument, str(where))
     assert done.returncode == 2 and done.stderr == f"error: {argument} {where}: cannot be written (Not a directory)\n"
 
 
-def test_kept_features_that_are_damaged_are_told_on_all_ranks(alone, tmp_path):
+def test_damaged_cached_features_are_an_error_on_all_ranks(alone, tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"")
     arguments = ["tinyface", "--data-root", str(tmp_path), "--checkpoint", str(tmp_path / "weights.pt")]
     arguments += ["--cache", str(tmp_path / "kept"), "--json", str(tmp_path / "out.json")]
@@ -257,11 +257,11 @@ def test_kept_features_that_are_damaged_are_told_on_all_ranks(alone, tmp_path):
     evaluate(arguments)
     (kept,) = (tmp_path / "kept").iterdir()
     kept.write_bytes(kept.read_bytes()[:-50])
-    assert all("the cached features cannot be read" in told for told in run_world(2, told_by, arguments))
+    assert all("the cached features cannot be read" in message for message in run_world(2, error_of, arguments))
 
 
-def told_by(arguments: list[str]) -> str:
-    """The UserError of this rank."""
+def error_of(arguments: list[str]) -> str:
+    """The message of this rank's UserError; empty without one."""
     try:
         evaluate(arguments)
     except UserError as fault:
@@ -269,7 +269,7 @@ def told_by(arguments: list[str]) -> str:
     return ""
 
 
-def test_every_command_says_what_it_is():
+def test_every_command_has_a_description():
     text = build_parser().format_help()
     assert len(COMMANDS) >= 5
     for name in ("verify", "ijb", "tinyface", "scface", "all"):

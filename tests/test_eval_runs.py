@@ -1,4 +1,4 @@
-"""`python -m eval runs`: finished runs side by side."""
+"""`python -m eval runs`: the table of finished runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _finished(folder, **accuracies):
     return folder
 
 
-def test_runs_stand_side_by_side_with_their_difference(tmp_path):
+def test_one_row_per_run_and_their_difference(tmp_path):
     plain, guided = _finished(tmp_path / "plain", hq=0.9, lq=0.625), _finished(tmp_path / "guided", hq=0.875, lq=0.75, more=0.5)
     done = _command(plain, guided)
     assert done.returncode == 0, done.stderr
@@ -31,7 +31,7 @@ def test_runs_stand_side_by_side_with_their_difference(tmp_path):
     assert rows["guided - plain"] == ["-2.50 (-1.25)", "+12.50 (+6.25)", "–"]
 
 
-def test_a_run_that_has_not_ended_is_named(tmp_path):
+def test_an_unfinished_run_is_an_error(tmp_path):
     done = _command(_finished(tmp_path / "plain", hq=0.9), tmp_path / "gone")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "gone/results.json: cannot be read" in done.stderr and "give the output folder of a finished run" in done.stderr

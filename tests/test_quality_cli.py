@@ -1,4 +1,4 @@
-"""`python -m eval quality`: does the norm tell the quality? Real faces, sharp and degraded; plain arithmetic; mistakes."""
+"""`python -m eval quality`: real faces, sharp and degraded; statistics; user errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VAL = FACES / "val"
 
 
 def edges(images_nHWC: torch.Tensor) -> torch.Tensor:
-    """Features whose norm IS sharpness: differences of neighbours."""
+    """Features whose norm is the sharpness: differences of neighbouring pixels."""
     grey = images_nHWC.float().mean(dim=3) / 100
     return (grey[:, 1:] - grey[:, :-1]).flatten(1)
 
@@ -35,7 +35,7 @@ def _quality(bins: list[str], out: Path) -> dict[str, dict[str, float]]:
 
 @needs_faces
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_norm_that_is_sharpness_tells_sharp_faces_from_degraded_ones(ranks: int, tmp_path: Path) -> None:
+def test_a_norm_of_sharpness_separates_sharp_from_degraded_faces(ranks: int, tmp_path: Path) -> None:
     bins = [str(VAL / f"lfw_{name}.bin") for name in ("hq", "mixed", "lq")]
     found = run_world(ranks, _quality, bins, tmp_path / "figures.json")[0]
     assert [figures["images"] for figures in found.values()] == [1200] * 3
@@ -46,7 +46,7 @@ def test_a_norm_that_is_sharpness_tells_sharp_faces_from_degraded_ones(ranks: in
     assert (tmp_path / "norms.png").is_file() and (tmp_path / "norms.svg").is_file()
 
 
-def test_figures_are_plain_counts() -> None:
+def test_statistics_equal_their_definitions() -> None:
     rng = np.random.default_rng(1)
     norms = {"a": rng.normal(20, 3, 50), "b": rng.normal(18, 3, 50), "c": rng.normal(18, 3, 7)}
     scale = QualityScale(20.0, 3.0, 0.333, 0.4)
@@ -62,6 +62,6 @@ def test_figures_are_plain_counts() -> None:
 
 
 @needs_faces
-def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_sets_of_the_same_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two sets have the same name"):
         _quality([str(VAL / "lfw_hq.bin")] * 2, tmp_path / "out.json")

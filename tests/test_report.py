@@ -1,4 +1,4 @@
-"""`python -m eval report`: what a run's folder tells is on the page, which needs nothing else, and a browser shows it whole."""
+"""`python -m eval report`: the page has everything that a run's folder contains, is self-contained, and fits any browser."""
 
 from __future__ import annotations
 
@@ -30,22 +30,40 @@ from utils.errors import UserError
 VAL = FACES / "val"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 SECTIONS = ("results", "training", "verification", "roc", "similarity", "pairs", "norms", "differences", "gradients")
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's folder, its names full of characters that HTML gives a meaning to."""
+    """A run's folder, with names full of characters that have a meaning in HTML."""
     folder = tmp_path / "a <b> & c"
     (folder / "eval").mkdir(parents=True)
     lines = []
     for step in range(1, 41):
-        lines.append({"step": step, "loss": 40 / step, "loss_classification": 30 / step, "loss_contrastive": 10 / step, "lr": 0.1,
-                      "high_quality_share": 0.8, "low_quality_pair_share": 0.3, "norm_mean": 20 + step / 10, "gradient_norm": 3.0,
-                      "quality_mean": 20.0, "quality_std": 5.0, "images_per_second": 100.0 + step})  # fmt: skip
+        lines.append(
+            {
+                "step": step,
+                "loss": 40 / step,
+                "loss_classification": 30 / step,
+                "loss_contrastive": 10 / step,
+                "lr": 0.1,
+                "high_quality_share": 0.8,
+                "low_quality_pair_share": 0.3,
+                "norm_mean": 20 + step / 10,
+                "gradient_norm": 3.0,
+                "quality_mean": 20.0,
+                "quality_std": 5.0,
+                "images_per_second": 100.0 + step,
+            }
+        )
         if step % 20 == 0:
             lines.append({"step": step, "verification/lfw/accuracy": 0.9 + step / 1000, "verification/lfw/tar@far=1e-3": 0.5})
         if step % 10 == 0:
@@ -54,8 +72,12 @@ def run(tmp_path):
                 for view, centre in (("original", 20), ("augmented", 16))
                 for level in ("05", "25", "50", "75", "95")
             }
-            shares = {"original/high_quality_share": 0.95, "augmented/high_quality_share": 0.6, "low_quality_pair_share": 0.4,
-                      "augmented_norm_smaller_share": 0.9}  # fmt: skip
+            shares = {
+                "original/high_quality_share": 0.95,
+                "augmented/high_quality_share": 0.6,
+                "low_quality_pair_share": 0.4,
+                "augmented_norm_smaller_share": 0.9,
+            }
             looked |= {f"diagnostics/{name}": value for name, value in {**shares, "threshold_norm": 17.0}.items()}
             lines.append({"step": step, **looked})
     lines.append({"step": 41, "skipped": "features of rank 0 are not finite"})
@@ -66,8 +88,17 @@ def run(tmp_path):
     curves = {"steps": [0, 10, 20], "positive": [0.9, 0.5, 0.3], "negative": [1.0, 1.2, 1.3]}
     measured = {**curves, "positive": [None, 0.5, 0.3], "age": [2, 3, 3], "cosine": [0.91, 0.93, 0.99]}
     (folder / "pair_differences.json").write_text(json.dumps({"momentum": curves, "proxy, compensated": measured}))
-    config = {"network": "tiny", "rec": "data", "num_classes": 430, "val_targets": [], "margin": "adaface", "margin_m": 0.4,
-              "scale": 64.0, "quality_concentration": 0.333, "quality_threshold": 0.2}  # fmt: skip
+    config = {
+        "network": "tiny",
+        "rec": "data",
+        "num_classes": 430,
+        "val_targets": [],
+        "margin": "adaface",
+        "margin_m": 0.4,
+        "scale": 64.0,
+        "quality_concentration": 0.333,
+        "quality_threshold": 0.2,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -108,7 +139,7 @@ def section(page: str, name: str) -> str:
 
 
 @needs_faces
-def test_the_page_shows_everything_and_a_browser_shows_it_whole(alone, run, tmp_path):
+def test_the_page_has_everything_and_fits_the_browser(alone, run, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "lfw_hq.bin").symlink_to(VAL / "lfw_hq.bin")
@@ -142,26 +173,26 @@ def test_the_page_shows_everything_and_a_browser_shows_it_whole(alone, run, tmp_
 
 
 def _open_in_browser(page: str, folder) -> None:
-    """Loads the page at a phone's and at a desktop's width, lets the browser measure it, and compares."""
-    probe = """<script>onload = () => { const told = [...document.querySelectorAll('iframe')].map(frame => {
+    """Load the page at the widths of a phone and a desktop, and check what the browser measures."""
+    probe = """<script>onload = () => { const seen = [...document.querySelectorAll('iframe')].map(frame => {
       const inside = frame.contentDocument, images = [...inside.images];
       return {sections: [...inside.querySelectorAll('section')].map(s => s.id), wide: inside.documentElement.scrollWidth,
         room: frame.clientWidth, broken: images.filter(i => !i.naturalWidth).length, images: images.length,
         charts: [...inside.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height > 100).length,
         lines: [...inside.querySelectorAll('svg path')].filter(p => p.getTotalLength() > 20).length,
         outside: inside.defaultView.performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length}});
-      document.body.textContent = JSON.stringify(told); }</script>"""
-    frames = "".join(f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(page)}"></iframe>'
-                     for width in (360, 1200))  # fmt: skip
+      document.body.textContent = JSON.stringify(seen); }</script>"""
+    frame = '<iframe style="border:0;width:{}px;height:900px" srcdoc="{}"></iframe>'
+    frames = "".join(frame.format(width, html.escape(page)) for width in (360, 1200))
     (folder / "probe.html").write_text(f'<!DOCTYPE html><meta charset="utf-8"><body>{frames}{probe}</body>')
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'browser'}", "--dump-dom", (folder / "probe.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    told = json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout, re.DOTALL)[1].split("</body>")[0]))
-    for seen in told:
-        assert seen["sections"] == list(SECTIONS)
-        assert seen["wide"] <= seen["room"], "the page is wider than the screen"
-        assert seen["images"] == page.count("<img") > 0 and seen["broken"] == 0 and seen["outside"] == 0
-        assert seen["charts"] == page.count("<svg") and seen["lines"] >= seen["charts"]
+    views = json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout, re.DOTALL)[1].split("</body>")[0]))
+    for view in views:
+        assert view["sections"] == list(SECTIONS)
+        assert view["wide"] <= view["room"], "the page is wider than the screen"
+        assert view["images"] == page.count("<img") > 0 and view["broken"] == 0 and view["outside"] == 0
+        assert view["charts"] == page.count("<svg") and view["lines"] >= view["charts"]
 
 
 def test_without_encoder_and_without_partition(alone, run):
@@ -172,7 +203,7 @@ def test_without_encoder_and_without_partition(alone, run):
     assert "No partition in this run" in section((run / "report.html").read_text(), "pairs")
 
 
-def test_another_runs_queue_beside(alone, run, tmp_path):
+def test_another_runs_queue_is_drawn_as_well(alone, run, tmp_path):
     other = tmp_path / "moco"
     shutil.copytree(run, other)
     write_report(run, "--no-encoder", "--compare", other)
@@ -180,14 +211,14 @@ def test_another_runs_queue_beside(alone, run, tmp_path):
     assert all(name in shown for name in (">momentum<", ">proxy, compensated<", ">moco: momentum<", ">moco: proxy, compensated<"))
 
 
-def test_only_adafaces_margin_has_its_gradient_scale(alone, run):
+def test_other_margins_have_no_gradient_map(alone, run):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "margin": "arcface"}))
     write_report(run, "--no-encoder")
     assert '<section id="gradients">' not in (run / "report.html").read_text()
 
 
-def test_what_cannot_be_measured_is_said_on_the_page(alone, run):
+def test_what_cannot_be_measured_has_a_note(alone, run):
     def gone(config: object, count: int) -> tuple[np.ndarray, np.ndarray]:
         raise UserError("/data/vgg2: no such folder")
 
@@ -197,7 +228,7 @@ def test_what_cannot_be_measured_is_said_on_the_page(alone, run):
     assert "--data-root" in section(page, "roc") and "--data-root" in section(page, "similarity")
 
 
-def test_a_run_that_has_only_begun(alone, run):
+def test_a_run_without_measurements(alone, run):
     (run / "metrics.jsonl").write_text("")
     shutil.rmtree(run / "eval")
     (run / "results.json").unlink()
@@ -223,7 +254,7 @@ def test_damaged_files_are_named(run, name, content, message):
     assert str(run / name) in str(error.value)
 
 
-def test_a_folder_that_is_no_run(tmp_path):
+def test_a_folder_that_is_not_a_run(tmp_path):
     with pytest.raises(UserError, match=r"no metrics\.jsonl here"):
         read_run(tmp_path)
 

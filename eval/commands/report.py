@@ -22,7 +22,7 @@ from eval.present.plots import GradientMap
 from eval.protocols.scface import find_scface
 from eval.report import page, sections
 from eval.report.read import Measured, Run, read_run
-from eval.verification import ten_fold
+from eval.verification import judge_set
 from recognition.checkpoints import store
 from recognition.data.batch import sample_views
 from recognition.encoders.card import QualityScale
@@ -151,7 +151,7 @@ def _verify(found: Measured, encoder: LoadedEncoder, bins: Sequence[Path], batch
             for images, issame in bin_sets([path]):
                 rows = embed(encoder, images, batch_size, cache=cache)
                 if len(rows):  # rank 0 has them
-                    found.folds[path.stem] = ten_fold(rows, issame)
+                    found.folds[path.stem] = judge_set(path.stem, rows, issame)
         except UserError as fault:
             found.notes["roc"] = str(fault)
 

@@ -22,11 +22,10 @@ from eval.present.plots import draw_roc
 from eval.present.tables import verification_table
 from eval.protocols.bootstrap import Intervals, accuracy_interval, as_metrics, tar_interval
 from eval.roc import Roc
-from eval.verification import ten_fold
+from eval.verification import judge_set
 from recognition.encoders.load import LoadedEncoder
 from utils import dist
 from utils.dist import World
-from utils.errors import UserError
 
 NAME = "verify"
 HELP = "verification on .bin sets (LFW, CFP-FP, AgeDB …): ten-fold accuracy, TAR, AUC, ROC"
@@ -56,12 +55,8 @@ def _judge(arguments: argparse.Namespace, features: dict[str, tuple[np.ndarray, 
     intervals: dict[str, Intervals] = {}
     curves: dict[str, Roc] = {}
     for name, (rows, issame) in features.items():
-        try:
-            found = ten_fold(rows, issame)
-            results[name] = found.metrics()
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-        curves[name] = found.roc
+        found = judge_set(name, rows, issame)
+        results[name], curves[name] = found.metrics(), found.roc
         if arguments.bootstrap:
             intervals[name] = {
                 "accuracy": accuracy_interval(found, arguments.bootstrap),
