@@ -90,7 +90,8 @@ class Records(Target):
         dataset = FaceDataset(path)
         classes = dataset.num_classes
         dataset.check_labels(classes)
-        spec = BatchSpec(batch_size=min(2, len(dataset)), num_classes=classes, shuffle="none", on_error="skip")
+        settings = config.from_base(batch_size=min(2, len(dataset)), num_classes=classes, shuffle="none", on_error="skip")
+        spec = BatchSpec.of(settings)
         maker = BatchMaker(dataset, spec)
         for number in range(min(maker.steps, 4)):
             maker.fill(0, number, np.empty(spec.image_shape, np.uint8))

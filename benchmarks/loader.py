@@ -43,6 +43,7 @@ from recognition.data import FaceDataset, RecordReader, RecordWriter
 from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.demo_faces import make_demo_set
 from recognition.data.loader import Loader
+from utils.config import from_base
 from utils.errors import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,7 +140,8 @@ def _decoding(dataset: FaceDataset, at_the_end: contextlib.ExitStack) -> Contest
 
 
 def _loading(dataset: FaceDataset, at_the_end: contextlib.ExitStack) -> Contestant:
-    loader = Loader(dataset, BatchSpec(BATCH, dataset.num_classes, views=1, augmentation="none"), WORKERS)
+    config = from_base(batch_size=BATCH, num_classes=dataset.num_classes, views=1, queue="none", augmentation="none")
+    loader = Loader(dataset, BatchSpec.of(config), WORKERS)
     at_the_end.callback(loader.close)
     epochs = itertools.count()
 
@@ -187,7 +189,8 @@ def measure_pairs(rec: Path, rounds: int) -> list[Figure]:
     dataset = FaceDataset(rec)
     figures = []
     for augmentation, bar in (("qgface", 2000.0), ("adaface", None)):
-        maker = BatchMaker(dataset, BatchSpec(BATCH, dataset.num_classes, augmentation=augmentation))
+        config = from_base(batch_size=BATCH, num_classes=dataset.num_classes, augmentation=augmentation)
+        maker = BatchMaker(dataset, BatchSpec.of(config))
         images = np.empty(maker.spec.image_shape, np.uint8)
         decode, pairs = [], []
         for number in range(min(6 * rounds, maker.steps)):

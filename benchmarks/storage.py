@@ -13,6 +13,7 @@ from recognition.data.batch import BatchSpec, build_order
 from recognition.data.loader import Loader
 from recognition.data.order import CHUNK, WindowedShuffle
 from recognition.data.readahead import Readahead
+from utils.config import from_base
 
 _LINES = 1 << 18  # of an index, written at a time
 _SEEK_SECONDS, _BYTES_PER_SECOND = 0.008, 150e6  # a disk that turns
@@ -27,7 +28,8 @@ def measure_memory(folder: Path, records: int) -> dict[str, float]:
         begin = time.perf_counter()
         dataset = FaceDataset(path, strict=False)
         open_s = time.perf_counter() - begin
-        loader = Loader(dataset, BatchSpec(64, 1, views=1, augmentation="none", on_error="skip"), 1)
+        config = from_base(batch_size=64, num_classes=1, views=1, queue="none", augmentation="none", on_error="skip")
+        loader = Loader(dataset, BatchSpec.of(config), 1)
         begin = time.perf_counter()
         batches = loader.epoch(0)
         next(batches)
@@ -75,7 +77,7 @@ def measure_cold_reads(folder: Path, megabytes: int) -> dict[str, float]:
     dataset = FaceDataset(path)
     window = len(dataset) // 4
     rates = {
-        shuffle: _cold_rate(dataset, BatchSpec(96, 1, shuffle=shuffle, window=window), share)
+        shuffle: _cold_rate(dataset, BatchSpec.of(from_base(batch_size=96, shuffle=shuffle, shuffle_window=window)), share)
         for shuffle, share in (("full", 0.1), ("windowed", 1.0))
     }
     piece_bytes = CHUNK * path.stat().st_size / len(dataset)

@@ -74,20 +74,7 @@ def classes_without_images(config: Config, dataset: FaceDataset) -> str:
 
 def build_loader(config: Config, dataset: FaceDataset, world: World) -> Loader:
     """The training set's loader. Forks its workers, so call it before anything starts a thread."""
-    spec = BatchSpec(
-        batch_size=config.batch_size,
-        num_classes=config.num_classes,
-        seed=config.seed,
-        views=config.views,
-        augmentation=config.augmentation,
-        shuffle=config.shuffle,
-        channel_order=config.channel_order,
-        window=config.shuffle_window,
-        on_error=config.on_error,
-        rank=world.rank,
-        world=world.size,
-    )
-    return Loader(dataset, spec, config.num_workers)
+    return Loader(dataset, BatchSpec.of(config, world.rank, world.size), config.num_workers)
 
 
 def verification_sets(config: Config) -> dict[str, Path]:

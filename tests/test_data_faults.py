@@ -55,7 +55,7 @@ def _offset(folder: Path, key: int) -> int:
 
 
 def _spec(**changes) -> BatchSpec:
-    return BatchSpec(**{"batch_size": 8, "num_classes": 13, **changes})
+    return BatchSpec.of(from_base(**{"batch_size": 8, "num_classes": 13, "seed": 0, **changes}))
 
 
 def _read_all(folder: Path, **changes) -> list:

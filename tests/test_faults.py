@@ -17,6 +17,7 @@ from recognition.checkpoints import store
 from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
 from tests.plug import Run, assert_same_run, tensors
+from utils.config import from_base
 
 STEPS = 7
 SETTINGS = (f"max_steps={STEPS}", "save_every=3")
@@ -237,7 +238,8 @@ def test_too_many_skipped_steps_end_the_run_and_list_their_batches(demo_set, tmp
     assert [[step["step"] for step in rank["steps"]] for rank in document["ranks"]] == [[3, 4, 5]] * 2
     dataset = FaceDataset(demo_set)
     for rank in document["ranks"]:
-        spec = BatchSpec(batch_size=document["batch_size"], num_classes=13, seed=document["seed"], rank=rank["rank"], world=2)
+        config = from_base(batch_size=document["batch_size"], num_classes=13, seed=document["seed"])
+        spec = BatchSpec.of(config, rank["rank"], world=2)
         for step in rank["steps"]:
             (listed,) = step["batches"]
             again = BatchMaker(dataset, spec).fill(step["epoch"], listed["number"], np.empty(spec.image_shape, np.uint8))

@@ -19,6 +19,7 @@ from recognition.data.batch import Batch, BatchMaker, BatchSpec
 from recognition.data.loader import Loader
 from recognition.data.prefetch import Prefetcher
 from recognition.data.readahead import Readahead
+from utils.config import from_base
 from utils.errors import UserError
 
 IMAGES, CLASSES = 300, 30
@@ -41,8 +42,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _spec(**changes) -> BatchSpec:
-    return BatchSpec(**{"batch_size": 24, "num_classes": CLASSES, "seed": 5, **changes})
+def _spec(rank: int = 0, world: int = 1, **changes) -> BatchSpec:
+    settings = {"batch_size": 24, "num_classes": CLASSES, "seed": 5, "queue": "none", **changes}
+    return BatchSpec.of(from_base(**settings), rank, world)
 
 
 def _epoch(folder: Path, workers: int, epoch: int = 1, start: int = 0, **changes) -> list[tuple[np.ndarray, ...]]:
@@ -60,7 +62,7 @@ def _same(left: list[tuple[np.ndarray, ...]], right: list[tuple[np.ndarray, ...]
 
 @pytest.mark.parametrize("shuffle", ["full", "windowed", "none"])
 def test_batches_do_not_depend_on_workers_or_ranks(faces, shuffle):
-    changes = {"shuffle": shuffle, "window": 60}
+    changes = {"shuffle": shuffle, "shuffle_window": 60}
     expected = _epoch(faces, 0, **changes)
     assert len(expected) == IMAGES // 24
     for workers in (1, 3):
@@ -75,10 +77,10 @@ def test_batches_do_not_depend_on_workers_or_ranks(faces, shuffle):
 
 @pytest.mark.parametrize("shuffle", ["full", "windowed"])
 def test_an_epoch_goes_on_anywhere_and_differs_from_the_next(faces, shuffle):
-    whole = _epoch(faces, 2, shuffle=shuffle, window=60)
+    whole = _epoch(faces, 2, shuffle=shuffle, shuffle_window=60)
     for start in (1, 5, 11):
-        assert _same(_epoch(faces, 2, start=start, shuffle=shuffle, window=60), whole[start:])
-    assert not _same(_epoch(faces, 0, epoch=2, shuffle=shuffle, window=60), whole)
+        assert _same(_epoch(faces, 2, start=start, shuffle=shuffle, shuffle_window=60), whole[start:])
+    assert not _same(_epoch(faces, 0, epoch=2, shuffle=shuffle, shuffle_window=60), whole)
     visited = np.concatenate([indices for _, _, indices in whole])
     assert len(np.unique(visited)) == 288
 
@@ -231,7 +233,7 @@ def test_the_loader_needs_no_memory_that_grows_with_time(faces):
 
 def test_reading_ahead_visits_every_byte_of_the_images_once(faces):
     dataset = FaceDataset(faces)
-    order = BatchMaker(dataset, _spec(shuffle="windowed", window=60)).order
+    order = BatchMaker(dataset, _spec(shuffle="windowed", shuffle_window=60)).order
     seen = {shard.path: np.zeros(shard.size, int) for shard in dataset.shards}
     for piece in order.pieces(0, 0, 0, 1):
         for path, begin, end in dataset.byte_ranges(piece.start, piece.stop):
@@ -241,7 +243,7 @@ def test_reading_ahead_visits_every_byte_of_the_images_once(faces):
 
 def test_reading_ahead_stops_at_once(faces):
     dataset = FaceDataset(faces)
-    order = BatchMaker(dataset, _spec(shuffle="windowed", window=60)).order
+    order = BatchMaker(dataset, _spec(shuffle="windowed", shuffle_window=60)).order
     readahead = Readahead(dataset, order.pieces(0, 0, 0, 1))
     readahead.need(0)
     begin = time.perf_counter()
@@ -259,7 +261,7 @@ def test_records_out_of_order_are_read_in_the_files_order(tmp_path):
     assert np.array_equal(dataset.file_order, keys)
     ((_, begin, end),) = dataset.byte_ranges(10, 20)
     assert (begin, end) == (dataset.shards[0].offsets[keys[10]], dataset.shards[0].offsets[keys[20]])
-    batches = _epoch(tmp_path / "mixed.rec", 1, shuffle="windowed", window=60)
+    batches = _epoch(tmp_path / "mixed.rec", 1, shuffle="windowed", shuffle_window=60)
     assert len(np.unique(np.concatenate([indices for *_, indices in batches]))) == 192
     assert all(np.array_equal(labels, indices // 10) for _, labels, indices in batches)
 

@@ -22,7 +22,7 @@ from recognition.data.order import FullShuffle, InOrder, Order, WindowedShuffle
 from recognition.data.records.format import RecordError
 from utils.config import Config
 from utils.errors import UserError
-from utils.images import FACE_SIZE, decode_face, decode_face_into
+from utils.images import FACE_SIZE, ChannelOrder, decode_face, decode_face_into
 from utils.randomness import uniforms
 
 _ORDER_BLOCK = 8  # batches whose order is computed at once
@@ -42,15 +42,32 @@ class BatchSpec:
 
     batch_size: int
     num_classes: int
-    seed: int = 0
-    views: int = 2
-    augmentation: str = "qgface"
-    shuffle: str = "full"
-    window: int = 1 << 17
-    channel_order: str = "RGB"
-    on_error: str = "stop"
-    rank: int = 0
-    world: int = 1
+    seed: int
+    views: int
+    augmentation: str
+    shuffle: str
+    window: int
+    channel_order: ChannelOrder
+    on_error: str
+    rank: int
+    world: int
+
+    @classmethod
+    def of(cls, config: Config, rank: int = 0, world: int = 1) -> BatchSpec:
+        """The batches that a rank of a training run gets."""
+        return cls(
+            batch_size=config.batch_size,
+            num_classes=config.num_classes,
+            seed=config.seed,
+            views=config.views,
+            augmentation=config.augmentation,
+            shuffle=config.shuffle,
+            window=config.shuffle_window,
+            channel_order=config.channel_order,
+            on_error=config.on_error,
+            rank=rank,
+            world=world,
+        )
 
     @property
     def global_batch(self) -> int:

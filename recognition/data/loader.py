@@ -39,7 +39,7 @@ class Loader:
     Raises UserError if the data set is smaller than one batch.
     """
 
-    def __init__(self, dataset: FaceDataset, spec: BatchSpec, num_workers: int = 2):
+    def __init__(self, dataset: FaceDataset, spec: BatchSpec, num_workers: int):
         self.maker, self.spec = BatchMaker(dataset, spec), spec
         if self.maker.steps == 0:
             raise UserError(
