@@ -228,6 +228,17 @@ def test_what_cannot_be_measured_has_a_note(alone, run):
     assert "--data-root" in section(page, "roc") and "--data-root" in section(page, "similarity")
 
 
+def test_measurements_that_are_not_finite_or_zero_leave_gaps(alone, run):
+    lines = [
+        {"step": step, "loss": loss, "gradient_norm": gradient, "norm_mean": float("nan")}
+        for step, loss, gradient in ((1, 3.0, 0.0), (2, float("inf"), 500.0), (3, float("nan"), 1.0), (4, 2.0, 2.0))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(run, "--no-encoder")
+    shown = section((run / "report.html").read_text(), "training")
+    assert shown.count("<svg") == 3 and "log scale" in shown and not re.search(r"\bnan\b|\binf\b", shown)
+
+
 def test_a_run_without_measurements(alone, run):
     (run / "metrics.jsonl").write_text("")
     shutil.rmtree(run / "eval")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.commands import scface
 from eval.commands.common import (
     ImageSet,
     add_batch_argument,
@@ -139,8 +140,8 @@ def _measure(arguments: argparse.Namespace, world: World, run: Run) -> Measured:
         found.border = scale.norm_of(scale.threshold)
     cache, batch_size = run.path / "eval" / "features", arguments.batch_size
     _verify(found, encoder, [path for path in bins if path.is_file()], batch_size, cache)
-    if (scface := (root or own) / "scface").is_dir():
-        _search_scface(found, encoder, scface, batch_size, cache)
+    if (photographs := (root or own) / "scface").is_dir():
+        _search_scface(found, encoder, photographs, batch_size, cache)
     _look_at_training_images(found, encoder, arguments.folder, arguments.images, batch_size)
     return found
 
@@ -159,7 +160,7 @@ def _verify(found: Measured, encoder: LoadedEncoder, bins: Sequence[Path], batch
 def _search_scface(found: Measured, encoder: LoadedEncoder, root: Path, batch_size: int, cache: Path) -> None:
     try:
         data = find_scface(root)
-        rows = embed(encoder, ImageSet("scface", len(data.images), data.load, data.images), batch_size, cache=cache)
+        rows = embed(encoder, scface.image_set(data), batch_size, cache=cache)
         if len(rows):
             found.searches = data.evaluate(rows)
     except UserError as fault:
@@ -175,6 +176,10 @@ def _look_at_training_images(found: Measured, encoder: LoadedEncoder, run: str, 
         return
     both = np.concatenate([found.originals, found.augmented])
     rows = embed(encoder, ImageSet("training views", len(both), lambda index: both[index], []), batch_size, merge_flip=None)
-    found.norms = np.linalg.norm(rows, axis=1).reshape(2, -1)
+    norms = np.linalg.norm(rows, axis=1).reshape(2, -1)
+    if not np.isfinite(norms).all():
+        found.notes["pairs"] = "The features of training images are not finite; check the checkpoint."
+        return
+    found.norms = norms
     if encoder.card.quality is not None:
         found.u = encoder.card.quality.u(found.norms.reshape(-1)).reshape(found.norms.shape)

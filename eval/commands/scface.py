@@ -49,12 +49,17 @@ def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, root: Path, 
     Returns `scface_d1` … -> metrics, and `baseline_scface_d1` … if there is a baseline.
     """
     data = find_scface(root)
-    images = ImageSet(NAME, len(data.images), data.load, [*data.images, *sorted(data.root.rglob("all.txt"))])
+    images = image_set(data)
     encoders = {encoder.label: encoder}
     if baseline is not None:
         encoders[baseline.label if baseline.label != encoder.label else f"{baseline.label}, baseline"] = baseline
     features = {label: embed(each, images, arguments.batch_size, cache=arguments.cache) for label, each in encoders.items()}
     return dist.on_first_rank(lambda: _judge(arguments, data, {label: data.evaluate(rows) for label, rows in features.items()}))
+
+
+def image_set(data: ScFace) -> ImageSet:
+    """SCface's photographs, to embed; `all.txt` has the landmarks of those that are not aligned."""
+    return ImageSet(NAME, len(data.images), data.load, [*data.images, *sorted(data.root.rglob("all.txt"))])
 
 
 def _judge(arguments: argparse.Namespace, data: ScFace, searches: Searches) -> Results:

@@ -191,7 +191,7 @@ def draw_curves(
         (x, low), (_, high) = _thinned(band.x, band.low), _thinned(band.x, band.high)
         axes.fill_between(x, low, high, color=colour_of(band.colour), alpha=0.17, linewidth=0)
     for index, curve in enumerate(curves):
-        x, y = _thinned(curve.x, curve.y)
+        x, y = _thinned(curve.x, np.where(curve.y > 0, curve.y, np.nan) if log else curve.y)
         colour = colour_of(index if curve.colour is None else curve.colour)
         line = "--" if curve.dashed else "-"
         marker = "o" if len(x) <= _FEW_POINTS else ""

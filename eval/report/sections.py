@@ -28,7 +28,7 @@ _TRAINING = (  # title, note, quantity -> label, log scale if the values vary wi
     ("Losses", "", {"loss": "total", "loss_classification": "classification", "loss_contrastive": "contrastive"}, False),
     (
         "What learns from what",
-        "share",
+        "",
         {"high_quality_share": "features classified (HQ)", "low_quality_pair_share": "pairs contrasted (LQ)"},
         False,
     ),
@@ -87,11 +87,12 @@ def training(run: Run) -> str:
             Curve(label, run.training["step"], run.training[name], label == "classification") for name, label in known.items()
         ]
         values = np.concatenate([curve.y for curve in curves])
-        log = may_be_log and bool((values > 0).all()) and float(values.max() / values.min()) > 30
-        shares = note == "share"
-        limits = (0.0, 1.02) if shares else (None if log else min(0.0, float(np.nanmin(values))), None)
+        values = values[np.isfinite(values)]
+        shares = all(name.endswith("_share") for name in names)
+        log = may_be_log and bool((values > 0).any()) and float(values.max() / values[values > 0].min()) > 30
+        limits = (0.0, 1.02) if shares else (None if log else min(0.0, float(values.min(initial=0.0))), None)
         figure = draw_curves(curves, title, "step", "", log=log, percent=shares, y_limits=limits)
-        drawn.append(page.chart(figure, title, "" if shares else ", ".join(filter(None, [note, "log scale" if log else ""]))))
+        drawn.append(page.chart(figure, title, "log scale" if log else note))
     return page.section("training", "Training", page.figures(*drawn))
 
 
@@ -191,7 +192,8 @@ def _norms_over_training(run: Run) -> list[str]:
         return []
     every = np.concatenate([values for name, values in seen.items() if "/norm_p" in name or name == "threshold_norm"])
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
-    limits = (low - 0.05 * (high - low), high + 0.05 * (high - low))  # the same for both views
+    margin = 0.05 * (high - low) or 1.0
+    limits = (low - margin, high + margin)  # the same for both views
     drawn = []
     for colour, (view, title) in enumerate(views.items()):
         p05, p25, p50, p75, p95 = (seen[f"{view}/norm_p{level}"] for level in _LEVELS)
