@@ -247,11 +247,11 @@ def mean_colours(path, shape: list, metadata: dict[str, str] | None = None, norm
     """An .onnx whose feature is the mean of each channel. normalising: it begins with (x - 1) * 2, with MXNet's node names."""
     nodes, name = [], "data"
     if normalising:
-        nodes = [helper.make_node("Sub", ["data", "one"], ["a"], name="_minusscalar0"),
-                 helper.make_node("Mul", ["a", "two"], ["b"], name="_mulscalar0")]  # fmt: skip
+        nodes.append(helper.make_node("Sub", ["data", "one"], ["a"], name="_minusscalar0"))
+        nodes.append(helper.make_node("Mul", ["a", "two"], ["b"], name="_mulscalar0"))
         name = "b"
-    nodes += [helper.make_node("GlobalAveragePool", [name], ["pooled"], name="pool"),
-              helper.make_node("Flatten", ["pooled"], ["out"], name="flat")]  # fmt: skip
+    nodes.append(helper.make_node("GlobalAveragePool", [name], ["pooled"], name="pool"))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["out"], name="flat"))
     constants = [helper.make_tensor(key, TensorProto.FLOAT, [1], [value]) for key, value in (("one", 1.0), ("two", 2.0))]
     given = [helper.make_tensor_value_info("data", TensorProto.FLOAT, shape)]
     made = [helper.make_tensor_value_info("out", TensorProto.FLOAT, [shape[0], 3])]

@@ -34,20 +34,20 @@ from utils.errors import UserError
 from utils.images import decode_face, decode_image, read_image_file
 
 SEEDS = ROOT / "tests/fuzz_seeds"
-SOURCES = [
-    path for folder in ("backbones", "benchmarks", "configs", "eval", "losses", "recognition", "scripts", "utils")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-] + [ROOT / "train.py"]  # fmt: skip
+FOLDERS = ("backbones", "benchmarks", "configs", "eval", "losses", "recognition", "scripts", "utils")
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))] + [ROOT / "train.py"]
 
-# Calls that can run code from a file, by dotted name. None: never allowed; else the keyword that makes it safe, and its value.
-DANGEROUS: dict[str, tuple[str, object] | None] = {
-    "pickle.load": None, "pickle.loads": None, "pickle.Unpickler": None, "pickle._Unpickler": None, "cPickle.load": None,
-    "dill.load": None,
-    "marshal.load": None, "marshal.loads": None, "shelve.open": None, "joblib.load": None, "pandas.read_pickle": None,
-    "yaml.load": None, "yaml.unsafe_load": None, "jsonpickle.decode": None, "torch.jit.load": None, "torch.hub.load": None,
-    "eval": None, "exec": None, "os.system": None, "os.popen": None,
-    "torch.load": ("weights_only", True), "np.load": ("allow_pickle", False), "numpy.load": ("allow_pickle", False),
+# Calls that can run code from a file: those that are never allowed, and those that one keyword makes safe.
+FORBIDDEN = {
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "pickle._Unpickler", "cPickle.load", "dill.load", "marshal.load",
+    "marshal.loads", "shelve.open", "joblib.load", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load", "jsonpickle.decode",
+    "torch.jit.load", "torch.hub.load", "eval", "exec", "os.system", "os.popen",
 }  # fmt: skip
+SAFE_WITH = {
+    "torch.load": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+}
 
 
 def _dotted(node: ast.expr) -> str:
@@ -68,10 +68,9 @@ def _dangerous_calls(source: str) -> list[str]:
             continue
         keywords = {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
         name = _dotted(node.func)
-        if name in DANGEROUS:
-            safe = DANGEROUS[name]
-            if safe is None or keywords.get(safe[0]) is not safe[1]:
-                found.append(f"{node.lineno}: {name}")
+        keyword, value = SAFE_WITH.get(name, ("", None))
+        if name in FORBIDDEN or (keyword and keywords.get(keyword) is not value):
+            found.append(f"{node.lineno}: {name}")
         if keywords.get("shell") is True or keywords.get("trust_remote_code") is True:
             found.append(f"{node.lineno}: {name} through a shell or with remote code")
     return found
@@ -84,9 +83,19 @@ def test_nothing_unpickles_or_runs_what_a_file_contains():
     assert unpickler.endswith(": class _PlainUnpickler") and found == {}
 
 
-@pytest.mark.parametrize("line", ["torch.load(p)", "np.load(p)", "pickle.load(f)", "from pickle import loads", "eval(x)",
-                                  "torch.load(p, weights_only=False)", "subprocess.run(x, shell=True)",
-                                  "class U(pickle._Unpickler): pass"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(p)",
+        "np.load(p)",
+        "pickle.load(f)",
+        "from pickle import loads",
+        "eval(x)",
+        "torch.load(p, weights_only=False)",
+        "subprocess.run(x, shell=True)",
+        "class U(pickle._Unpickler): pass",
+    ],
+)
 def test_the_search_would_find_it(line):
     assert _dangerous_calls(line)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from torch.distributed.tensor import DTensor, Shard
 from recognition.checkpoints import manifest
 from utils import dist
 from utils.config import Config, load_json
-from utils.errors import UserError
+from utils.errors import UserError, warn
 
 FORMAT = 2
 STATE, CONFIG, BEST = "state.json", "config.json", "best"
@@ -73,41 +72,37 @@ def complete_checkpoints(output: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: folder.name, reverse=True)
 
 
-def newest(output: Path, say: Callable[[str], None] | None = None) -> Path | None:
+def newest(output: Path, warn: Callable[[str], None] = warn) -> Path | None:
     """The newest undamaged checkpoint of a run; None if the run has no checkpoint.
 
-    say: receives a line per damaged checkpoint that is skipped (default: standard error).
+    warn: receives a line per damaged checkpoint that is skipped.
     UserError: the run has checkpoints, but all are damaged.
     """
-    return _newest(complete_checkpoints(output), manifest.damage, say or _print_on_stderr)
+    return _newest(complete_checkpoints(output), manifest.damage, warn)
 
 
-def newest_on_all_ranks(output: Path, say: Callable[[str], None]) -> Path | None:
+def newest_on_all_ranks(output: Path, warn: Callable[[str], None]) -> Path | None:
     """`newest`; the ranks share the work of checking. Collective."""
 
     def damage(folder: Path) -> str:
         rank, world = dist.rank_and_world()
         return next((found for found in dist.gather_objects(manifest.damage(folder, rank, world)) if found), "")
 
-    return _newest(dist.broadcast_object(complete_checkpoints(output)), damage, say)
+    return _newest(dist.broadcast_object(complete_checkpoints(output)), damage, warn)
 
 
-def _newest(folders: list[Path], damage: Callable[[Path], str], say: Callable[[str], None]) -> Path | None:
+def _newest(folders: list[Path], damage: Callable[[Path], str], warn: Callable[[str], None]) -> Path | None:
     for folder in folders:
         found = damage(folder)
         if not found:
             return folder
-        say(f"warning: {folder} is damaged ({found}) and is skipped")
+        warn(f"{folder} is damaged ({found}) and is skipped")
     if folders:
         raise UserError(
             f"{folders[0].parent.parent}: all {len(folders)} checkpoints are damaged, the newest because "
             f"{damage(folders[0])}; restore one from a copy, or set another output= to start again"
         )
     return None
-
-
-def _print_on_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def set_aside_after(output: Path, sound: Path) -> None:
