@@ -244,7 +244,7 @@ class Trainer:
         notes: list[str] = []
         if not self.config.resume:
             return notes
-        folder = store.newest_on_all_ranks(self.output, notes.append)
+        folder = store.newest_on_all_ranks(self.output, lambda text: notes.append(f"warning: {text}"))
         if folder is None:
             return notes
         refuse_changed_settings(folder, self.config, self.world.size)

@@ -33,7 +33,7 @@ class Saver:
         self._last_step = -1
         self.stall = 0.0  # seconds that the last save held up training
         self.best_step, self.best_value = -1, 0.0
-        check_metric(config.keep_best, sets)
+        _check_metric(config.keep_best, sets)
 
     # ---- state
 
@@ -108,7 +108,7 @@ class Saver:
         return True
 
 
-def check_metric(keep_best: str, sets: list[str]) -> None:
+def _check_metric(keep_best: str, sets: list[str]) -> None:
     """UserError unless `keep_best` is empty or names a metric of one of the verification sets."""
     if not keep_best:
         return

@@ -1,13 +1,13 @@
-"""The complete state of a run as named tensors and numbers, and back, for any number of ranks.
+"""The complete state of a run as named tensors and values, and back, for any number of ranks.
 
-Names: `encoder.*`, `momentum_encoder.*`, `classifier.weight`, `margin.*`, `quality.*`, `queue.*`, and
-`optimiser.<parameter>.<quantity>` (momentum and the like). What is sharded over classes, or over the queue's order, is marked as
-`ShardedRows`.
+Names: `encoder.*`, `momentum_encoder.*`, `quality.*`, `margin.*`, `classifier.weight`, `queue.*`, and
+`optimiser.<parameter>.<quantity>` (momentum and the like). Tensors that are sharded over classes, or over the order of the
+queue, are `ShardedRows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,30 +19,22 @@ from utils import dist
 _CLASSIFIER = "classifier.weight"
 
 
-def _named_parameters(state: TrainState) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, parameter in state.encoder.named_parameters():
-        yield f"encoder.{name}", parameter
-    yield _CLASSIFIER, state.joint.classifier.weight
-
-
 def capture(state: TrainState) -> Checkpoint:
     """The complete state as named tensors and values. Collective."""
-    encoder, joint, momentum_encoder = state.encoder, state.joint, state.momentum_encoder
-    dist.broadcast_buffers(encoder)
+    joint = state.joint
+    for encoder in (state.encoder, state.momentum_encoder):
+        if encoder is not None:
+            dist.broadcast_buffers(encoder)
+    tensors: dict[str, torch.Tensor | ShardedRows] = {}
+    for prefix, module in _modules(state).items():
+        tensors |= {prefix + name: value for name, value in module.state_dict().items()}
     classes = joint.classifier.num_classes
-    tensors: dict[str, torch.Tensor | ShardedRows] = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
-    if momentum_encoder is not None:
-        dist.broadcast_buffers(momentum_encoder)
-        tensors |= {f"momentum_encoder.{name}": value for name, value in momentum_encoder.copy.state_dict().items()}
-    tensors |= {f"quality.{name}": value for name, value in joint.quality.state_dict().items()}
-    if isinstance(joint.classifier.margin, nn.Module):
-        tensors |= {f"margin.{name}": value for name, value in joint.classifier.margin.state_dict().items()}
     tensors[_CLASSIFIER] = ShardedRows(joint.classifier.weight.detach(), classes)
-    for name, parameter in _named_parameters(state):
+    for name, parameter in _parameters(state).items():
         for quantity, value in state.optimiser.state[parameter].items():
             if value is None:
                 continue
-            sharded = name == _CLASSIFIER and value.dim() > 0  # a number for each row, or one (a step count) for all
+            sharded = name == _CLASSIFIER and value.dim() > 0  # one number per row; step counts are scalars
             tensors[f"optimiser.{name}.{quantity}"] = ShardedRows(value, classes) if sharded else value
     values = {
         "loss_scale": float(state.loss_scale.value),
@@ -59,37 +51,45 @@ def capture(state: TrainState) -> Checkpoint:
 @torch.no_grad()
 def restore(checkpoint: Checkpoint, state: TrainState) -> None:
     """Put a captured state back, whatever number of ranks captured it. Collective."""
-    tensors, joint = checkpoint.tensors, state.joint
-    state.encoder.load_state_dict(_part(tensors, "encoder."))
+    values, joint = checkpoint.values, state.joint
+    tensors = {name: value.rows if isinstance(value, ShardedRows) else value for name, value in checkpoint.tensors.items()}
+    for prefix, module in _modules(state).items():
+        module.load_state_dict(_part(tensors, prefix))
+    joint.classifier.draws = values["class_samples_drawn"]
+    joint.classifier.weight.copy_(tensors[_CLASSIFIER])
+    parameters = _parameters(state)
+    for name, value in _part(tensors, "optimiser.").items():
+        parameter_name, _, quantity = name.rpartition(".")
+        parameter = parameters[parameter_name]
+        state.optimiser.state[parameter][quantity] = _in_layout_of(parameter, value.to(parameter.device))
+    if joint.queue is not None and "queue_total" in values:
+        joint.queue.load_global_rows(_part(tensors, "queue."), values["queue_total"])
+    state.loss_scale.value.fill_(values["loss_scale"])
+    state.loss_scale.good_steps.fill_(values["loss_scale_good_steps"])
+
+
+def _modules(state: TrainState) -> dict[str, nn.Module]:
+    """Prefix -> the module whose state dict is stored under it."""
+    modules: dict[str, nn.Module] = {"encoder.": state.encoder}
     if state.momentum_encoder is not None:
-        state.momentum_encoder.copy.load_state_dict(_part(tensors, "momentum_encoder."))
-    joint.quality.load_state_dict(_part(tensors, "quality."))
-    if isinstance(joint.classifier.margin, nn.Module):
-        joint.classifier.margin.load_state_dict(_part(tensors, "margin."))
-    joint.classifier.draws = checkpoint.values["class_samples_drawn"]
-    joint.classifier.weight.copy_(_plain(tensors[_CLASSIFIER]))
-    for name, parameter in _named_parameters(state):
-        for quantity, value in _part(tensors, f"optimiser.{name}.").items():
-            if "." not in quantity:
-                moved = _plain(value).to(parameter.device)
-                state.optimiser.state[parameter][quantity] = moved.to(memory_format=_layout(parameter, moved))
-    if joint.queue is not None and "queue_total" in checkpoint.values:
-        rows = {name: _plain(value) for name, value in _part(tensors, "queue.").items()}
-        joint.queue.load_global_rows(rows, checkpoint.values["queue_total"])
-    state.loss_scale.value.fill_(checkpoint.values["loss_scale"])
-    state.loss_scale.good_steps.fill_(checkpoint.values["loss_scale_good_steps"])
+        modules["momentum_encoder."] = state.momentum_encoder.copy
+    modules["quality."] = state.joint.quality
+    if isinstance(state.joint.classifier.margin, nn.Module):
+        modules["margin."] = state.joint.classifier.margin
+    return modules
 
 
-def _part(tensors, prefix: str) -> dict:
+def _parameters(state: TrainState) -> dict[str, nn.Parameter]:
+    parameters = {f"encoder.{name}": parameter for name, parameter in state.encoder.named_parameters()}
+    return {**parameters, _CLASSIFIER: state.joint.classifier.weight}
+
+
+def _part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _plain(value: torch.Tensor | ShardedRows) -> torch.Tensor:
-    return value.rows if isinstance(value, ShardedRows) else value
-
-
-def _layout(parameter: torch.Tensor, value: torch.Tensor) -> torch.memory_format:
-    """Momentum has its parameter's memory layout, as if it had never been away."""
+def _in_layout_of(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The value in its parameter's memory format."""
     if value.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+        return value.to(memory_format=torch.channels_last)
+    return value.contiguous()
