@@ -1,4 +1,4 @@
-"""Each augmentation beside the same in Pillow: time of ours, and how many times Pillow's rate it reaches."""
+"""Compares each augmentation with the same operation in Pillow."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ import statistics
 import time
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from recognition.data import FaceDataset, augment
+from utils.images import FACE_SIZE, decode_face
 from utils.randomness import uniforms
 
 _IMAGES = 100
-_FILTERS = (
-    Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS,
-)  # fmt: skip
+_FILTERS = [Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BOX", "BICUBIC", "LANCZOS")]
 
 
 def _pillow_low_resolution(image: Image.Image, u: np.ndarray) -> Image.Image:
-    side = round(112 * (0.1 + 0.4 * u[0]))
+    side = round(FACE_SIZE * (0.1 + 0.4 * u[0]))
     small = image.resize((side, side), _FILTERS[int(5 * u[1])])
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=75)
-    return Image.open(buffer).resize((112, 112), _FILTERS[int(5 * u[2])])
+    return Image.open(buffer).resize((FACE_SIZE, FACE_SIZE), _FILTERS[int(5 * u[2])])
 
 
 def _pillow_crop(image: Image.Image, u: np.ndarray) -> Image.Image:
-    top, left, height, width = augment._crop_box(u, 112, 112, 0.8, 1.0)
-    return image.resize((112, 112), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+    top, left, height, width = augment.crop_box(u, FACE_SIZE, FACE_SIZE, 0.8, 1.0)
+    return image.resize((FACE_SIZE, FACE_SIZE), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
 
 
 def _pillow_crop_in_place(image: Image.Image, u: np.ndarray) -> Image.Image:
-    top, left, height, width = augment._crop_box(u, 112, 112, 0.2, 1.0)
-    kept = Image.new("RGB", (112, 112))
+    top, left, height, width = augment.crop_box(u, FACE_SIZE, FACE_SIZE, 0.2, 1.0)
+    kept = Image.new("RGB", (FACE_SIZE, FACE_SIZE))
     kept.paste(image.crop((left, top, left + width, top + height)), (left, top))
     return kept
 
@@ -69,15 +67,15 @@ PAIRS: dict[str, tuple[Callable, Callable]] = {
 
 
 def compare_with_pillow(dataset: FaceDataset, rounds: int) -> list[tuple[str, float, float]]:
-    """(operation, microseconds of ours, Pillow's time over ours), medians of alternating rounds."""
-    arrays = [cv2.imdecode(np.frombuffer(dataset.read(n)[0], np.uint8), cv2.IMREAD_COLOR_RGB) for n in range(_IMAGES)]
+    """(operation, microseconds here, Pillow's time divided by that), medians of alternating rounds."""
+    arrays = [decode_face(dataset.read(number)[0], dataset.where(number)) for number in range(_IMAGES)]
     pictures = [Image.fromarray(array) for array in arrays]
     draws = uniforms(0, 0, np.arange(_IMAGES), augment.UNIFORMS)
     rows = []
-    for name, (ours, pillow) in PAIRS.items():
-        times = [(_seconds(ours, arrays, draws), _seconds(pillow, pictures, draws)) for _ in range(rounds)]
-        microseconds = statistics.median(mine for mine, _ in times) / _IMAGES * 1e6
-        rows.append((name, microseconds, statistics.median(other / mine for mine, other in times)))
+    for name, (opencv, pillow) in PAIRS.items():
+        times = [(_seconds(opencv, arrays, draws), _seconds(pillow, pictures, draws)) for _ in range(rounds)]
+        microseconds = statistics.median(here for here, _ in times) / _IMAGES * 1e6
+        rows.append((name, microseconds, statistics.median(other / here for here, other in times)))
     return rows
 
 

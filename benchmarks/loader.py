@@ -1,19 +1,19 @@
-"""How fast images come from RecordIO files, beside the bare decoder, NVIDIA DALI and MXNet.
+"""The speed of loading images from RecordIO files, compared with the bare decoder, NVIDIA DALI and MXNet.
 
     python -m benchmarks.loader                   # a few minutes
     python -m benchmarks.loader --quick           # under a minute
     python -m benchmarks.loader --json figures.json
 
-Every figure that is compared is a ratio inside this run: contestants take short turns, round after round, and the best round
-of each counts, because other work on the machine only ever slows a round down. "By processor time" counts what the processes
-used instead of what passed: less is lost in it to a busy machine. Peers are optional and are left out, visibly, where they
-are missing. Each needs an environment of its own:
+Every bar is a ratio within one run: contestants take short turns, round after round, and the best round of each counts, because
+other work on the machine can only slow a round down. "By processor time" divides by the processor time that the processes used
+instead of the time that passed, so a busy machine affects it less. Peers are optional; if one is missing, the report says so.
+Each needs its own environment:
 
     QGFACE_DALI_PYTHON=DALI_VENV/bin/python       # pip install nvidia-dali-cuda120==1.53.0 torch
     QGFACE_MXNET_PYTHON=MXNET_VENV/bin/python     # Python 3.8: pip install "numpy<1.24" mxnet==1.9.1
 
-Images: 112x112 JPEGs of quality 95, from ../shared/faces/lfw_train, otherwise from procedural faces. Exits 0 only where
-every bar that could be measured holds.
+Images: 112x112 JPEGs of quality 95, from ../shared/faces/lfw_train or, if that is missing, of procedural faces. Exits with 0 only
+if every measured bar holds.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ from recognition.data import FaceDataset, RecordReader, RecordWriter
 from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.demo_faces import make_demo_set
 from recognition.data.loader import Loader
+from recognition.data.pack.face_encoding import FaceFormat, encode
 from utils.config import from_base
 from utils.errors import exit_on_user_error
+from utils.images import decode_face
 
 ROOT = Path(__file__).resolve().parent.parent
 LFW = ROOT.parent / "shared" / "faces" / "lfw_train"
@@ -53,7 +55,7 @@ BATCH, WORKERS = 128, 2
 
 @dataclass
 class Figure:
-    """One line of the report. `holds` is None where there is no bar, or nothing to compare with."""
+    """One line of the report. holds: None if there is no bar, or nothing to compare with."""
 
     name: str
     value: float | None
@@ -75,11 +77,8 @@ class Figure:
         return f"{self.name:<58} {value:>12} {self.unit}{bar}{verdict}{f'   {self.note}' if self.note else ''}"
 
 
-# ------------------------------------------------------------------------------------------------ material
-
-
 def make_images(folder: Path, copies: int) -> Path:
-    """A flat RecordIO file (no metadata: DALI knows none) of quality-95 JPEGs, each image `copies` times."""
+    """A RecordIO file of quality-95 JPEGs, `copies` times each, without metadata records (DALI does not support them)."""
     source = LFW
     if not source.is_dir():
         source = folder / "demo"
@@ -88,8 +87,7 @@ def make_images(folder: Path, copies: int) -> Path:
     encoded = []
     for number in range(len(dataset)):
         payload, label = dataset.read(number)
-        image = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
-        encoded.append((float(label), cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()))
+        encoded.append((float(label), encode(decode_face(payload, dataset.where(number), "BGR"), FaceFormat(quality=95))))
     with RecordWriter(folder / "train.rec") as writer:
         for key in range(copies * len(encoded)):
             writer.write(key, *encoded[key % len(encoded)])
@@ -100,7 +98,7 @@ def make_images(folder: Path, copies: int) -> Path:
 
 
 def measure_batches(rec: Path, rounds: int) -> list[Figure]:
-    """Flip-only batches on two workers beside bare decoding in two processes, and DALI on two threads."""
+    """Flip-only batches on two workers, compared with bare decoding in two processes and DALI on two threads."""
     dataset = FaceDataset(rec)
     with contextlib.ExitStack() as at_the_end:
         contestants = {"decode": _decoding(dataset, at_the_end), "loader": _loading(dataset, at_the_end)}
@@ -117,7 +115,7 @@ def measure_batches(rec: Path, rounds: int) -> list[Figure]:
 
 
 def _decoding(dataset: FaceDataset, at_the_end: contextlib.ExitStack) -> Contestant:
-    """As many images as the others' turns have: the shorter a turn, the luckier its best."""
+    """Bare decoding, of as many images as the other contestants' turns: the best of shorter turns would be luckier."""
     payloads = [np.frombuffer(dataset.read(number)[0], np.uint8) for number in range(len(dataset))]
 
     def decode(share: Sequence[np.ndarray]) -> None:
@@ -146,7 +144,7 @@ def _loading(dataset: FaceDataset, at_the_end: contextlib.ExitStack) -> Contesta
     epochs = itertools.count()
 
     def images_per_second() -> float:
-        epoch, start = next(epochs), len(loader) % WORKERS  # as many batches for each worker
+        epoch, start = next(epochs), len(loader) % WORKERS  # the same number of batches for each worker
         begin = time.perf_counter()
         images = sum(len(batch.labels_B) for batch in loader.epoch(epoch, start))
         return images / (time.perf_counter() - begin)
@@ -155,7 +153,7 @@ def _loading(dataset: FaceDataset, at_the_end: contextlib.ExitStack) -> Contesta
 
 
 def _dali(rec: Path, images: int, at_the_end: contextlib.ExitStack) -> dict[str, Contestant]:
-    """DALI's pipelines by their kind; none where there is no DALI."""
+    """DALI's pipelines by kind; none without DALI."""
     python = os.environ.get("QGFACE_DALI_PYTHON")
     contestants: dict[str, Contestant] = {}
     batches = max(1, images // BATCH)
@@ -166,16 +164,16 @@ def _dali(rec: Path, images: int, at_the_end: contextlib.ExitStack) -> dict[str,
     return contestants
 
 
-# Like for like is `bytes`: what this loader gives. `normalised` is what arcface_torch trains from, and also normalises,
-# which this loader leaves to the device. The bar stands at both.
+# `bytes` does the same as this loader. `normalised` is what arcface_torch trains from; it also normalises, which this project
+# does on the device. The bar applies to both.
 DALI_BAR = 1.8
-DALI_KINDS = {"normalised": "DALI's CPU pipeline as arcface_torch has it", "bytes": "DALI's CPU pipeline, bytes alone"}
+DALI_KINDS = {"normalised": "DALI's CPU pipeline as in arcface_torch", "bytes": "DALI's CPU pipeline, bytes alone"}
 
 
 def _dali_figures(kind: str, rates: dict[str, list[float]], busy: dict[str, list[float]]) -> list[Figure]:
     name = DALI_KINDS[kind]
     if kind not in rates:
-        absent = "DALI is absent: set QGFACE_DALI_PYTHON"
+        absent = "DALI is missing: set QGFACE_DALI_PYTHON"
         return [Figure(name, None, "images/s", note=absent), Figure("  loader to it", None, "x", DALI_BAR)]
     return [
         Figure(f"{name}, two threads", max(rates[kind]), "images/s"),
@@ -185,7 +183,7 @@ def _dali_figures(kind: str, rates: dict[str, list[float]], busy: dict[str, list
 
 
 def measure_pairs(rec: Path, rounds: int) -> list[Figure]:
-    """Both views in one process beside decoding the same images: small turns."""
+    """Both views in one process, compared with decoding the same images, in small turns."""
     dataset = FaceDataset(rec)
     figures = []
     for augmentation, bar in (("qgface", 2000.0), ("adaface", None)):
@@ -209,18 +207,18 @@ def measure_pairs(rec: Path, rounds: int) -> list[Figure]:
 
 
 def measure_reads(rec: Path, rounds: int) -> list[Figure]:
-    """Random records with their headers, one core."""
+    """Random records with their headers, on one core."""
     reader = RecordReader(rec)
     keys, count = reader.keys.tolist(), 5_000
 
-    def ours() -> float:
+    def records_per_second() -> float:
         wanted = random.choices(keys, k=count)
         begin = time.perf_counter()
         for key in wanted:
             reader.read(key)
         return count / (time.perf_counter() - begin)
 
-    contestants = {"ours": Contestant(ours, [os.getpid()])}
+    contestants = {"ours": Contestant(records_per_second, [os.getpid()])}
     python = os.environ.get("QGFACE_MXNET_PYTHON")
     mxnet = Peer(python, "mxnet_records.py", str(rec), str(rec.with_suffix(".idx"))) if python else None
     if mxnet:
@@ -229,7 +227,7 @@ def measure_reads(rec: Path, rounds: int) -> list[Figure]:
     rates, _ = race(contestants, rounds)
     if mxnet:
         mxnet.stop()
-    note = "" if mxnet else "MXNet is absent: set QGFACE_MXNET_PYTHON"
+    note = "" if mxnet else "MXNet is missing: set QGFACE_MXNET_PYTHON"
     return [
         Figure("random record reads, one core", max(rates["ours"]), "records/s", 60_000),
         Figure("MXNet's random record reads", max(rates["mxnet"]) if mxnet else None, "records/s", note=note),
@@ -238,18 +236,20 @@ def measure_reads(rec: Path, rounds: int) -> list[Figure]:
 
 
 def measure_storage(folder: Path, quick: bool) -> list[Figure]:
-    """Memory of workers and start of an epoch with many records; cold reads of a windowed shuffle."""
+    """The memory of workers and the start of an epoch with many records, and cold reads of a windowed shuffle."""
     memory = measure_memory(folder, 1_000_000 if quick else 10_000_000)
     cold = measure_cold_reads(folder, megabytes=200 if quick else 1000)
     many = f"{memory['records']:,.0f} records"
     return [
-        Figure(f"worker's private memory, {many} over 10,000", memory["private_growth_mb"], "MB", memory["bar_mb"], at_most=True),
+        Figure(
+            f"worker's private memory, {many} minus 10,000", memory["private_growth_mb"], "MB", memory["bar_mb"], at_most=True
+        ),
         Figure(f"first batch of an epoch, {many}", memory["first_batch_s"], "s", 1.0, at_most=True),
         Figure(f"opening the index, {many}", memory["open_s"], "s"),
         Figure("full shuffle, nothing cached, this disk", cold["full"], "records/s"),
         Figure("windowed shuffle, nothing cached, this disk", cold["windowed"], "records/s"),
         Figure("  windowed to full", cold["windowed"] / cold["full"], "x", 1.0),
-        Figure("  both on a disk of 8 ms a seek and 150 MB/s, computed", cold["modelled_gain"], "x", 10.0),
+        Figure("  both on a disk with 8 ms per seek and 150 MB/s, computed", cold["modelled_gain"], "x", 10.0),
     ]
 
 

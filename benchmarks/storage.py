@@ -1,4 +1,4 @@
-"""Large sets: what workers and epochs cost with millions of records, and what a windowed shuffle saves on a cold disk."""
+"""Large data sets: the cost of millions of records to workers and epochs, and the gain of a windowed shuffle on a cold disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from recognition.data.order import CHUNK, WindowedShuffle
 from recognition.data.readahead import Readahead
 from utils.config import from_base
 
-_LINES = 1 << 18  # of an index, written at a time
-_SEEK_SECONDS, _BYTES_PER_SECOND = 0.008, 150e6  # a disk that turns
+_LINES = 1 << 18  # of an index, written at once
+_HOLE = 1 << 20  # offset of the first record that does not exist
+_SEEK_SECONDS, _BYTES_PER_SECOND = 0.008, 150e6  # a rotating disk
 
 
 def measure_memory(folder: Path, records: int) -> dict[str, float]:
-    """A worker's private memory after reading all over a large index, less the same with a small one."""
+    """How much more private memory a worker has after random reads with a large index than with a small one."""
     private = {}
     open_s = first_s = 0.0
     for count in (10_000, records):
-        path = _sparse_set(folder / f"sparse{count}", count)
+        path = sparse_set(folder / f"sparse{count}", count, [b"an image"] * 2)
         begin = time.perf_counter()
         dataset = FaceDataset(path, strict=False)
         open_s = time.perf_counter() - begin
@@ -40,35 +41,41 @@ def measure_memory(folder: Path, records: int) -> dict[str, float]:
         batches.close()
         loader.close()
     return {
-        "records": records, "private_growth_mb": (private[records] - private[10_000]) / 1e6, "bar_mb": 16 * records / 8e6,
-        "open_s": open_s, "first_batch_s": first_s,
-    }  # fmt: skip
+        "records": records,
+        "private_growth_mb": (private[records] - private[10_000]) / 1e6,
+        "bar_mb": 16 * records / 8e6,
+        "open_s": open_s,
+        "first_batch_s": first_s,
+    }
 
 
 def private_bytes(pid: int) -> int:
-    """Memory that a process shares with no other (Linux)."""
+    """Memory that a process does not share with any other (Linux)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
 
 
-def _sparse_set(folder: Path, records: int) -> Path:
-    """A whole index, and a file that is mostly a hole: records in it are damaged, but to look for them the index is read."""
+def sparse_set(folder: Path, records: int, images: list[bytes]) -> Path:
+    """A data set with an index of `records`, of which only `images` (two or more) are real; the rest of the file is a hole.
+
+    Reading any other record fails, but it still uses the index.
+    """
     folder.mkdir()
     with RecordWriter(folder / "train.rec") as writer:
-        for key in range(2):  # the first is looked at on opening, and must be followed by another
-            writer.write(key, 0.0, b"an image")
+        for key, image in enumerate(images):
+            writer.write(key, 0.0, image)
     with (folder / "train.idx").open("ab") as index:
-        for first in range(2, records, _LINES):
+        for first in range(len(images), records, _LINES):
             keys = np.arange(first, min(first + _LINES, records))
-            columns = [number[:, None] // 10 ** np.arange(11, -1, -1) % 10 + ord("0") for number in (keys, 4096 + 8 * keys)]
+            columns = [number[:, None] // 10 ** np.arange(11, -1, -1) % 10 + ord("0") for number in (keys, _HOLE + 8 * keys)]
             tab, newline = np.full((len(keys), 1), ord("\t")), np.full((len(keys), 1), ord("\n"))
             np.concatenate([columns[0], tab, columns[1], newline], axis=1, dtype=np.uint8, casting="unsafe").tofile(index)
-    os.truncate(folder / "train.rec", 4096 + 8 * records)
+    os.truncate(folder / "train.rec", _HOLE + 8 * records)
     return folder
 
 
 def measure_cold_reads(folder: Path, megabytes: int) -> dict[str, float]:
-    """Records a second in the order of a full and of a windowed shuffle, from a file that is not in the page cache."""
+    """Records per second in the order of a full and of a windowed shuffle, from a file that is not in the page cache."""
     path = folder / "cold.rec"
     noise = np.random.default_rng(0).bytes(8000)
     with RecordWriter(path) as writer:
@@ -88,7 +95,7 @@ def measure_cold_reads(folder: Path, megabytes: int) -> dict[str, float]:
 
 
 def _cold_rate(dataset: FaceDataset, spec: BatchSpec, share: float) -> float:
-    """Over the first `share` of an epoch."""
+    """Records per second over the first `share` of an epoch."""
     order = build_order(dataset, spec)
     with dataset.path.open("rb") as file:
         os.fsync(file.fileno())

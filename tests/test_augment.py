@@ -1,4 +1,4 @@
-"""Each augmentation against a plain reference: ranges, probabilities, borders, determinism."""
+"""Each augmentation compared with a simple reference: ranges, probabilities, borders, determinism."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER
 
 
 def _face(seed: int = 0) -> np.ndarray:
-    """A smooth RGB picture with an uneven colour balance; no value near 0 or 255, so that nothing is cut off."""
+    """A smooth RGB picture with an uneven colour balance; no value is near 0 or 255, so that nothing saturates."""
     rng = np.random.default_rng(seed)
     noise = rng.uniform(0, 1, (14, 14, 3)).astype(np.float32) * (90, 60, 40) + (90, 70, 50)
     return cv2.resize(noise.astype(np.float32), (112, 112), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
@@ -35,7 +35,7 @@ def test_flip_mirrors_half_of_the_images():
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], kind: int) -> np.ndarray:
-    """Lanczos is enlarged with 16 bits a channel; `test_lanczos_enlarges_within_one_level` compares that with 8."""
+    """Lanczos enlarges with 16 bits per channel; `test_lanczos_enlarges_within_one_level` compares that with 8."""
     if INTERPOLATIONS[kind] != cv2.INTER_LANCZOS4 or size[0] <= image.shape[1]:
         return cv2.resize(image, size, interpolation=INTERPOLATIONS[kind])
     wide = cv2.resize(image.astype(np.uint16), size, interpolation=cv2.INTER_LANCZOS4)
@@ -58,10 +58,10 @@ def test_lanczos_enlarges_within_one_level():
     rng = np.random.default_rng(0)
     for side in (11, 23, 34, 56, 111, 112):
         noise = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)  # overshoots at both ends
-        mine = augment.resize(noise, (112, 112), cv2.INTER_LANCZOS4)
-        assert mine.dtype == np.uint8 and mine.min() == 0 and mine.max() == 255
+        found = augment.resize(noise, (112, 112), cv2.INTER_LANCZOS4)
+        assert found.dtype == np.uint8 and found.min() == 0 and found.max() == 255
         expected = cv2.resize(noise, (112, 112), interpolation=cv2.INTER_LANCZOS4)
-        assert np.abs(mine.astype(int) - expected).max() <= 1
+        assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("quality", [30, 75, 95])
@@ -77,8 +77,8 @@ def test_jpeg_equals_pillows(quality):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.8, 1.0), (0.2, 1.0)])
-def test_crop_boxes_lie_inside_and_have_the_areas_asked_for(low, high):
-    boxes = np.array([augment._crop_box(u, 112, 112, low, high) for u in _draws(5000)])
+def test_crop_boxes_are_inside_and_have_the_requested_areas(low, high):
+    boxes = np.array([augment.crop_box(u, 112, 112, low, high) for u in _draws(5000)])
     top, left, height, width = boxes.T
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 112).all() and (left + width <= 112).all()
     area = height * width / 112**2
@@ -94,16 +94,16 @@ def test_crop_boxes_lie_inside_and_have_the_areas_asked_for(low, high):
 
 def test_resized_crop_equals_pillows():
     image, u = _face(1), np.array([0.3, 0.4, 0.9, 0.2])
-    top, left, height, width = augment._crop_box(u, 112, 112, 0.8, 1.0)
+    top, left, height, width = augment.crop_box(u, 112, 112, 0.8, 1.0)
     box = (left, top, left + width, top + height)
     expected = np.asarray(Image.fromarray(image).resize((112, 112), Image.Resampling.BILINEAR, box=box)).astype(int)
     assert np.abs(augment.resized_crop(image, u, 0.8, 1.0) - expected).max() <= 2
 
 
-def test_crop_in_place_keeps_what_it_keeps_and_blackens_the_rest():
+def test_crop_in_place_keeps_the_crop_and_blackens_the_rest():
     image = _face()
     for u in _draws(50):
-        top, left, height, width = augment._crop_box(u, 112, 112, 0.2, 1.0)
+        top, left, height, width = augment.crop_box(u, 112, 112, 0.2, 1.0)
         result = augment.crop_in_place(image, u, 0.2, 1.0)
         inside = np.zeros((112, 112), bool)
         inside[top : top + height, left : left + width] = True
@@ -123,14 +123,14 @@ def test_colour_jitter_equals_pillows_enhancers_in_turn(u):
     assert difference.max() <= 3  # Pillow rounds three times
 
 
-def test_rotation_turns_as_pillow_does_and_leaves_no_black_border():
+def test_rotation_equals_pillows_without_a_black_border():
     image = _face(4)
     for u, degrees in ((0.0, -45), (0.5, 0), (0.8, 27), (1.0, 45)):
         turned = augment.rotation(image, np.array([u]), 45.0)
         expected = np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR)).astype(int)
         centre = np.hypot(*(np.indices((112, 112)) - 55.5)) < 50
         assert np.abs(turned - expected)[centre].max() <= 6 and np.abs(turned - expected)[centre].mean() < 1
-        assert turned.min() >= image.min()  # what comes in from outside is the border's colour
+        assert turned.min() >= image.min()  # pixels from outside have the border's colour
     flat = np.full((112, 112, 3), 201, np.uint8)
     assert (augment.rotation(flat, np.array([0.93]), 45.0) == 201).all()
 
@@ -159,7 +159,7 @@ def test_qgface_applies_each_operation_with_its_probability():
     assert augment.QGFACE_PROBABILITY == augment.ADAFACE_PROBABILITY == 0.2
 
 
-def test_adaface_leaves_half_of_the_images_alone():
+def test_adaface_does_not_change_half_of_the_images():
     image = _face()
     same = 0
     for u in _draws(3000):
@@ -168,7 +168,7 @@ def test_adaface_leaves_half_of_the_images_alone():
     assert abs(same / 3000 - 0.8**3) < 0.04
 
 
-def test_adafaces_operations_in_its_order():
+def test_the_order_of_adafaces_operations():
     image, u = _face(), np.full(augment.UNIFORMS, 0.6)
     u[[1, 6, 10]] = 0.1
     expected = augment.crop_in_place(image, u[2:6], 0.2, 1.0)
@@ -194,7 +194,7 @@ GATES = {"qgface": {4: (5, 9), 9: (10, 13), 13: (14, 15)}, "adaface": {1: (2, 6)
 
 
 @pytest.mark.parametrize(("name", "gates"), GATES.items())
-def test_an_operation_that_is_not_done_changes_no_other_draw(name, gates):
+def test_a_skipped_operation_does_not_affect_the_others_random_numbers(name, gates):
     recipe, image = augment.AUGMENTATIONS[name], _face()
     for u in _draws(20, seed=4):
         for gate, (start, stop) in gates.items():

@@ -110,7 +110,7 @@ def test_shards_are_sorted_by_name_and_keys_ascend(tmp_path: Path) -> None:
             dataset.read(outside)
 
 
-def test_train_rec_goes_before_others_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_rec_takes_precedence_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "train.rec", im2rec_records([0, 1]))
     assert len(FaceDataset(tmp_path)) == 2
     assert not capsys.readouterr().err
@@ -119,14 +119,14 @@ def test_train_rec_goes_before_others_and_says_so(tmp_path: Path, capsys: pytest
     assert "train.rec is used, 1 other" in capsys.readouterr().err
 
 
-# -- counts beyond what float32 can say
+# -- counts that float32 cannot represent
 
 
 @pytest.mark.parametrize(
     ("images", "identities"), [(1 << 24, 3), ((1 << 24) + 2, 2), ((1 << 24) - 2, 1), ((1 << 24) - 1, 0), (1 << 24, 0)]
 )
 def test_counts_beyond_float32(images: int, identities: int, tmp_path: Path) -> None:
-    """A sparse file: only the records that the search looks at are really there. Every record takes 40 bytes."""
+    """A sparse file with only those records that the search reads, 40 bytes each."""
     last = images + identities
     path = tmp_path / "train.rec"
     with path.open("wb") as file:
@@ -138,12 +138,12 @@ def test_counts_beyond_float32(images: int, identities: int, tmp_path: Path) -> 
                 file.write(frame(pack([images + 1, last + 1], b"", key)))
     (tmp_path / "train.idx").write_text("0\t0\n1\t40\n")
     reader = RecordReader(path)
-    reader.keys = np.arange(last + 1)  # what an index of so many lines parses to
+    reader.keys = np.arange(last + 1)  # the result of parsing such a long index
     reader.offsets = 40 * reader.keys
     assert _image_span(reader, True) == (1, images + 1, identities)
 
 
-# -- what is refused
+# -- errors
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_counts_beyond_float32(images: int, identities: int, tmp_path: Path) -> 
     ],
 )
 @pytest.mark.parametrize("several", [False, True])
-def test_labels_that_are_no_class(label: float, problem: str, several: bool, tmp_path: Path) -> None:
+def test_labels_that_are_not_a_class(label: float, problem: str, several: bool, tmp_path: Path) -> None:
     header = HEADER.pack(1, 0, 2, 0) + struct.pack("<f", label) if several else HEADER.pack(0, label, 2, 0)
     with RecordWriter(tmp_path / "a.rec") as writer:
         writer.write(0, 4, b"image")
@@ -210,15 +210,15 @@ def test_a_first_record_that_is_neither_layout(records: list[RecordTuple], tmp_p
         FaceDataset(tmp_path)
 
 
-def test_an_image_that_is_missing(tmp_path: Path) -> None:
+def test_a_missing_image(tmp_path: Path) -> None:
     dataset = FaceDataset(write(tmp_path / "a.rec", [(0, 0, b"image"), (1, 0, b""), (2, 1, b"image")]))
     for look in (lambda: dataset.read(1), dataset.labels, lambda: dataset.num_classes, lambda: dataset.check_labels(2)):
         with pytest.raises(RecordError, match="key 1, byte offset 40: contains no image"):
             look()
 
 
-def test_an_index_rebuilt_with_positions_is_not_taken_for_images(tmp_path: Path) -> None:
-    """Without usable ids record 0 is lost among the others: this must be an error, never a wrong data set."""
+def test_an_index_rebuilt_from_positions_is_an_error(tmp_path: Path) -> None:
+    """Without usable ids record 0 cannot be identified. This must be an error, never a wrong data set."""
     with RecordWriter(tmp_path / "train.rec") as writer:
         for key, label, payload in insightface_records([0, 1, 2], identities=3):
             writer.write(key, label, payload, id=7)
@@ -247,7 +247,7 @@ def test_folders_and_property(tmp_path: Path) -> None:
                 _ = FaceDataset(tmp_path).image_size
 
 
-def test_tolerated_damage_is_told_apart_and_never_replaced(tmp_path: Path) -> None:
+def test_tolerated_damage_is_marked_and_no_other_record_is_affected(tmp_path: Path) -> None:
     path = write(tmp_path / "a.rec", im2rec_records([4, 3, 2, 1, 0, 4]))
     offsets = RecordReader(path).offsets.tolist()
     damaged = bytearray(path.read_bytes())
@@ -295,7 +295,7 @@ def test_worker_processes_read_the_same(method: str, tmp_path: Path) -> None:
 @needs_golden
 @pytest.mark.parametrize("name", ["mxnet_insightface", "mxnet_im2rec"])
 def test_random_damage_gives_declared_errors_only(name: str, tmp_path: Path) -> None:
-    """Mutated golden files: whatever is read is an image and a label or a `UserError`; nothing else, and no more memory."""
+    """Mutated golden files: every read returns an image and a label, or raises UserError."""
     source = {end: (GOLDEN / name / f"train.{end}").read_bytes() for end in ("rec", "idx")}
     draw = np.random.default_rng(11)
     errors = reads = 0

@@ -1,4 +1,4 @@
-"""Decoding of faces: the pixels of cv2.imdecode, whatever kind of JPEG or PNG it is, and the same refusals."""
+"""Decoding of faces: the pixels of cv2.imdecode for every kind of JPEG and PNG, and errors for anything else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _reference(payload: bytes, flag: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray |
 
 
 def _decoded(payload: bytes, order: str = "RGB") -> np.ndarray:
-    out = np.full((2, 112, 112, 3), 77, np.uint8)  # the second half: nothing may be written beyond the first
+    out = np.full((2, 112, 112, 3), 77, np.uint8)  # nothing may be written to the second half
     decode_face_into(payload, out[0], order)
     assert (out[1] == 77).all()
     return out[0]
@@ -42,7 +42,7 @@ def _picture(seed: int) -> np.ndarray:
 
 
 def _jpegs(image: np.ndarray) -> Iterator[bytes]:
-    """All kinds that cameras, Pillow and OpenCV write."""
+    """All kinds of JPEG that cameras, Pillow and OpenCV write."""
     for quality in QUALITIES:
         for sampling in ("4:4:4", "4:2:2", "4:2:0"):
             for progressive in (False, True):
@@ -65,7 +65,7 @@ def _pillow(image: np.ndarray, mode: str, **options) -> bytes:
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_all_kinds_of_jpeg_give_opencvs_pixels(order):
+def test_all_kinds_of_jpeg_have_opencvs_pixels(order):
     flag = cv2.IMREAD_COLOR_RGB if order == "RGB" else cv2.IMREAD_COLOR
     for seed in range(3):
         for number, payload in enumerate(_jpegs(_picture(seed))):
@@ -73,7 +73,7 @@ def test_all_kinds_of_jpeg_give_opencvs_pixels(order):
 
 
 @needs_faces
-def test_real_faces_give_opencvs_pixels():
+def test_real_faces_have_opencvs_pixels():
     dataset = FaceDataset(FACES / "lfw_train")
     rng = np.random.default_rng(0)
     for number in rng.choice(len(dataset), 500, replace=False).tolist():
@@ -84,13 +84,13 @@ def test_real_faces_give_opencvs_pixels():
         assert np.array_equal(_decoded(again), _reference(again))
 
 
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_a_turn_noted_in_exif_is_made_as_opencv_makes_it(turn):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_orientation_is_applied_as_opencv_does(orientation):
     exif = Image.Exif()
-    exif[0x112] = turn
+    exif[0x112] = orientation
     payload, upright = _pillow(_picture(1), "RGB", exif=exif), _pillow(_picture(1), "RGB")
     assert np.array_equal(_decoded(payload), _reference(payload))
-    assert np.array_equal(_decoded(payload), _decoded(upright)) == (turn == 1)
+    assert np.array_equal(_decoded(payload), _decoded(upright)) == (orientation == 1)
 
 
 def test_pngs():
@@ -100,7 +100,7 @@ def test_pngs():
         assert np.array_equal(_decoded(payload), _reference(payload))
 
 
-def test_a_flipped_bit_is_refused_or_decoded_as_opencv_does():
+def test_a_flipped_bit_is_refused_or_decoded_as_by_opencv():
     rng = np.random.default_rng(3)
     whole = cv2.imencode(".jpg", _picture(3), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
     refused = 0
@@ -140,6 +140,6 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("payload", "problem"), REFUSED, ids=[problem for _, problem in REFUSED])
-def test_refusals_say_what_is_wrong(payload, problem):
+def test_errors_say_what_is_wrong(payload, problem):
     with pytest.raises(ValueError, match=problem):
         _decoded(payload)

@@ -19,7 +19,7 @@ from utils.errors import UserError
 # Degradation
 
 
-def test_degrading_is_a_function_of_the_generator_and_keeps_colours_only() -> None:
+def test_degrading_depends_only_on_the_generator_and_keeps_colours() -> None:
     image = render(0, 3, 0)
     kept = image.copy()
     poor = degrade(image, np.random.default_rng(5))
@@ -53,7 +53,7 @@ def test_degrading_keeps_the_shape_of_a_photo_that_is_not_square() -> None:
         (np.zeros((8, 8, 3), np.uint8), 0, 14),
     ],
 )
-def test_degrading_refuses_what_is_no_face(image: np.ndarray, low: int, high: int) -> None:
+def test_degrading_refuses_bad_arguments(image: np.ndarray, low: int, high: int) -> None:
     with pytest.raises(ValueError, match="expected a uint8"):
         degrade(image, np.random.default_rng(0), low, high)
 
@@ -61,7 +61,7 @@ def test_degrading_refuses_what_is_no_face(image: np.ndarray, low: int, high: in
 # .bin files
 
 
-def test_a_bin_is_plain_and_read_back(tmp_path: Path) -> None:
+def test_a_bin_contains_plain_values_and_is_read_back(tmp_path: Path) -> None:
     images = [bytes([value]) * (value + 1) for value in range(4)]
     write_bin(tmp_path / "a.bin", images, [True, False])
     encoded, issame = load_bin(tmp_path / "a.bin")
@@ -77,7 +77,7 @@ def test_a_bin_is_plain_and_read_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_equal_pairs_give_equal_bytes_whichever_objects_hold_them(tmp_path: Path) -> None:
+def test_equal_pairs_give_equal_bytes_even_if_they_share_objects(tmp_path: Path) -> None:
     shared = b"one image, twice"
     write_bin(tmp_path / "a.bin", [shared, shared], list(np.ones(1, bool)))
     write_bin(tmp_path / "b.bin", [shared, bytes(bytearray(shared))], [True])
@@ -91,7 +91,7 @@ def test_equal_pairs_give_equal_bytes_whichever_objects_hold_them(tmp_path: Path
         ([b"a", b""], [True], "image 1 is empty"),
     ],
 )
-def test_a_bin_that_makes_no_sense_is_refused(tmp_path: Path, images: list[bytes], issame: list[bool], problem: str) -> None:
+def test_an_inconsistent_bin_is_refused(tmp_path: Path, images: list[bytes], issame: list[bool], problem: str) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"the old one")
     with pytest.raises(UserError, match=problem):

@@ -1,4 +1,4 @@
-"""The loader: the same batches for any number of workers and ranks, in shared memory, whatever the size of the set."""
+"""The loader: equal batches for any number of workers and ranks, in shared memory that does not grow with the data set."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.storage import private_bytes, sparse_set
 from recognition.data import FaceDataset, RecordWriter
 from recognition.data.batch import Batch, BatchMaker, BatchSpec
 from recognition.data.loader import Loader
@@ -33,7 +34,7 @@ def _jpeg(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two shards; 300 different pictures, ten of each class."""
+    """A folder of two shards with 300 different pictures, ten per class."""
     folder = tmp_path_factory.mktemp("faces")
     for shard, numbers in (("a", range(0, 170)), ("b", range(170, IMAGES))):
         with RecordWriter(folder / f"{shard}.rec") as writer:
@@ -76,7 +77,7 @@ def test_batches_do_not_depend_on_workers_or_ranks(faces, shuffle):
 
 
 @pytest.mark.parametrize("shuffle", ["full", "windowed"])
-def test_an_epoch_goes_on_anywhere_and_differs_from_the_next(faces, shuffle):
+def test_an_epoch_can_be_resumed_anywhere_and_differs_from_the_next(faces, shuffle):
     whole = _epoch(faces, 2, shuffle=shuffle, shuffle_window=60)
     for start in (1, 5, 11):
         assert _same(_epoch(faces, 2, start=start, shuffle=shuffle, shuffle_window=60), whole[start:])
@@ -97,14 +98,14 @@ def test_images_labels_and_numbers_belong_together(faces):
                 assert np.array_equal(shown, decoded) or np.array_equal(shown, decoded[:, ::-1])
 
 
-def test_the_views_draw_apart(faces):
+def test_the_views_are_augmented_independently(faces):
     images = np.concatenate([images for images, _, _ in _epoch(faces, 0, augmentation="none")], axis=1)
     same = (images[0] == images[1]).all(axis=(1, 2, 3)).mean()
     assert 0.35 < same < 0.65  # two independent flips agree half of the time
 
 
 @pytest.mark.parametrize("augmentation", ["none", "qgface", "adaface"])
-def test_bgr_is_rgb_turned_round(faces, augmentation):
+def test_bgr_is_rgb_with_channels_reversed(faces, augmentation):
     rgb, bgr = (_epoch(faces, 0, augmentation=augmentation, channel_order=order) for order in ("RGB", "BGR"))
     for (left, *_), (right, *_) in zip(rgb, bgr, strict=True):
         assert np.array_equal(left, right[..., ::-1]) and not np.array_equal(left, right)
@@ -115,7 +116,7 @@ def test_one_view_is_the_augmented_one(faces):
     assert all(np.array_equal(a[0][:1], b[0]) for a, b in zip(both, one, strict=True))
 
 
-def test_batches_lie_in_the_workers_shared_memory_and_an_epoch_may_be_left(faces):
+def test_batches_are_in_shared_memory_and_an_epoch_may_be_left_early(faces):
     loader = Loader(FaceDataset(faces), _spec(), 2)
     assert len(loader.slots) == 6 and len(loader.worker_ids) == 2
     batches = loader.epoch(1)
@@ -134,7 +135,7 @@ def test_too_few_images(faces):
 
 
 def test_a_worker_that_falls_behind_changes_nothing(faces):
-    """Stopped for a while, it makes fewer batches; they come in their order all the same."""
+    """A worker that is stopped for a while makes fewer batches; the order stays the same."""
     loader = Loader(FaceDataset(faces), _spec(), 2)
     batches, seen = loader.epoch(1), []
     for number, batch in enumerate(batches):
@@ -146,7 +147,7 @@ def test_a_worker_that_falls_behind_changes_nothing(faces):
     assert len(seen) > 4 and _same(seen, _epoch(faces, 0))
 
 
-def test_a_killed_worker_is_said(faces):
+def test_a_killed_worker_is_reported(faces):
     loader = Loader(FaceDataset(faces), _spec(), 2)
     os.kill(loader.worker_ids[1], signal.SIGKILL)
     with pytest.raises(RuntimeError, match="died with exit code -9"):
@@ -178,45 +179,23 @@ def _runs(pid: int) -> bool:
 # -- memory
 
 
-def _private_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
-
-
-def _large_set(folder: Path, records: int) -> Path:
-    """`records` index lines on a sparse file of which the first and the last record are real: reading most of them fails,
-    but the whole index is visited."""
-    folder.mkdir()
-    with RecordWriter(folder / "train.rec") as writer:
-        for number in range(50):
-            writer.write(number, 0.0, _jpeg(number))
-    keys = np.arange(50, records)
-    offsets = (1 << 20) + 8 * keys
-    digits = [number[:, None] // 10 ** np.arange(11, -1, -1) % 10 + ord("0") for number in (keys, offsets)]
-    tab, newline = np.full((len(keys), 1), 9), np.full((len(keys), 1), 10)
-    with (folder / "train.idx").open("ab") as index:
-        np.concatenate([digits[0], tab, digits[1], newline], axis=1).astype(np.uint8).tofile(index)
-    os.truncate(folder / "train.rec", int(offsets[-1]) + 8)
-    return folder
-
-
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc/PID/smaps_rollup")
 def test_workers_share_the_index(tmp_path):
-    """Private memory of a worker that has read all over the index: the same for a small and a large set."""
-    private = {}
+    """After random reads, the private memory of a worker does not depend on the size of the index."""
+    private, images = {}, [_jpeg(number) for number in range(50)]
     for records in (10_000, 2_000_000):
-        dataset = FaceDataset(_large_set(tmp_path / str(records), records), strict=False)
+        dataset = FaceDataset(sparse_set(tmp_path / str(records), records, images), strict=False)
         assert len(dataset) == records
         loader = Loader(dataset, _spec(batch_size=60, num_classes=1, on_error="skip", views=1), 1)
         for _, batch in zip(range(100), loader.epoch(0), strict=False):
             assert (batch.labels_B == -1).sum() == len(batch.skipped)
-        private[records] = _private_bytes(loader.worker_ids[0])
+        private[records] = private_bytes(loader.worker_ids[0])
         loader.close()
     index_bytes = 2 * 8 * 2_000_000
     assert private[2_000_000] - private[10_000] < index_bytes / 8, private
 
 
-def test_the_loader_needs_no_memory_that_grows_with_time(faces):
+def test_the_loader_does_not_leak_memory(faces):
     loader = Loader(FaceDataset(faces), _spec(), 0)
     for epoch in range(3):
         for _ in loader.epoch(epoch):
@@ -228,10 +207,10 @@ def test_the_loader_needs_no_memory_that_grows_with_time(faces):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024  # KiB
 
 
-# -- reading ahead
+# -- readahead
 
 
-def test_reading_ahead_visits_every_byte_of_the_images_once(faces):
+def test_readahead_reads_every_byte_of_the_images_once(faces):
     dataset = FaceDataset(faces)
     order = BatchMaker(dataset, _spec(shuffle="windowed", shuffle_window=60)).order
     seen = {shard.path: np.zeros(shard.size, int) for shard in dataset.shards}
@@ -241,7 +220,7 @@ def test_reading_ahead_visits_every_byte_of_the_images_once(faces):
     assert all((count == 1).all() for count in seen.values())
 
 
-def test_reading_ahead_stops_at_once(faces):
+def test_readahead_stops_at_once(faces):
     dataset = FaceDataset(faces)
     order = BatchMaker(dataset, _spec(shuffle="windowed", shuffle_window=60)).order
     readahead = Readahead(dataset, order.pieces(0, 0, 0, 1))
@@ -266,11 +245,11 @@ def test_records_out_of_order_are_read_in_the_files_order(tmp_path):
     assert all(np.array_equal(labels, indices // 10) for _, labels, indices in batches)
 
 
-# -- to the device
+# -- prefetching to the device
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_prefetching_on_the_cpu_hands_batches_over_as_they_are(faces, keep):
+def test_prefetching_on_the_cpu_does_not_change_batches(faces, keep):
     loader = Loader(FaceDataset(faces), _spec(), 2)
     prefetcher = Prefetcher(torch.device("cpu"), loader.slots, keep=keep)
     batches = list(prefetcher(loader.epoch(1))) if keep else []

@@ -1,4 +1,4 @@
-"""Random numbers, permutations and the epochs' orders: against plain references, and as random as they claim."""
+"""Random numbers, permutations and the orders of epochs: compared with simple references, and tested for randomness."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _plain_permute(value: int, length: int, key: int) -> int:
             return value
 
 
-def test_hash_and_permutation_equal_plain_integers():
+def test_hash_and_permutation_equal_python_integers():
     assert hash64(1, 2, 3).tolist() == [_plain_hash(1, 2, 3)]
     assert hash64(7, np.arange(5)).tolist() == [_plain_hash(7, part) for part in range(5)]
     values = np.arange(0, 100_003, 997)
@@ -73,14 +73,14 @@ def test_lengths_and_keys_may_differ_by_element():
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 16, 17, 100, 4096, 4097, 99_999])
-def test_every_index_comes_once(length):
+def test_every_index_occurs_once(length):
     indices = Permutation(length, seed=1, epoch=2)(np.arange(length))
     assert np.array_equal(np.sort(indices), np.arange(length))
     pieces = [Permutation(length, 1, 2)(np.arange(start, min(start + 37, length))) for start in range(0, length, 37)]
     assert np.array_equal(np.concatenate(pieces), indices)
 
 
-def test_every_index_comes_everywhere_equally_often():
+def test_every_index_occurs_everywhere_equally_often():
     """Chi-square over the 13 x 13 places of 20,000 permutations: mean 144 with deviation 17."""
     keys = np.repeat(hash64(3, np.arange(20_000)), 13)
     indices = permute(np.tile(np.arange(13), 20_000), 13, keys).reshape(-1, 13)
@@ -90,7 +90,7 @@ def test_every_index_comes_everywhere_equally_often():
 
 
 def test_a_permutation_has_no_order_left():
-    """Neighbours end up as far apart as independent draws would: a third of the length on average."""
+    """The distance of neighbours is that of independent draws: a third of the length on average."""
     length = 50_000
     places = np.argsort(Permutation(length, 5, 0)(np.arange(length)))
     distance = np.abs(np.diff(places)) / length
@@ -118,8 +118,13 @@ def test_uniform_numbers():
 # -- orders of an epoch
 
 WINDOWED = [
-    (3831, 96, 1000), (60_000, 512, 9000), (50_000, 7, 5000), (97, 96, 10), (100, 100, 5), (CHUNK * 144 + 17, 96, CHUNK * 48),
-]  # fmt: skip
+    (3831, 96, 1000),
+    (60_000, 512, 9000),
+    (50_000, 7, 5000),
+    (97, 96, 10),
+    (100, 100, 5),
+    (CHUNK * 144 + 17, 96, CHUNK * 48),
+]
 
 
 @pytest.mark.parametrize(("length", "batch", "window"), WINDOWED)
@@ -134,7 +139,7 @@ def test_windowed_order_visits_each_image_once(length, batch, window):
 
 @pytest.mark.parametrize(("length", "batch", "window"), WINDOWED)
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_what_is_read_ahead_is_what_is_needed(length, batch, window, world):
+def test_everything_is_read_before_it_is_needed(length, batch, window, world):
     order = WindowedShuffle(length, batch, seed=3, window=window)
     share = batch // world
     for rank in range(world) if batch % world == 0 else ():
@@ -158,7 +163,7 @@ def test_ranks_read_equal_parts_in_large_pieces():
 
 
 def test_windowed_order_is_random_within_its_window():
-    """Images that lie side by side in the file are spread over their window; a batch has nearly as many classes as it can."""
+    """Images that are adjacent in the file are spread over their window; a batch has nearly as many classes as possible."""
     length, batch, per_class = 400_000, 480, 50
     order = WindowedShuffle(length, batch, seed=2, window=131_072)
     indices = order(0, np.arange(order.steps * batch))
@@ -172,7 +177,7 @@ def test_windowed_order_is_random_within_its_window():
     assert np.mean(classes) > 0.9 * possible
 
 
-def test_an_order_by_file_is_followed():
+def test_the_order_of_the_files_is_used():
     file_order = np.random.default_rng(0).permutation(5000)
     plain, moved = (WindowedShuffle(5000, 48, 1, 1000, order) for order in (None, file_order))
     positions = np.arange(480)
@@ -180,7 +185,7 @@ def test_an_order_by_file_is_followed():
 
 
 @pytest.mark.parametrize("kind", ["full", "windowed"])
-def test_ten_million_records_cost_nothing_to_start(kind):
+def test_ten_million_records_need_no_start_up_time(kind):
     begin = time.perf_counter()
     length = 10_000_000
     order = FullShuffle(length, 512, 1) if kind == "full" else WindowedShuffle(length, 512, 1, 131_072)

@@ -1,4 +1,4 @@
-"""RecordIO: golden files of MXNet, a plain parser as reference, every declared error, processes, atomic writing."""
+"""RecordIO: MXNet's golden files, comparison with a simple parser, all errors, processes, atomic writing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MXNET_PYTHON = os.environ.get("QGFACE_MXNET_PYTHON")
 
 
 def plain_records(data: bytes) -> list[tuple[int, bytes]]:
-    """(offset, record) of a sound file, straight from the format's description."""
+    """(offset, record) of each record in an undamaged file, parsed as the format is documented."""
     records, at = [], 0
     while at < len(data):
         begin, record, cflag = at, b"", 1
@@ -45,7 +45,7 @@ def plain_records(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def awkward_payloads(count: int, seed: int) -> list[bytes]:
-    """Random bytes with magics strewn in, aligned or not, at the ends, in a row; all lengths modulo 4; empty ones."""
+    """Random bytes with magics at aligned and other places, at the ends and repeated; all lengths modulo 4; empty payloads."""
     draw = random.Random(seed)
     payloads = []
     for _ in range(count):
@@ -62,7 +62,7 @@ def write_faces(folder: Path, payloads: list[bytes], name: str = "train") -> Pat
     return path
 
 
-# -- what MXNet wrote
+# -- files written by MXNet
 
 
 @needs_golden
@@ -125,10 +125,10 @@ def test_mxnet_reads_what_was_written(tmp_path: Path) -> None:
     assert "all read back to the byte" in done.stdout
 
 
-# -- round trips against the plain reference
+# -- round trips, compared with the simple parser
 
 
-def test_framing_equals_the_plain_reference(tmp_path: Path) -> None:
+def test_framing_equals_the_simple_parser(tmp_path: Path) -> None:
     records = awkward_payloads(800, seed=1)
     with RecordWriter(tmp_path / "a.rec") as writer:
         for key, record in enumerate(records):
@@ -139,10 +139,10 @@ def test_framing_equals_the_plain_reference(tmp_path: Path) -> None:
     reader = RecordReader(tmp_path / "a.rec")
     assert list(reader.sequential()) == plain_records(data)
     assert [reader.read_raw(key) for key in range(len(records))] == records
-    assert sum(record.count(MAGIC_BYTES) for record in records) > 800  # or nothing was tried
+    assert sum(record.count(MAGIC_BYTES) for record in records) > 800  # otherwise the test proves nothing
 
 
-def test_labels_ids_and_payloads_come_back(tmp_path: Path) -> None:
+def test_labels_ids_and_payloads_are_read_back(tmp_path: Path) -> None:
     payloads = awkward_payloads(300, seed=2)
     draw = np.random.default_rng(3)
     labels: list[Any] = [7, 2.5, [3], [1.0, -2.0], np.arange(5, dtype=np.float32), np.int64(9), np.float32(0.1)]
@@ -224,7 +224,7 @@ def test_one_endless_index_line_is_refused_without_reading_it_all(tmp_path: Path
         RecordReader(path)
 
 
-def test_a_million_lines_take_no_object_each(tmp_path: Path) -> None:
+def test_a_million_lines_need_no_python_objects(tmp_path: Path) -> None:
     count = 1_000_000
     keys = np.random.default_rng(0).permutation(count)
     (tmp_path / "a.idx").write_text("".join(f"{key}\t{key * 4096}\n" for key in keys.tolist()))
@@ -233,7 +233,7 @@ def test_a_million_lines_take_no_object_each(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert np.array_equal(index.keys, np.arange(count)) and np.array_equal(index.offsets, index.keys * 4096)
-    assert peak < 150e6  # two Python integers a line and their places in lists would be 80 MB more than the arrays
+    assert peak < 150e6  # two Python integers per line in a list would need 80 MB more than the arrays
 
 
 @needs_golden
@@ -248,8 +248,8 @@ def test_missing_index_is_rebuilt_and_never_written(name: str, tmp_path: Path, c
     assert [file.name for file in tmp_path.iterdir()] == ["train.rec"]
 
 
-def test_rebuilding_equals_the_plain_reference_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recognition.data.records.index._SCAN_BLOCK", 64)  # so that parts and headers lie across blocks
+def test_rebuilding_equals_the_simple_parser_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recognition.data.records.index._SCAN_BLOCK", 64)  # so that parts and headers extend across blocks
     path = write_faces(tmp_path, awkward_payloads(400, seed=6))
     indexed = RecordReader(path)
     (tmp_path / "train.idx").unlink()
@@ -262,7 +262,7 @@ def test_rebuilding_after_damage(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path = write_faces(tmp_path, [bytes([key]) * 40 for key in range(10)])
     damaged = bytearray(path.read_bytes())
     damaged[4 * 72 + 4] ^= 8  # the length of record 4
-    path.write_bytes(damaged[:-3])  # and the last one cut
+    path.write_bytes(damaged[:-3])  # and truncate the last one
     (tmp_path / "train.idx").unlink()
     with pytest.raises(RecordError, match="byte offset 288") as caught:
         RecordReader(path)
@@ -329,12 +329,12 @@ def test_every_flipped_byte_of_a_part_head_is_noticed(tmp_path: Path) -> None:
                 reader = RecordReader(path, strict=False)
                 for key in range(6):
                     if key == hit:
-                        length_only = at >= head + 4 and len(records[key]) % 4  # one that moves within the padding
+                        length_only = at >= head + 4 and len(records[key]) % 4  # one that only changes the padding
                         try:
                             assert reader.read_raw(key) != records[key] and length_only
                         except RecordError as error:
                             assert (error.key, error.offset) == (key, original.offsets[key])
-                    else:  # the one before, too: the index says that its successor's magic is damaged, not its length
+                    else:  # even the previous one: by the index, the next magic is damaged, and not its length
                         assert reader.read_raw(key) == records[key]
 
 
@@ -351,7 +351,7 @@ def test_index_of_another_file_or_past_the_end(tmp_path: Path) -> None:
         RecordReader(path, tmp_path / "far.idx")
 
 
-def test_incomplete_index_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incomplete_index_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_faces(tmp_path, [b"x" * 40] * 5)
     (tmp_path / "part.idx").write_text("1\t72\n2\t144\n")
     assert len(RecordReader(path, tmp_path / "part.idx")) == 2
@@ -392,7 +392,7 @@ def test_header_too_short(record: bytes, problem: str, tmp_path: Path) -> None:
         reader.read(5)
 
 
-def test_a_damaged_length_takes_no_memory(tmp_path: Path) -> None:
+def test_a_damaged_length_allocates_no_memory(tmp_path: Path) -> None:
     path = write_faces(tmp_path, [b"x" * 40] * 2)
     with path.open("r+b") as file:
         file.seek(4)
@@ -429,7 +429,7 @@ def test_changed_and_deleted_files(tmp_path: Path) -> None:
         open_reader.read(1)
 
 
-def test_errors_travel_between_processes() -> None:
+def test_errors_can_be_sent_between_processes() -> None:
     error = RecordError("a.rec", 3, 40, "is damaged")
     again = pickle.loads(pickle.dumps(error))
     assert (again.path, again.key, again.offset, str(again)) == ("a.rec", 3, 40, str(error))
@@ -450,7 +450,7 @@ def _read_at_random(reader: RecordReader, seed: int, answers: Any) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_one_reader_serves_several_processes(method: str, tmp_path: Path) -> None:
     reader = RecordReader(write_faces(tmp_path.resolve(), [b"%d" % key * 9 for key in range(500)]))
-    assert reader.read(0).payload == b"0" * 9  # open in this process already
+    assert reader.read(0).payload == b"0" * 9  # so it is already open in this process
     context: Any = multiprocessing.get_context(method)
     answers = context.Queue()
     workers = [context.Process(target=_read_at_random, args=(reader, seed, answers)) for seed in range(3)]
@@ -508,20 +508,20 @@ def test_a_clean_close_replaces_the_old_pair(tmp_path: Path) -> None:
         (1, 0, "key 1 was written twice"),
     ],
 )
-def test_the_writer_refuses(key: int, label: float | list[float], problem: str, tmp_path: Path) -> None:
+def test_the_writer_refuses_bad_labels_and_keys(key: int, label: float | list[float], problem: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=problem), RecordWriter(tmp_path / "a.rec") as writer:
         writer.write(1, 1, b"sound")
         writer.write(key, label, b"image", id=0)
     assert not list(tmp_path.iterdir())
 
 
-def test_large_counts_are_allowed_where_there_is_no_image(tmp_path: Path) -> None:
+def test_large_counts_are_allowed_in_records_without_an_image(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "a.rec") as writer:
         writer.write(0, [42_474_558, 44_533_877], b"")
     assert RecordReader(tmp_path / "a.rec").read(0).label.tolist() == [42_474_560, 44_533_876]
 
 
-def test_a_folder_that_is_missing(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         RecordWriter(tmp_path / "none" / "a.rec")
     with pytest.raises(UserError, match="cannot share one name"):
@@ -538,7 +538,7 @@ def _write_too_much(path: Path, answers: Any) -> None:
         answers.put(str(error))
 
 
-def test_a_file_that_cannot_grow_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow_is_removed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     worker = context.Process(target=_write_too_much, args=(tmp_path / "a.rec", answers))

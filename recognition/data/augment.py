@@ -84,7 +84,7 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     return decode_jpeg(encoded, "RGB")  # the pixels of cv2.imdecode, in less time
 
 
-def _crop_box(u: Sequence[float], height: int, width: int, low: float, high: float) -> tuple[int, int, int, int]:
+def crop_box(u: Sequence[float], height: int, width: int, low: float, high: float) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random crop. Draws u[0:4].
 
     Its area is U(low, high) of the image's. Its aspect ratio is log-uniform in that part of [3/4, 4/3] that fits into the image.
@@ -102,14 +102,14 @@ def _crop_box(u: Sequence[float], height: int, width: int, low: float, high: flo
 def resized_crop(image: np.ndarray, u: Sequence[float], low: float, high: float) -> np.ndarray:
     """A random crop, enlarged to the size of the image. Draws u[0:4]."""
     height, width = image.shape[:2]
-    top, left, crop_height, crop_width = _crop_box(u, height, width, low, high)
+    top, left, crop_height, crop_width = crop_box(u, height, width, low, high)
     part = image[top : top + crop_height, left : left + crop_width]
     return cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def crop_in_place(image: np.ndarray, u: Sequence[float], low: float, high: float) -> np.ndarray:
     """Keep a random crop in its place and blacken the rest. Draws u[0:4]."""
-    top, left, height, width = _crop_box(u, image.shape[0], image.shape[1], low, high)
+    top, left, height, width = crop_box(u, image.shape[0], image.shape[1], low, high)
     kept = np.zeros_like(image)
     kept[top : top + height, left : left + width] = image[top : top + height, left : left + width]
     return kept
