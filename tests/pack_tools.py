@@ -1,10 +1,11 @@
-"""What the tests of the packing tools share: running a command, small picture folders, and a detector model."""
+"""Shared by the tests of images and packing tools: running a command, small image folders, a detector model, false headers."""
 
 from __future__ import annotations
 
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -24,13 +25,13 @@ def pack(*arguments: object) -> None:
 
 
 def start_pack(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    """The same in a process of its own."""
+    """The same in a separate process."""
     command = [sys.executable, "-m", "recognition.data.pack", *(str(argument) for argument in arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
 
 
 def picture(seed: int, height: int = 112, width: int = 112) -> np.ndarray:
-    """BGR uint8 [height, width, 3]: smooth noise, so that JPEG keeps it recognisable."""
+    """BGR uint8 [height, width, 3]: smooth noise, which JPEG compression hardly changes."""
     noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -40,7 +41,7 @@ def encoded(image: np.ndarray, suffix: str = ".jpg") -> bytes:
 
 
 def make_people(folder: Path, counts: dict[str, int]) -> dict[str, bytes]:
-    """JPEGs of 112x112, `counts` a person: path below the folder -> bytes."""
+    """JPEGs of 112x112, the given number per person: path below the folder -> bytes."""
     files = {}
     for person, (name, count) in enumerate(sorted(counts.items())):
         for number in range(count):
@@ -59,7 +60,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# -- a detector: a network with YuNet's outputs that takes white squares for faces
+# -- a detector: a network with YuNet's outputs that detects white squares
 
 
 def _field(number: int, value: int | bytes | str) -> bytes:
@@ -102,8 +103,8 @@ LANDMARKS_IN_CELL = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8
 
 
 def write_detector(path: Path) -> None:
-    """An ONNX file with YuNet's inputs and outputs: for strides 8, 16, 32 every cell that is wholly white is a face of that
-    cell's size, with landmarks at `LANDMARKS_IN_CELL`."""
+    """An ONNX file with YuNet's inputs and outputs. For the strides 8, 16 and 32, every white cell is a face of that cell's size,
+    with landmarks at `LANDMARKS_IN_CELL`."""
     biases = {"cls": [0.0], "obj": [0.0], "bbox": [0.5, 0.5, 0.0, 0.0], "kps": list(np.ravel(LANDMARKS_IN_CELL))}
     graph, outputs = b"", b""
     for kind, bias in biases.items():
@@ -122,10 +123,19 @@ def write_detector(path: Path) -> None:
     path.write_bytes(_field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 11)))
 
 
-def png_claiming(width: int, height: int) -> bytes:
-    """A small PNG whose header announces other sizes, with the right checksum."""
-    import zlib
+# -- false headers
 
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A small PNG whose header announces another size, with a valid checksum."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     small = encoded(picture(0, 8, 8), ".png")
     return small[:8] + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + small[33:]
+
+
+def jpeg_claiming(width: int, height: int) -> bytes:
+    """A JPEG of 112x112 whose header announces another size."""
+    data = bytearray(encoded(picture(0)))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)

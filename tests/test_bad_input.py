@@ -91,7 +91,7 @@ def test_image_of_another_size(demo_set, tmp_path):
     assert "48x64" in text and "112x112" in text and "key 9" in text
 
 
-def test_unknown_key_under_torchrun_is_said_once():
+def test_unknown_key_under_torchrun_is_reported_once():
     assert "did you mean 'batch_size'" in _complaint("batchsize=3", ranks=2)
 
 

@@ -1,4 +1,4 @@
-"""Damage of every kind, through the loader and through training: declared errors that say where, or counted losses."""
+"""Damage of every kind, in the loader and in training: errors that name the place, or records that are skipped and counted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import os
 import random
 import resource
 import shutil
-import struct
 import time
-import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -28,12 +25,12 @@ from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.loader import Loader
 from tests.commands import metrics, train
 from tests.dense_reference import DenseReference
+from tests.pack_tools import jpeg_claiming, png_claiming
 from tests.shared_files import GOLDEN, needs_golden
 from tests.world import run_world
 from utils import dist
 from utils.config import from_base
 from utils.errors import UserError
-from utils.images import has_end, read_header
 
 FUZZ_SECONDS = float(os.environ.get("QGFACE_FUZZ_SECONDS", "12"))
 
@@ -59,7 +56,7 @@ def _spec(**changes) -> BatchSpec:
 
 
 def _read_all(folder: Path, **changes) -> list:
-    """An epoch in order through a worker: (labels, indices, skipped) of each batch."""
+    """Labels, indices, skipped records and images of each batch of an epoch, in order, made by a worker."""
     spec = _spec(shuffle="none", **changes)
     loader = Loader(FaceDataset(folder, strict=spec.on_error == "stop"), spec, 1)
     try:
@@ -79,7 +76,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_record_stops_or_is_skipped_and_said(demo_set, tmp_path, kind):
+def test_a_damaged_record_stops_or_is_skipped_and_reported(demo_set, tmp_path, kind):
     folder = _copy(demo_set, tmp_path / "set")
     place, problem = DAMAGE[kind]
     offset = _offset(folder, 17)
@@ -108,24 +105,7 @@ def _replace(demo_set: Path, folder: Path, key: int, payload: bytes, label: floa
     return folder
 
 
-def _png_announcing(width: int, height: int) -> bytes:
-    """A whole PNG of a few bytes that claims to hold `width` x `height` pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-
-
-def _jpeg_announcing(width: int, height: int) -> bytes:
-    encoded = bytearray(cv2.imencode(".jpg", np.zeros((112, 112, 3), np.uint8))[1].tobytes())
-    at = encoded.index(b"\xff\xc0")
-    encoded[at + 5 : at + 9] = struct.pack(">HH", height, width)
-    return bytes(encoded)
-
-
-@pytest.mark.parametrize("bomb", [_png_announcing(60_000, 60_000), _jpeg_announcing(65_000, 65_000)], ids=["PNG", "JPEG"])
+@pytest.mark.parametrize("bomb", [png_claiming(60_000, 60_000), jpeg_claiming(65_000, 65_000)], ids=["PNG", "JPEG"])
 def test_an_image_that_announces_gigabytes_is_refused_by_its_header(demo_set, tmp_path, bomb):
     folder = _replace(demo_set, tmp_path / "set", 3, bomb)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -135,7 +115,7 @@ def test_an_image_that_announces_gigabytes_is_refused_by_its_header(demo_set, tm
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
 
 
-def test_a_jpeg_that_is_cut_off_is_noticed(demo_set, tmp_path):
+def test_a_truncated_jpeg_is_noticed(demo_set, tmp_path):
     with RecordReader(demo_set / "train.rec") as reader:
         payload = reader.read(3).payload
     folder = _replace(demo_set, tmp_path / "set", 3, payload[: len(payload) // 2])
@@ -143,30 +123,10 @@ def test_a_jpeg_that_is_cut_off_is_noticed(demo_set, tmp_path):
         _read_all(folder)
 
 
-def test_image_headers():
-    rng = np.random.default_rng(0)
-    for height, width in ((112, 112), (1, 7), (300, 20)):
-        image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
-        for kind, options in ((".png", []), (".jpg", []), (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])):
-            for picture in (image, image[..., 0]):
-                encoded = cv2.imencode(kind, picture, options)[1].tobytes()
-                header = read_header(encoded)
-                assert (f".{header.kind[:3]}", header.height, header.width) == (kind.replace("jpg", "jpe"), height, width)
-                assert has_end(encoded, header) and not has_end(encoded[: len(encoded) // 2], header)
-                for length in (0, 1, 2, 8, 20):
-                    with pytest.raises(ValueError, match=r"empty|truncated|damaged|has no IHDR|is not a JPEG"):
-                        read_header(encoded[:length])
-    with pytest.raises(ValueError, match="is not a JPEG, PNG"):
-        read_header(b"GIF89a" + bytes(40))
-    padded = cv2.imencode(".jpg", np.zeros((5, 6), np.uint8))[1].tobytes()
-    header = read_header(padded[:2] + b"\xff\xff\xff" + padded[2:])  # fill bytes before a marker
-    assert (header.height, header.width) == (5, 6)
-
-
 # -- files and folders
 
 
-def test_a_shard_deleted_while_training_stays_readable_to_the_end(demo_set, tmp_path):
+def test_a_shard_that_is_deleted_during_training_stays_readable(demo_set, tmp_path):
     folder = _copy(demo_set, tmp_path / "set")
     expected = _read_all(folder)
     loader = Loader(FaceDataset(folder), _spec(shuffle="none"), 1)
@@ -176,7 +136,7 @@ def test_a_shard_deleted_while_training_stays_readable_to_the_end(demo_set, tmp_
     assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[3], b[1]) for a, b in zip(expected, found, strict=True))
 
 
-def test_a_shard_cut_short_while_training(demo_set, tmp_path):
+def test_a_shard_that_is_truncated_during_training(demo_set, tmp_path):
     folder = _copy(demo_set, tmp_path / "set")
     loader = Loader(FaceDataset(folder), _spec(shuffle="none"), 1)
     os.truncate(folder / "train.rec", _offset(folder, 20) + 50)
@@ -185,7 +145,7 @@ def test_a_shard_cut_short_while_training(demo_set, tmp_path):
     loader.close()
 
 
-def test_files_that_are_no_records(demo_set, tmp_path):
+def test_files_without_records(demo_set, tmp_path):
     folder = _copy(demo_set, tmp_path / "set")
     index = folder / "train.idx"
     index.write_bytes(b"")
@@ -229,10 +189,10 @@ def test_a_flipped_digit_in_the_index(demo_set, tmp_path):
         _read_all(folder)
 
 
-# -- through training
+# -- in training
 
 
-def test_training_skips_counts_and_lists_alike_for_any_number_of_ranks(demo_set, tmp_path):
+def test_skipped_records_are_counted_and_listed_equally_for_any_number_of_ranks(demo_set, tmp_path):
     folder = _copy(demo_set, tmp_path / "set")
     for key in (5, 6, 40):
         _flip(folder / "train.rec", _offset(demo_set, key))
@@ -256,12 +216,12 @@ def test_training_skips_counts_and_lists_alike_for_any_number_of_ranks(demo_set,
     np.testing.assert_allclose(curves[0], curves[1], rtol=5e-3)
 
 
-def test_training_on_nothing_but_damage_stops(demo_set, tmp_path):
+def test_training_on_damaged_records_only_stops(demo_set, tmp_path):
     folder = _copy(demo_set, tmp_path / "set")
     with RecordReader(demo_set / "train.rec") as reader:
         offsets = reader.offsets.tolist()
     content = bytearray((folder / "train.rec").read_bytes())
-    for offset in offsets[2:-14]:  # record 0, the first and the last image, and the identities stay
+    for offset in offsets[2:-14]:  # not record 0, the first and last image, and the identities
         content[offset] ^= 0xFF
     (folder / "train.rec").write_bytes(content)
     done = train("tests/tiny_config", f"rec={folder}", "on_error=skip", "max_skipped=3", f"output={tmp_path / 'run'}")
@@ -279,7 +239,7 @@ def test_a_label_outside_the_classes_stops_before_training(demo_set, tmp_path, l
         dataset.check_labels(dataset.num_classes)
 
 
-def test_classes_without_images_are_said_before_training(demo_set):
+def test_classes_without_images_are_reported_before_training(demo_set):
     config = from_base(rec=str(demo_set), num_classes=20)
     dataset = build.open_dataset(config)
     gaps = build.classes_without_images(config, dataset)
@@ -289,7 +249,7 @@ def test_classes_without_images_are_said_before_training(demo_set):
         build.open_dataset(from_base(rec=str(demo_set), num_image=7))
 
 
-# -- a batch with skipped rows is the smaller batch
+# -- a batch with skipped rows equals a smaller batch
 
 CLASSES, DIM, IMAGES, STEPS = 11, 8, 12, 5
 LOST = [[3], [], [0, 11, 5], [7, 8], list(range(1, 12))]  # rows without a label, by step
@@ -322,18 +282,22 @@ def _sharded(one_step: bool) -> list[dict[str, torch.Tensor]]:
         joint.zero_grad()
         terms = joint(dist.gather_rows(mine), dist.gather_labels(labels_G[local]))
         terms.loss.backward()
-        steps.append({
-            "terms": torch.stack([terms.classification, terms.contrastive]), "features": mine.grad / world,
-            "weight": head.weight.grad.clone(), "statistics": torch.stack([joint.quality.mean, joint.quality.std]),
-            "queue": queue.global_rows()["label"],
-        })  # fmt: skip
+        steps.append(
+            {
+                "terms": torch.stack([terms.classification, terms.contrastive]),
+                "features": mine.grad / world,
+                "weight": head.weight.grad.clone(),
+                "statistics": torch.stack([joint.quality.mean, joint.quality.std]),
+                "queue": queue.global_rows()["label"],
+            }
+        )
         head.weight.data.sub_(0.05 * head.weight.grad)
     return steps
 
 
 @pytest.mark.parametrize("one_step", [False, True])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_a_batch_with_skipped_rows_is_the_smaller_batch(world, one_step):
+def test_a_batch_with_skipped_rows_equals_a_smaller_batch(world, one_step):
     ranks = run_world(world, _sharded, one_step)
     reference = DenseReference(_weight(), 40, compensate=not one_step, initial_std=4.0)
     for step, (features_VGD, labels_G) in enumerate(_batches()):
@@ -386,7 +350,7 @@ def _mutate(content: bytes, chance: random.Random) -> bytes:
 
 
 def _fuzz(folder: Path, originals: list[tuple[bytes, bytes]], seconds: float, seed: int) -> tuple[int, int, int]:
-    """(rounds, rounds that raised a declared error, records skipped). Anything else raised is the test's failure."""
+    """(rounds, rounds that raised UserError, skipped records). Any other exception fails the test."""
     chance = random.Random(seed)
     deadline = time.monotonic() + seconds
     rounds = declared = skipped = 0
@@ -415,8 +379,8 @@ def _fuzz(folder: Path, originals: list[tuple[bytes, bytes]], seconds: float, se
     return rounds, declared, skipped
 
 
-def test_random_damage_gives_declared_errors_only(demo_set, tmp_path, capfd):
-    """Real files, damaged thousands of times; a child process with little memory to spare reads them."""
+def test_random_damage_raises_only_user_errors(demo_set, tmp_path, capfd):
+    """Real files, damaged thousands of times and read by a child process with a memory limit."""
     originals = [(_head(demo_set, 6, tmp_path / "small"))]
     if GOLDEN.is_dir():
         originals += [
@@ -434,22 +398,22 @@ def test_random_damage_gives_declared_errors_only(demo_set, tmp_path, capfd):
             counts = _fuzz(tmp_path / "fuzz", originals, FUZZ_SECONDS, seed=int(os.environ.get("QGFACE_FUZZ_SEED", "1")))
             os.write(writer, repr(counts).encode())
             status = 0
-        except BaseException as fault:  # noqa: BLE001 - told to the parent
+        except BaseException as fault:  # noqa: BLE001 - reported to the parent
             os.write(writer, f"{type(fault).__name__}: {fault}".encode()[:4000])
         finally:
             os._exit(status)
     os.close(writer)
     _, status = os.waitpid(child, 0)
-    told = os.read(reader, 4096).decode()
+    report = os.read(reader, 4096).decode()
     os.close(reader)
-    capfd.readouterr()  # warnings about rebuilt indices, libjpeg's remarks
-    assert status == 0, told or f"the reading process ended with status {status}"
-    rounds, declared, skipped = map(int, told.strip("()").split(","))
-    assert rounds > 20 * FUZZ_SECONDS and declared > rounds / 10 and skipped > 0, told
+    capfd.readouterr()  # warnings about rebuilt indices, and libjpeg's
+    assert status == 0, report or f"the reading process ended with status {status}"
+    rounds, declared, skipped = map(int, report.strip("()").split(","))
+    assert rounds > 20 * FUZZ_SECONDS and declared > rounds / 10 and skipped > 0, report
 
 
 def _head(demo_set: Path, images: int, folder: Path) -> tuple[bytes, bytes]:
-    """The first images of the demo set as a small file of its own."""
+    """The first images of the demo set, as a separate small file."""
     folder.mkdir()
     dataset = FaceDataset(demo_set)
     with RecordWriter(folder / "train.rec") as writer:

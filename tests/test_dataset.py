@@ -101,8 +101,13 @@ def test_shards_are_sorted_by_name_and_keys_ascend(tmp_path: Path) -> None:
     assert dataset.num_classes == 10
     assert dataset.starts.tolist() == [0, 3, 5, 6]
     assert [dataset.read(image) for image in range(6)] == [
-        (b"image 0", 5), (b"image 1", 6), (b"image 2", 7), (b"image 1", 1), (b"image 2", 2), (b"image 500", 9),
-    ]  # fmt: skip
+        (b"image 0", 5),
+        (b"image 1", 6),
+        (b"image 2", 7),
+        (b"image 1", 1),
+        (b"image 2", 2),
+        (b"image 500", 9),
+    ]
     assert [dataset.locate(image) for image in range(6)] == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 0)]
     assert dataset.where(5) == f"{tmp_path / 'c.rec'}: key 500, byte offset 0"
     for outside in (-1, 6):

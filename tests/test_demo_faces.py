@@ -1,4 +1,4 @@
-"""The procedural faces and the set that is made of them."""
+"""The procedural faces, and the data set made of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from utils.alignment import ARCFACE_TEMPLATE, similarity
 from utils.errors import UserError
 
 SMALL = DemoSet(identities=5, images_per_identity=4, unseen=4, pairs=20, seed=3)
+TINY = ["--images-per-identity", "4", "--unseen", "4", "--pairs", "20", "--workers", "1"]
 FILES = {"train.rec", "train.idx", "property", "demo.json", "demo_hq.bin", "demo_mixed.bin", "demo_lq.bin"}
 
 
@@ -43,14 +44,14 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Faces
+# -- faces
 
 
-def test_a_face_depends_on_its_numbers_only() -> None:
+def test_a_face_depends_only_on_its_numbers() -> None:
     first = render(0, 1, 2)
     assert first.shape == (112, 112, 3) and first.dtype == np.uint8
     kept = first.copy()
-    for identity in (4, 1, 9):  # other faces in between, the shared parts of this person used again
+    for identity in (4, 1, 9):  # other faces in between; the shared parts of this person are used again
         render(0, identity, 0)
     assert np.array_equal(render(0, 1, 2), kept)
     _figure.cache_clear()
@@ -86,8 +87,8 @@ def test_impossible_numbers_are_refused(arguments: tuple[int, ...]) -> None:
         render(*arguments)
 
 
-def test_faces_lie_on_the_five_points() -> None:
-    """Eyes, nose and mouth of turned heads are shown within a few pixels of where ArcFace's aligner puts them."""
+def test_faces_are_aligned_to_the_five_points() -> None:
+    """Eyes, nose and mouth of turned heads are within a few pixels of ArcFace's template."""
     errors = []
     for identity in range(12):
         person = draw_person(0, identity)
@@ -99,7 +100,7 @@ def test_faces_lie_on_the_five_points() -> None:
                 distance = (x - place[0]) ** 2 + (y - place[1]) ** 2
                 row, column = np.unravel_index(np.argmin(distance), distance.shape)
                 errors.append(np.hypot(column - target[0], row - target[1]))
-    # A detector's residue: yaw and identity move single points, and `shot` adds about 1.5 pixels.
+    # What alignment leaves: yaw and identity move single points, and `shot` adds about 1.5 pixels.
     assert np.median(errors) < 4.0 and np.quantile(errors, 0.95) < 10.0
 
 
@@ -122,8 +123,8 @@ def test_the_relief_has_a_nose_and_sockets() -> None:
     assert relief.normals[60 + MARGIN, 20 + MARGIN, 0] < 0 < relief.normals[60 + MARGIN, 92 + MARGIN, 0]
 
 
-def test_people_differ_but_pixels_hardly_tell() -> None:
-    """Pairs of one person are more alike than chance, yet no threshold on pixel similarity comes near to solving it."""
+def test_people_differ_but_pixels_do_not_suffice() -> None:
+    """Pairs of one person are more similar than chance, yet no threshold on pixel similarity comes close to solving the task."""
     people, pictures = 40, 4
     faces = np.stack(
         [
@@ -143,7 +144,7 @@ def test_people_differ_but_pixels_hardly_tell() -> None:
     assert 0.55 < balanced < 0.75
 
 
-# The set
+# -- the set
 
 
 def test_every_file_is_the_same_for_every_number_of_workers(small_set: Path, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_every_file_is_the_same_for_every_number_of_workers(small_set: Path, tmp
         assert (small_set / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-def test_the_records_are_laid_out_as_insightface_does(small_set: Path) -> None:
+def test_the_records_have_insightfaces_layout(small_set: Path) -> None:
     reader = RecordReader(small_set / "train.rec")
     count, people, each = 20, 5, 4
     assert reader.keys.tolist() == list(range(count + people + 1))
@@ -176,7 +177,7 @@ def test_the_records_are_laid_out_as_insightface_does(small_set: Path) -> None:
     assert (small_set / "property").read_text() == "5,112,112\n"
 
 
-def test_a_tenth_of_the_training_images_is_poor(tmp_path: Path) -> None:
+def test_a_tenth_of_the_training_images_is_degraded(tmp_path: Path) -> None:
     _make(tmp_path / "set", identities=6, images_per_identity=30)
     reader = RecordReader(tmp_path / "set" / "train.rec")
     poor = 0
@@ -188,7 +189,7 @@ def test_a_tenth_of_the_training_images_is_poor(tmp_path: Path) -> None:
     assert 0.04 < poor / 180 < 0.18
 
 
-def test_the_three_bins_hold_the_same_pairs(small_set: Path) -> None:
+def test_the_three_bins_contain_the_same_pairs(small_set: Path) -> None:
     loaded = {name: load_bin(small_set / f"demo_{name}.bin") for name in ("hq", "mixed", "lq")}
     sharp, mixed, poor = ([bytes(image) for image in loaded[name][0]] for name in ("hq", "mixed", "lq"))
     assert all(issame.tolist() == [True, False] * 10 for _, issame in loaded.values())
@@ -200,7 +201,7 @@ def test_the_three_bins_hold_the_same_pairs(small_set: Path) -> None:
         assert detail[1] < 0.3 * detail[0]
 
 
-def test_pairs_are_distinct_unseen_and_half_alike_in_each_fold() -> None:
+def test_pairs_are_distinct_and_unseen_and_half_of_each_fold_is_one_person() -> None:
     parameters = DemoSet(identities=7, images_per_identity=5, unseen=9, pairs=120)
     pairs = _draw_pairs(parameters)
     assert len({frozenset(pair) for pair in pairs}) == 120
@@ -217,10 +218,10 @@ def test_a_complete_set_is_reused(small_set: Path, capsys: pytest.CaptureFixture
     assert {path.name: path.stat().st_mtime_ns for path in small_set.iterdir()} == before
 
 
-def test_what_is_there_already_is_never_overwritten(tmp_path: Path) -> None:
+def test_existing_files_are_never_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
-    _make(folder)  # an empty folder may be filled
+    _make(folder)  # an empty folder is used
     with pytest.raises(UserError, match="contains another demo set"):
         _make(folder, seed=4)
     (folder / "demo_lq.bin").write_bytes(b"short")
@@ -261,23 +262,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
         "from recognition.data.demo_faces import main; from utils.errors import exit_on_user_error; "
         "exit_on_user_error(main)"
     )
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "--out",
-        str(tmp_path / "set"),
-        "--identities",
-        "3",
-        "--images-per-identity",
-        "4",
-        "--unseen",
-        "4",
-        "--pairs",
-        "20",
-        "--workers",
-        "1",
-    ]
+    command = [sys.executable, "-c", code, "--out", str(tmp_path / "set"), "--identities", "3", *TINY]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert "cannot be written" in result.stderr
@@ -285,23 +270,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_the_command_makes_a_set(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "recognition.data.demo_faces",
-        "--out",
-        str(tmp_path / "deep" / "set"),
-        "--identities",
-        "2",
-        "--images-per-identity",
-        "3",
-        "--unseen",
-        "4",
-        "--pairs",
-        "20",
-        "--workers",
-        "1",
-    ]
+    out = str(tmp_path / "deep" / "set")
+    command = [sys.executable, "-m", "recognition.data.demo_faces", "--out", out, "--identities", "2", *TINY]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (tmp_path / "deep" / "set").iterdir()} == FILES

@@ -1,4 +1,4 @@
-"""A packed set with some images degraded, and some of those under wrong labels."""
+"""A packed set in which some images are degraded, and some of those have wrong labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _sharpness(payload: bytes) -> float:
     return float(cv2.Laplacian(cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_GRAYSCALE), cv2.CV_64F).var())
 
 
-def test_a_share_is_degraded_and_the_rest_is_copied_to_the_byte(packed: Path, tmp_path: Path) -> None:
+def test_a_share_is_degraded_and_the_rest_is_copied_byte_for_byte(packed: Path, tmp_path: Path) -> None:
     pack("degrade", packed, tmp_path / "mixed", "--share", 0.4, "--pixels", 6, 8)
     before, after, listed = _content(packed), _content(tmp_path / "mixed"), _listed(tmp_path / "mixed")
     assert [label for _, label in after] == [label for _, label in before]
@@ -45,19 +45,19 @@ def test_a_share_is_degraded_and_the_rest_is_copied_to_the_byte(packed: Path, tm
     assert changed == {number for number, _, _ in listed} and len(changed) == 8 == round(0.4 * len(before))
     assert all(label == right == before[number][1] for number, label, right in listed)
     pack("verify", tmp_path / "mixed")
-    pack("degrade", packed, tmp_path / "fine", "--share", 0.4, "--pixels", 60, 60)  # the same images, less of it
+    pack("degrade", packed, tmp_path / "fine", "--share", 0.4, "--pixels", 60, 60)  # the same images, less degraded
     assert {number for number, _, _ in _listed(tmp_path / "fine")} == changed
     fine = _content(tmp_path / "fine")
     assert all(_sharpness(after[number][0]) < _sharpness(fine[number][0]) for number in changed)
 
 
-def test_the_seed_alone_decides(packed: Path, tmp_path: Path) -> None:
+def test_the_result_depends_on_the_seed_alone(packed: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         pack("degrade", packed, tmp_path / name, "--share", 0.5, "--wrong-labels", 0.5, "--seed", seed)
     assert read_files(tmp_path / "one") == read_files(tmp_path / "again") != read_files(tmp_path / "other")
 
 
-def test_wrong_labels_are_other_labels_and_nobody_is_lost(packed: Path, tmp_path: Path) -> None:
+def test_wrong_labels_are_other_labels_and_every_identity_keeps_an_image(packed: Path, tmp_path: Path) -> None:
     pack("degrade", packed, tmp_path / "wrong", "--share", 1, "--wrong-labels", 1)
     listed = _listed(tmp_path / "wrong")
     assert len(listed) == 20 and {label for _, label, _ in listed} == {0, 1, 2, 3}

@@ -1,4 +1,4 @@
-"""Lists of pairs to .bin; TinyFace's and SCface's folders to records in the protocol's order."""
+"""Lists of pairs to .bin; TinyFace's and SCface's folders to records in the order of the protocol."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_lfw_pairs_to_bin(tmp_path: Path) -> None:
     ann, bob, cy = "Ann_Lee/Ann_Lee", "Bob/Bob", "Cy/Cy"
     order = [f"{ann}_0001", f"{ann}_0003", f"{bob}_0001", f"{cy}_0002", f"{bob}_0001", f"{bob}_0012", f"{cy}_0002"]
     assert images[:7] == [files[f"{name}.jpg"] for name in order]
-    assert images[7].startswith(b"\xff\xd8\xff")  # the PNG, encoded anew
+    assert images[7].startswith(b"\xff\xd8\xff")  # the PNG, encoded again
 
 
 def test_pairs_by_paths(tmp_path: Path) -> None:
@@ -51,8 +51,13 @@ def test_sets_of_mixed_and_low_quality_come_from_the_same_pairs(tmp_path: Path) 
     (tmp_path / "pairs.txt").write_text("1\nBob\t1\t12\nCy\t2\tBob\t1\n")
     sets = {}
     for name, options in (
-        ("none", []), ("second", []), ("both", []), ("again", []), ("seed", ["--seed", 1]), ("tiny", ["--pixels", 4, 4])
-    ):  # fmt: skip
+        ("none", []),
+        ("second", []),
+        ("both", []),
+        ("again", []),
+        ("seed", ["--seed", 1]),
+        ("tiny", ["--pixels", 4, 4]),
+    ):
         kind = name if name in ("none", "second") else "both"
         out = tmp_path / f"{name}.bin"
         pack("pairs", tmp_path / "pairs.txt", tmp_path / "lfw", out, "--degrade", kind, *options)
@@ -65,20 +70,28 @@ def test_sets_of_mixed_and_low_quality_come_from_the_same_pairs(tmp_path: Path) 
     assert sum(map(len, sets["tiny"])) < sum(map(len, sets["both"])) < sum(map(len, sets["none"]))
     for options, message in (
         (["--degrade", "both", "--pixels", 9, 8], "--pixels 9 8: expected 1 <= LOW <= HIGH"),
-        (["--degrade", "both", "--seed", -1], "--seed -1: must not be negative"), (["--seed", 1], "add --degrade second"),
-    ):  # fmt: skip
+        (["--degrade", "both", "--seed", -1], "--seed -1: must not be negative"),
+        (["--seed", 1], "add --degrade second"),
+    ):
         with pytest.raises(UserError, match=message):
             pack("pairs", tmp_path / "pairs.txt", tmp_path / "lfw", tmp_path / "x.bin", *options)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "empty"), ("1\t1\nBob\t1\t12\n", "but 1 follow"), ("1 1\nBob 1 12\nBob 1\n", "line 3"),
-    ("1 1\nBob 1 Cy 2\nBob 1 12\n", "line 2: expected a pair of one person"),
-    ("1 1\n../x 1 2\nBob 1 Cy 2\n", r"line 2: '\.\./x'"),
-    ("1 1\nBob 1 2\nBob 1 Cy 2\n", r"line 2: .*Bob_0002\.jpg .* is missing"), ("../Bob.jpg Cy.jpg 1\n", "inside the folder"),
-    ("/etc/passwd Cy.jpg 0\n", "inside the folder"), ("Bob/Bob_0001.jpg Cy/no.jpg 0\n", r"no\.jpg is missing"),
-    ("Bob/Bob_0001.jpg Cy/Cy_0002.jpg 2\n", "line 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("1\t1\nBob\t1\t12\n", "but 1 follow"),
+        ("1 1\nBob 1 12\nBob 1\n", "line 3"),
+        ("1 1\nBob 1 Cy 2\nBob 1 12\n", "line 2: expected a pair of one person"),
+        ("1 1\n../x 1 2\nBob 1 Cy 2\n", r"line 2: '\.\./x'"),
+        ("1 1\nBob 1 2\nBob 1 Cy 2\n", r"line 2: .*Bob_0002\.jpg .* is missing"),
+        ("../Bob.jpg Cy.jpg 1\n", "inside the folder"),
+        ("/etc/passwd Cy.jpg 0\n", "inside the folder"),
+        ("Bob/Bob_0001.jpg Cy/no.jpg 0\n", r"no\.jpg is missing"),
+        ("Bob/Bob_0001.jpg Cy/Cy_0002.jpg 2\n", "line 1"),
+    ],
+)
 def test_bad_lists_of_pairs(tmp_path: Path, text: str, message: str) -> None:
     _lfw(tmp_path / "lfw")
     (tmp_path / "pairs.txt").write_text(text)
@@ -128,7 +141,7 @@ def test_scface_in_the_protocols_order(tmp_path: Path) -> None:
     assert verify(tmp_path / "out", 2, any_labels=True).faults == 0
 
 
-def test_tinyface_folders_that_are_not_whole(tmp_path: Path) -> None:
+def test_incomplete_tinyface_folders(tmp_path: Path) -> None:
     image = encoded(picture(1))
     write_files(tmp_path / "t", {"Probe/7_1.jpg": image, "Gallery_Match/8_1.jpg": image})
     with pytest.raises(UserError, match="no folder Gallery_Distractor"):
@@ -144,7 +157,7 @@ def test_tinyface_folders_that_are_not_whole(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_above_is_told_where_the_images_are(tmp_path: Path) -> None:
+def test_the_error_for_a_parent_folder_suggests_the_right_one(tmp_path: Path) -> None:
     write_files(tmp_path, {"scface/aligned/001_frontal.jpg": b"", **{f"tiny/a/{role}/1_1.jpg": b"" for role in ROLES}})
     with pytest.raises(UserError, match=r"contains no images; .*, such as .*scface/aligned$"):
         pack("scface", tmp_path / "scface", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Killed, interrupted, out of disk space, hostile lists: nothing half-made under a final name, nothing outside the folder."""
+"""Kills, interruptions, full disks, hostile lists: no incomplete result under a final name, nothing outside the folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from utils.files import path_inside, write_file
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3,000 pictures that must be encoded anew: about a second's work."""
+    """3,000 pictures that have to be encoded: about a second of work."""
     folder = tmp_path_factory.mktemp("many") / "photos"
     picture_bytes = encoded(picture(1, 150, 140))
     write_files(folder, {f"p{number // 40:03d}/{number}.jpg": picture_bytes for number in range(3000)})
@@ -38,7 +38,7 @@ def _processes_of(group: int) -> list[int]:
             try:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
-                continue  # it ended meanwhile
+                continue  # it has ended
             if int(fields[2]) == group and fields[0] != "Z":
                 members.append(int(entry.name))
     return members
@@ -61,14 +61,14 @@ def _wait_for_draft(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.15, 0.4])
-def test_kill_at_any_moment_leaves_no_half_set(tmp_path: Path, many: Path, delay: float) -> None:
+def test_a_kill_at_any_time_leaves_no_incomplete_set(tmp_path: Path, many: Path, delay: float) -> None:
     process = start_pack("folder", many, tmp_path / "packed", "--workers", 2, "--shards", 4, start_new_session=True)
     _wait_for_draft(tmp_path)
     time.sleep(delay)
     process.kill()
     process.communicate()
     assert _wait_until_gone(process.pid), "workers outlive their parent"
-    if (tmp_path / "packed").exists():  # it was quicker than the signal
+    if (tmp_path / "packed").exists():  # it finished before the signal
         assert len(FaceDataset(tmp_path / "packed")) == 3000
     else:
         with pytest.raises(UserError):
@@ -78,7 +78,7 @@ def test_kill_at_any_moment_leaves_no_half_set(tmp_path: Path, many: Path, delay
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interruption_cleans_up(tmp_path: Path, many: Path, number: signal.Signals, code: int) -> None:
+def test_an_interrupted_command_cleans_up(tmp_path: Path, many: Path, number: signal.Signals, code: int) -> None:
     process = start_pack("folder", many, tmp_path / "packed", "--workers", 2, start_new_session=True)
     _wait_for_draft(tmp_path)
     process.send_signal(number)
@@ -89,7 +89,7 @@ def test_interruption_cleans_up(tmp_path: Path, many: Path, number: signal.Signa
 
 
 def test_a_file_size_limit_is_an_error_that_names_the_file(tmp_path: Path, many: Path) -> None:
-    """As a full disk or quota shows itself to the writer."""
+    """The writer sees a full disk or quota in the same way."""
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (300_000, 300_000))
     process = start_pack("folder", many, tmp_path / "packed", "--workers", 2, preexec_fn=limit)
     _, errors = process.communicate(timeout=60)
@@ -100,7 +100,7 @@ def test_a_file_size_limit_is_an_error_that_names_the_file(tmp_path: Path, many:
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A file system of a quarter of a megabyte, where this process may mount one."""
+    """A file system of a quarter of a megabyte, if this process may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], capture_output=True, text=True)
@@ -170,7 +170,7 @@ def test_inner_paths_and_names() -> None:
             inner_name(text, "list: line 3")
 
 
-def test_drafts_vanish_with_an_exception(tmp_path: Path) -> None:
+def test_an_exception_removes_unfinished_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
         (folder / "half").write_bytes(b"x")
         raise RuntimeError
@@ -179,7 +179,7 @@ def test_drafts_vanish_with_an_exception(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_run_is_mentioned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_killed_run_is_mentioned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / ".out.abc.partial").mkdir()
     with new_folder(tmp_path / "out"):
         pass
@@ -195,7 +195,7 @@ def _die(value: int) -> int:
     return value
 
 
-def test_work_comes_back_in_order_and_dead_workers_are_an_error() -> None:
+def test_results_are_in_order_and_dead_workers_are_an_error() -> None:
     with in_order(_add_shared, range(100), 3, "adding", 100, shared="ab") as results:
         assert list(results) == list(range(2, 102))
     with pytest.raises(UserError, match="killed"), in_order(_die, range(5), 2, "dying", 5) as results:
@@ -204,8 +204,8 @@ def test_work_comes_back_in_order_and_dead_workers_are_an_error() -> None:
         pass
 
 
-def test_items_are_taken_as_they_are_needed() -> None:
-    """However long the list, only a few results wait in memory."""
+def test_items_are_only_taken_when_needed() -> None:
+    """Only a few results wait in memory, however long the list is."""
     taken = 0
 
     def items():

@@ -71,7 +71,7 @@ def test_few_images_and_other_files_are_left_out(tmp_path: Path, people: tuple[P
     assert not (tmp_path / "packed/images.csv").exists()
 
 
-def test_bad_images_stop_or_are_counted_and_leave_no_gap(tmp_path: Path, people: tuple[Path, dict[str, bytes]]) -> None:
+def test_bad_images_stop_or_are_counted_without_gaps_in_the_labels(tmp_path: Path, people: tuple[Path, dict[str, bytes]]) -> None:
     photos, files = people
     write_files(photos, {"bob/0.jpg": files["bob/0.jpg"][:500], "cy/9.jpg": b"", "cy/a.png": b"no image"})
     with pytest.raises(UserError, match=r"bob/0\.jpg: the image \(500 bytes\) cannot be decoded: it is truncated"):
@@ -84,11 +84,17 @@ def test_bad_images_stop_or_are_counted_and_leave_no_gap(tmp_path: Path, people:
     assert verify(tmp_path / "packed", 1).faults == 0
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("missing",), "missing: the folder cannot be read"), (("photos", "--shards", 12), "--shards 12"),
-    (("photos", "--min-images", 6), "no folder contains 6"), (("photos", "--quality", 0), "--quality 0"),
-    (("photos", "--size", 3), "--size 3"), (("photos/ann",), "contains no folders"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("missing",), "missing: the folder cannot be read"),
+        (("photos", "--shards", 12), "--shards 12"),
+        (("photos", "--min-images", 6), "no folder contains 6"),
+        (("photos", "--quality", 0), "--quality 0"),
+        (("photos", "--size", 3), "--size 3"),
+        (("photos/ann",), "contains no folders"),
+    ],
+)
 def test_mistakes_in_packing_a_folder(tmp_path: Path, people: object, arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         pack("folder", tmp_path / str(arguments[0]), tmp_path / "packed", *arguments[1:])
@@ -149,7 +155,7 @@ def test_merge_in_three_ways(tmp_path: Path) -> None:
     assert [label for label, _ in _content(tmp_path / "same")] == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_several_labels_survive_a_rewrite(tmp_path: Path) -> None:
+def test_several_labels_are_kept(tmp_path: Path) -> None:
     images = [encoded(picture(k)) for k in range(4)]
     with RecordWriter(tmp_path / "in.rec") as writer:
         for key, image in enumerate(images):
@@ -221,7 +227,7 @@ def test_reindex(tmp_path: Path, people: tuple[Path, dict[str, bytes]]) -> None:
     pack("folder", people[0], tmp_path / "packed")
     rec, idx = tmp_path / "packed/train.rec", tmp_path / "packed/train.idx"
     written = sorted(idx.read_bytes().splitlines())
-    pack("reindex", rec)  # says that it is right
+    pack("reindex", rec)  # reports that it is correct
     idx.unlink()
     pack("reindex", rec)
     assert sorted(idx.read_bytes().splitlines()) == written
@@ -236,7 +242,7 @@ def test_reindex(tmp_path: Path, people: tuple[Path, dict[str, bytes]]) -> None:
     with pytest.raises(UserError, match="byte offset"):
         pack("reindex", rec, "--force")
     pack("reindex", rec, "--force", "--on-error", "skip")
-    kept = [line for line in written if line.split(b"\t")[0] not in (b"2", b"3")]  # nor the one whose end cannot be told
+    kept = [line for line in written if line.split(b"\t")[0] not in (b"2", b"3")]  # nor the one before, whose end is unknown
     assert sorted(idx.read_bytes().splitlines()) == kept
 
 
@@ -276,8 +282,8 @@ def test_grey_pictures_of_other_sizes(tmp_path: Path) -> None:
 
 
 @needs_faces
-def test_a_set_that_mxnet_wrote_is_packed_again_to_the_byte(tmp_path: Path) -> None:
-    """3,831 images of 430 people, unpacked into folders and packed: records, index and metadata come out equal."""
+def test_a_set_written_by_mxnet_is_packed_again_byte_for_byte(tmp_path: Path) -> None:
+    """3,831 images of 430 people, unpacked to folders and packed: records, index and metadata are equal."""
     source = FACES / "lfw_train"
     pack("unpack", source, tmp_path / "photos")
     pack("folder", tmp_path / "photos", tmp_path / "packed")
@@ -286,7 +292,7 @@ def test_a_set_that_mxnet_wrote_is_packed_again_to_the_byte(tmp_path: Path) -> N
 
 
 def test_mxnet_reads_packed_sets(tmp_path: Path) -> None:
-    """As scripts/check_with_mxnet.py does it: every record, and every pixel of a file without metadata records."""
+    """With scripts/check_with_mxnet.py: every record, and every pixel of a file without metadata records."""
     interpreter = os.environ.get("QGFACE_MXNET_PYTHON")
     if not interpreter:
         pytest.skip("QGFACE_MXNET_PYTHON names no interpreter with mxnet")
