@@ -104,14 +104,15 @@ def test_a_finished_training_run_exits_with_0(demo_set, tmp_path, ranks, setting
 
 def test_a_run_that_a_signal_stops_exits_with_0(demo_set, tmp_path):
     signal_at_step_2 = """
-import os, signal, recognition.trainer as trainer
-step, count = trainer.TrainStep.__call__, [0]
+import os, signal
+from recognition.step import TrainStep
+step, count = TrainStep.__call__, [0]
 def stopped(self, *arguments):
     count[0] += 1
     if rank == 1 and count[0] == 2:
         os.kill(os.getpid(), signal.SIGTERM)
     return step(self, *arguments)
-trainer.TrainStep.__call__ = stopped
+TrainStep.__call__ = stopped
 """
     exits = run_ranks(2, signal_at_step_2 + _train_code(demo_set, tmp_path / "run", "num_epoch=1000"))
     assert exits.codes == [0, 0] and "is saved in" in exits.text, exits.text[-3000:]
