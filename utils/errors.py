@@ -1,7 +1,7 @@
-"""What a user did wrong, as opposed to what we did wrong.
+"""Mistakes of the user, as opposed to faults of this software.
 
-A `UserError` reaches the user as one line per problem on stderr and exit code 2; every other exception is a fault of this
-software, keeps its traceback and exits with 1.
+A `UserError` is printed on stderr, one line per problem, and ends with exit code 2. Any other exception is a fault: it keeps
+its traceback and ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def warn(message: str) -> None:
 
 
 def exit_on_user_error(main: Callable[[], object]) -> None:
-    """Runs `main`; a `UserError` is printed and becomes exit code 2. Commands of several ranks use `utils.dist.run_command`."""
+    """Run `main`; a `UserError` is printed and becomes exit code 2. Commands of several ranks use `utils.dist.run_command`."""
     try:
         main()
     except UserError as error:
@@ -37,5 +37,5 @@ def exit_on_user_error(main: Callable[[], object]) -> None:
 
 
 def print_error(error: UserError) -> None:
-    """Prints one line per problem on stderr."""
+    """Print one line per problem on stderr."""
     print("\n".join(f"error: {problem}" for problem in error.args), file=sys.stderr, flush=True)

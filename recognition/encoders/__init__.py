@@ -1,1 +1,1 @@
-"""Encoders from any source (a run, released weights, ONNX), what they expect of images, and their export."""
+"""Encoders: build, load from any source (a run, released weights, ONNX), embed images, export; the model card."""

@@ -97,11 +97,6 @@ class EncoderCard:
         if metadata["format"] != FORMAT:
             raise UserError(f"{where}: format {metadata['format']!r}, this version reads {FORMAT!r}")
         try:
-            quality = None
-            if _QUALITY[0] in metadata:
-                threshold = metadata.get("quality_threshold")
-                mean, std, concentration = (float(metadata[name]) for name in _QUALITY)
-                quality = QualityScale(mean, std, concentration, None if threshold is None else float(threshold))
             card = cls(
                 metadata["network"],
                 int(metadata["embedding_size"]),
@@ -109,7 +104,7 @@ class EncoderCard:
                 int(metadata["input_size"]),
                 float(metadata["mean"]),
                 float(metadata["std"]),
-                quality,
+                _quality(metadata),
                 _switch(metadata, "map_norm"),
             )
         except KeyError as fault:
@@ -123,6 +118,14 @@ class EncoderCard:
                 f"{where}: takes images of {card.input_size}x{card.input_size}; faces here are {FACE_SIZE}x{FACE_SIZE}"
             )
         return card
+
+
+def _quality(metadata: Mapping[str, str]) -> QualityScale | None:
+    if _QUALITY[0] not in metadata:
+        return None
+    mean, std, concentration = (float(metadata[name]) for name in _QUALITY)
+    threshold = metadata.get("quality_threshold")
+    return QualityScale(mean, std, concentration, None if threshold is None else float(threshold))
 
 
 def _switch(metadata: Mapping[str, str], name: str) -> bool:
