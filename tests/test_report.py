@@ -148,7 +148,7 @@ def test_the_page_has_everything_and_fits_the_browser(alone, run, tmp_path):
     page = (run / "report.html").read_text()
     assert [name for name in SECTIONS if f'<section id="{name}">' in page] == list(SECTIONS)
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)|url\((?!#)|@import|<script""", page)
-    assert "94.17 ± 1.00" in section(page, "results") and "99.50" in section(page, "results")  # the paper's LFW, beside
+    assert "94.17 ± 1.00" in section(page, "results") and "99.50" in section(page, "results")  # the second: the paper on LFW
     assert "60.00" in section(page, "results") and "QGFace" not in section(page, "training")
     assert "&lt;script&gt;" in page and "a &lt;b&gt; &amp; c" in page
     assert section(page, "roc").count("<svg") == 2 and re.search(r">lfw_hq +TAR [\d.]+ % +AUC ", section(page, "roc"))
