@@ -75,7 +75,7 @@ def _nothing_to_learn() -> list[tuple[float, float]]:
     for rate in (1.0, 0.3):
         for margin in (ArcFace(scale=16.0), CurricularFace(scale=16.0)):
             joint = _joint(200, rate, margin, threshold=1.0)  # nothing is of high quality ...
-            joint.contrastive_weight = 0.0  # ... and what is of low quality has no say
+            joint.contrastive_weight = 0.0  # ... and low quality has no weight
             features_VGD, label_G = _batch(0, 200, 5)
             features_VGD.requires_grad_()
             terms = joint(features_VGD, label_G)

@@ -72,7 +72,7 @@ def load_encoder(
         loaded = _load_run(path, device, precision)
     elif path.suffix == ".onnx":
         if precision:
-            raise UserError(f"{path}: an .onnx computes as its graph says; leave out --precision {precision}")
+            raise UserError(f"{path}: its graph fixes the precision; leave out --precision {precision}")
         embed = OnnxEmbedder(path, device, channel_order or "RGB")
         loaded = LoadedEncoder(embed, embed.card, path)
     else:
