@@ -44,7 +44,8 @@ import backbones  # noqa: E402
 from losses.contrastive import ContrastiveLoss  # noqa: E402
 from losses.joint import JointLoss  # noqa: E402
 from losses.log_sum_exp import ChunkPlan  # noqa: E402
-from losses.margins import AdaFace, ArcFace  # noqa: E402
+from losses.margins.adaface import AdaFace  # noqa: E402
+from losses.margins.arcface import ArcFace  # noqa: E402
 from losses.proxy_queue import FeatureQueue  # noqa: E402
 from losses.quality import Partition, QualityStatistics  # noqa: E402
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax  # noqa: E402

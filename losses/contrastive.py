@@ -17,9 +17,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from losses.log_sum_exp import ChunkPlan, KeyShard, ShardedLogSumExp, Terms
-from losses.products import HeadPrecision, Products
+from losses.log_sum_exp import ChunkPlan, HeadPrecision, KeyShard, LogSumExpOptions, ShardedLogSumExp
 from losses.proxy_queue import FeatureQueue
+from losses.selection import Selection
 from utils.dist import replicated
 
 DENOMINATORS = ("paper", "infonce")
@@ -28,8 +28,8 @@ DENOMINATORS = ("paper", "infonce")
 class _QueueKeys(KeyShard):
     """The queue's entries as keys; entries of the query's own identity are excluded."""
 
-    def __init__(self, queue: FeatureQueue, proxies, label_G: torch.Tensor):
-        self.queue, self.proxies, self.label_G = queue, proxies, label_G
+    def __init__(self, queue: FeatureQueue, proxies, label_M: torch.Tensor):
+        self.queue, self.proxies, self.label_M = queue, proxies, label_M
 
     def __len__(self) -> int:
         return len(self.queue)
@@ -37,9 +37,8 @@ class _QueueKeys(KeyShard):
     def rows(self, start: int, stop: int) -> torch.Tensor:
         return self.queue.features(start, stop, self.proxies)
 
-    def exclude_(self, logits_MC: torch.Tensor, start: int, stop: int, chosen_M: torch.Tensor | None) -> None:
-        label_M = self.label_G if chosen_M is None else self.label_G[chosen_M]
-        logits_MC.masked_fill_(label_M[:, None] == self.queue.labels(start, stop)[None, :], -torch.inf)
+    def exclude_(self, logits_MC: torch.Tensor, start: int, stop: int) -> None:
+        logits_MC.masked_fill_(self.label_M[:, None] == self.queue.labels(start, stop)[None, :], -torch.inf)
 
 
 class ContrastiveLoss(nn.Module):
@@ -52,8 +51,8 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         if denominator not in DENOMINATORS:
             raise ValueError(f"denominator must be one of {DENOMINATORS}, not {denominator!r}")
-        self.scale, self.positive_in_denominator = scale, denominator == "infonce"
-        self.plan, self.products, self.stop_gradient = plan, Products(precision), stop_gradient
+        self.sum_options = LogSumExpOptions(scale, plan=plan, precision=precision)
+        self.positive_in_denominator, self.stop_gradient = denominator == "infonce", stop_gradient
 
     def forward(
         self,
@@ -68,12 +67,13 @@ class ContrastiveLoss(nn.Module):
         if it is to be).
         share_G: weight of each pair in the sum (0 where it is not contrasted). proxies: the classifier's current rows of
         labels this rank owns (`ShardedSoftmax.rows_of`), for the queue's drift compensation."""
-        terms = Terms(self.scale, plan=self.plan, products=self.products, needed_N=share_G > 0)
-        negatives_G, _ = ShardedLogSumExp.apply(query_GD, None, _QueueKeys(queue, proxies, label_G), terms)
-        has_negative_G = negatives_G.detach() > -torch.inf
-        negatives_G = torch.where(has_negative_G, negatives_G, 0.0)
         # The positive's logit is computed in full by every rank, unlike the negatives'.
         key_GD = key_GD.detach() if self.stop_gradient else replicated(key_GD)
-        positive_G = self.scale * (replicated(query_GD) * key_GD).sum(dim=1)
-        denominator_G = torch.logaddexp(negatives_G, positive_G) if self.positive_in_denominator else negatives_G
-        return ((denominator_G - positive_G) * (share_G * has_negative_G)).sum()
+        needed = Selection(share_G, self.sum_options.plan)
+        query_MD, replicated_MD, key_MD, label_M, share_M = needed.take(query_GD, replicated(query_GD), key_GD, label_G, share_G)
+        negatives_M, _ = ShardedLogSumExp.apply(query_MD, None, _QueueKeys(queue, proxies, label_M), self.sum_options)
+        has_negative_M = negatives_M.detach() > -torch.inf
+        negatives_M = torch.where(has_negative_M, negatives_M, 0.0)
+        positive_M = self.sum_options.scale * (replicated_MD * key_MD).sum(dim=1)
+        denominator_M = torch.logaddexp(negatives_M, positive_M) if self.positive_in_denominator else negatives_M
+        return needed.sum((denominator_M - positive_M) * (share_M * has_negative_M))

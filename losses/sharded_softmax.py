@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from losses.log_sum_exp import ChunkPlan, KeyShard, ShardedLogSumExp, Terms
+from losses.log_sum_exp import ChunkPlan, HeadPrecision, KeyShard, LogSumExpOptions, ShardedLogSumExp
 from losses.margins import Margin
-from losses.products import HeadPrecision, Products
 from losses.sampling import ClassSampler
+from losses.selection import Selection
 from utils.dist import ShardRange, replicated, shard_range
 from utils.randomness import seed_for
 
@@ -57,13 +57,13 @@ class _ClassKeys(KeyShard):
             return self.weight_KD[start:stop]
         return self.weight_KD.index_select(0, self.visited_S[start:stop])
 
-    def exclude_(self, logits_MC: torch.Tensor, start: int, stop: int, chosen_M: torch.Tensor | None) -> None:
+    def exclude_(self, logits_NC: torch.Tensor, start: int, stop: int) -> None:
         if self.filtered_above < torch.inf:
-            logits_MC.masked_fill_(logits_MC > self.filtered_above, -torch.inf)
-        place_M1 = (self.place_N if chosen_M is None else self.place_N[chosen_M])[:, None]
-        inside_M1 = (place_M1 >= start) & (place_M1 < stop)
-        column_M1 = (place_M1 - start).clamp(0, stop - start - 1)
-        logits_MC.scatter_(1, column_M1, logits_MC.gather(1, column_M1).masked_fill(inside_M1, -torch.inf))
+            logits_NC.masked_fill_(logits_NC > self.filtered_above, -torch.inf)
+        place_N1 = self.place_N[:, None]
+        inside_N1 = (place_N1 >= start) & (place_N1 < stop)
+        column_N1 = (place_N1 - start).clamp(0, stop - start - 1)
+        logits_NC.scatter_(1, column_N1, logits_NC.gather(1, column_N1).masked_fill(inside_N1, -torch.inf))
 
     def own_row(self) -> torch.Tensor:
         return self.own_N
@@ -96,14 +96,11 @@ class ShardedSoftmax(nn.Module):
     and `draws` counts the samples drawn: it is state.
     """
 
-    def __init__(
-        self, num_classes: int, embedding_size: int, margin: Margin, seed: int = 0, plan: ChunkPlan | None = None,
-        options: HeadOptions | None = None,
-    ):  # fmt: skip
+    def __init__(self, num_classes: int, embedding_size: int, margin: Margin, seed: int = 0, options: HeadOptions | None = None):
         super().__init__()
         self.num_classes, self.margin, self.draws = num_classes, margin, 0
-        self.options = options or HeadOptions(plan=plan)
-        self.products = Products(self.options.precision)
+        self.options = options or HeadOptions()
+        self.sum_options = LogSumExpOptions(margin.scale, margin.cosine_limit, self.options.plan, self.options.precision)
         self.shard = shard_range(num_classes)
         self.sampler = ClassSampler(self.shard, self.options.sample_rate, seed) if self.options.sample_rate < 1 else None
         self.weight = nn.Parameter(initial_rows(num_classes, embedding_size, self.shard, seed))
@@ -119,17 +116,19 @@ class ShardedSoftmax(nn.Module):
         from them. host_label_N: the labels on the CPU, where classes are sampled. Gradients: see `utils.dist` for who
         holds which part.
         """
-        own_N = torch.where(self.shard.owns(label_N), label_N - self.shard.start, -1)
-        keys = _ClassKeys(self.weight.detach(), own_N, self._sample(host_label_N, unit_ND.device), self._filtered_above())
-        limit, margin = self.margin.cosine_limit, self.margin
-        rule_of = (lambda cosine_N: margin.rule_for_negatives(cosine_N, share_N)) if margin.touches_negatives else None
-        terms = Terms(margin.scale, limit, self.options.plan, self.products, rule_of, needed_N=share_N > 0)
-        others_N, cosine_N = ShardedLogSumExp.apply(unit_ND, self.weight, keys, terms)
+        visited_S = self._sample(host_label_N, unit_ND.device)
         # Every rank computes in full what the norms do to the loss, unlike what the cosines do.
         norm_N = unit_ND.new_ones(len(unit_ND)) if norm_N is None else replicated(norm_N)
-        target_logit_N = margin.target_logit(cosine_N.clamp(-limit, limit), quality_N, norm_N)
-        loss_N = torch.logaddexp(others_N, target_logit_N) - target_logit_N
-        return ((loss_N + margin.regulariser(norm_N)) * share_N).sum()
+        needed = Selection(share_N, self.options.plan)
+        unit_MD, label_M, quality_M, share_M, norm_M = needed.take(unit_ND, label_N, quality_N, share_N, norm_N)
+        own_M = torch.where(self.shard.owns(label_M), label_M - self.shard.start, -1)
+        keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above())
+        margin, limit = self.margin, self.margin.cosine_limit
+        rule_of = (lambda cosine_M: margin.rule_for_negatives(cosine_M, share_M)) if margin.touches_negatives else None
+        others_M, cosine_M = ShardedLogSumExp.apply(unit_MD, self.weight, keys, self.sum_options, rule_of)
+        target_logit_M = margin.target_logit(cosine_M.clamp(-limit, limit), quality_M, norm_M)
+        loss_M = torch.logaddexp(others_M, target_logit_M) - target_logit_M
+        return needed.sum((loss_M + margin.regulariser(norm_M)) * share_M)
 
     def _sample(self, host_label_N: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
         if self.sampler is None:

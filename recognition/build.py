@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from losses import margins
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
-from losses.margins import AdaFace, ArcFace, Combined, CosFace, CurricularFace, MagFace, Margin
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
@@ -108,11 +108,19 @@ def build_train_state(config: Config, world: World) -> TrainState:
     )
 
 
+def build_margin(config: Config) -> margins.Margin:
+    """The margin that the configuration names. UserError: there is no such margin."""
+    try:
+        return margins.build(config.margin, config)
+    except ValueError as fault:
+        raise UserError(f"margin={config.margin!r}: {fault}") from fault
+
+
 def build_joint_loss(config: Config, world: World) -> JointLoss:
     """Classifier shard, quality statistics, partition, queue and contrastive term, on the device."""
     options = HeadOptions(config.sample_rate, config.interclass_filtering_threshold, precision=config.head_precision)
-    margin = MARGINS[config.margin](config)
-    classifier = ShardedSoftmax(config.num_classes, config.embedding_size, margin, config.seed, options=options)
+    margin = build_margin(config)
+    classifier = ShardedSoftmax(config.num_classes, config.embedding_size, margin, config.seed, options)
     quality = QualityStatistics(config.quality_concentration, config.quality_rate, config.quality_mean, config.quality_std)
     partition = ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
     queue = contrastive = None
@@ -145,23 +153,3 @@ def build_train_step(config: Config, world: World, state: TrainState, on_outcome
         max_grad_norm=config.max_grad_norm,
         on_outcome=on_outcome,
     )
-
-
-def _magface(config: Config) -> Margin:
-    l_a, u_a, l_m, u_m, lambda_g = config.magface
-    return MagFace(l_a, u_a, l_m, u_m, lambda_g, config.scale)
-
-
-def _combined(config: Config) -> Margin:
-    m1, m2, m3 = config.margin_list
-    return Combined(m1, m2, m3, config.scale)
-
-
-MARGINS: dict[str, Callable[[Config], Margin]] = {
-    "adaface": lambda c: AdaFace(c.margin_m, c.scale),
-    "arcface": lambda c: ArcFace(c.margin_m, c.scale),
-    "cosface": lambda c: CosFace(c.margin_m, c.scale),
-    "combined": _combined,
-    "magface": _magface,
-    "curricularface": lambda c: CurricularFace(c.margin_m, c.scale),
-}

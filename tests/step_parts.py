@@ -11,7 +11,8 @@ from torch import nn
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
 from losses.log_sum_exp import ChunkPlan
-from losses.margins import AdaFace, CurricularFace
+from losses.margins.adaface import AdaFace
+from losses.margins.curricularface import CurricularFace
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax

@@ -15,7 +15,7 @@ import torch
 
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
-from losses.margins import AdaFace
+from losses.margins.adaface import AdaFace
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import ShardedSoftmax

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from losses.margins import AdaFace
+from losses.margins.adaface import AdaFace
 from recognition.encoders.card import QualityScale
 from recognition.monitor.gradient_scale import gradient_map, gradient_term
 

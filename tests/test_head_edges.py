@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
 from losses.log_sum_exp import ChunkPlan
-from losses.margins import ArcFace, CurricularFace
-from losses.products import Products
+from losses.margins.arcface import ArcFace
+from losses.margins.curricularface import CurricularFace
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
@@ -95,16 +95,13 @@ def test_nothing_to_learn_from_gives_zero_and_no_nan():
 
 def _bf16_losses(classes: int) -> dict[str, float]:
     """The loss of features that have begun to find their classes, in both precisions."""
-    head = ShardedSoftmax(classes, 128, ArcFace(0.5))
+    heads = {p: ShardedSoftmax(classes, 128, ArcFace(0.5), options=HeadOptions(precision=p)) for p in ("fp32", "bf16")}
     generator = torch.Generator().manual_seed(0)
     label_N = torch.randint(0, classes, (64,), generator=generator)
     noise_ND = 0.1 * torch.randn(64, 128, generator=generator)
-    unit_ND = F.normalize(F.normalize(head.weight.detach()[label_N]) + noise_ND)
-    losses = {}
-    for precision in ("fp32", "bf16"):
-        head.products = Products(precision)
-        losses[precision] = head(unit_ND, label_N, torch.zeros(64), torch.full((64,), 1 / 64)).item()
-    return losses
+    unit_ND = F.normalize(F.normalize(heads["fp32"].weight.detach()[label_N]) + noise_ND)
+    quality_N, share_N = torch.zeros(64), torch.full((64,), 1 / 64)
+    return {precision: head(unit_ND, label_N, quality_N, share_N).item() for precision, head in heads.items()}
 
 
 def test_bf16_loss_at_half_a_million_classes():

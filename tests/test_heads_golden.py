@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from losses.log_sum_exp import ChunkPlan
-from losses.margins import AdaFace, ArcFace, CosFace
+from losses.margins.adaface import AdaFace
+from losses.margins.arcface import ArcFace
+from losses.margins.cosface import CosFace
 from losses.quality import QualityStatistics
-from losses.sharded_softmax import ShardedSoftmax
+from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from tests.shared_files import GOLDEN, needs_golden
 from tests.world import run_world
 
@@ -21,7 +23,8 @@ def _run_head(name: str) -> dict[str, torch.Tensor]:
     """Four successive batches through one head; losses, gradients, and the statistics after the last."""
     golden = np.load(GOLDEN / "author_heads.npz")
     weight = torch.from_numpy(golden["weight"])
-    head = ShardedSoftmax(*weight.shape, MARGINS[name], plan=ChunkPlan(chunk_elements=24 * 7, keep_bytes=24 * 64 * 4))
+    plan = ChunkPlan(chunk_elements=24 * 7, keep_bytes=24 * 64 * 4)
+    head = ShardedSoftmax(*weight.shape, MARGINS[name], options=HeadOptions(plan=plan))
     head.weight.data.copy_(weight[head.shard.start : head.shard.stop])
     statistics = QualityStatistics()
     result: dict[str, list] = {"loss": [], "features": [], "weight": []}

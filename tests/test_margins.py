@@ -6,15 +6,26 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from losses import margins
 from losses.log_sum_exp import ChunkPlan
-from losses.margins import AdaFace, ArcFace, Combined, CosFace, CurricularFace, MagFace
+from losses.margins.adaface import AdaFace
+from losses.margins.arcface import ArcFace
+from losses.margins.combined import Combined
+from losses.margins.cosface import CosFace
+from losses.margins.curricularface import CurricularFace
+from losses.margins.magface import MagFace
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
+from recognition.build import build_margin
+from tests.shared_files import ROOT
 from tests.world import run_world
+from utils.config import load
+from utils.errors import UserError
 
 CLASSES, DIM, COUNT, STEPS, SCALE = 230, 8, 14, 2, 16.0
 MARGINS = {
@@ -150,6 +161,20 @@ def test_the_cases_cover_what_they_claim():
     norm_N = feature_ND.norm(dim=1)
     assert (norm_N < 10).any() and (norm_N > 110).any() and ((norm_N > 10) & (norm_N < 110)).any()
     assert 0 < (share_N == 0).sum() < COUNT
+
+
+def test_margins_by_name():
+    for name, make in MARGINS.items():
+        config = replace(load(str(ROOT / "configs" / "base")), margin=name)
+        assert type(build_margin(config)) is type(make()) and name in margins.names()
+    with pytest.raises(UserError, match=r"margin='arcfaze': unknown margin 'arcfaze': did you mean 'arcface'"):
+        build_margin(replace(config, margin="arcfaze"))
+
+
+def test_a_margin_from_elsewhere():
+    margins.register("cosface of a test")(lambda config: CosFace(2 * config.margin_m, config.scale))
+    config = replace(load(str(ROOT / "configs" / "base")), margin="cosface of a test")
+    assert build_margin(config) == CosFace(0.8, 64.0)
 
 
 def _numeric_gradients() -> dict[str, bool]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import backbones
-from losses.margins import AdaFace
+from losses.margins.adaface import AdaFace
 from losses.quality import Partition
 from losses.sharded_softmax import ShardedSoftmax
 from recognition.optimiser import LossScale, global_gradient_norm, parameter_groups

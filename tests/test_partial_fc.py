@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.margins import ArcFace
+from losses.margins.arcface import ArcFace
 from losses.sampling import ClassSampler
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax, initial_rows
 from recognition.optimiser import RowAdamW, RowSGD, coalesce_gradients, global_gradient_norm, scale_gradients

@@ -15,10 +15,10 @@ import torch
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
 from losses.log_sum_exp import ChunkPlan
-from losses.margins import AdaFace
+from losses.margins.adaface import AdaFace
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics, ViewPartition
-from losses.sharded_softmax import ShardedSoftmax
+from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from tests.dense_reference import DenseReference
 from tests.world import run_world
 from utils import dist
@@ -84,7 +84,7 @@ def _initial_weight() -> torch.Tensor:
 
 def _build(case: Case) -> JointLoss:
     plan = ChunkPlan(chunk_elements=64 * 3, keep_bytes=24 * 2 * 4)  # several chunks, some kept and some recomputed
-    head = ShardedSoftmax(CLASSES, DIM, AdaFace(), plan=plan)
+    head = ShardedSoftmax(CLASSES, DIM, AdaFace(), options=HeadOptions(plan=plan))
     head.weight.data.copy_(_initial_weight()[head.shard.start : head.shard.stop])
     queue = contrastive = None
     if case.queue_size:

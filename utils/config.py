@@ -65,7 +65,7 @@ class Config:
     quality_std: NonNegativeFloat
     partition: Literal["norm", "views"]
     quality_threshold: Annotated[float, (">=", 0), ("<=", 1)] | None
-    margin: Literal["adaface", "arcface", "cosface", "combined", "magface", "curricularface"]
+    margin: str
     margin_m: NonNegativeFloat
     margin_list: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     magface: tuple[PositiveFloat, PositiveFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from eval.present.plots import GradientMap
-from losses.margins import AdaFace
+from losses.margins.adaface import AdaFace
 from recognition.encoders.card import QualityScale
 
 _QUALITIES = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the slices
