@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from backbones.layers import IMAGE_SIZE
 
-def flops(module: nn.Module, input_size: tuple[int, int] = (112, 112)) -> int:
+
+def flops(module: nn.Module, input_size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)) -> int:
     """Multiply-adds of one image's forward pass: convolutions, linear layers and attention.
 
     One multiply-add is two floating-point operations, and a training step costs about three forwards: a step of B

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+IMAGE_SIZE = 112  # side of the input in pixels; utils.images.FACE_SIZE, which this package does not import
+
 
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast is off for the device of `like`. The caller casts its inputs with `.float()`.

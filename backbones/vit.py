@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.layers import full_precision, run_blocks
+from backbones.layers import IMAGE_SIZE, full_precision, run_blocks
 
 
 class DropPath(nn.Module):
@@ -118,7 +118,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"mask_ratio is {mask_ratio}, expected 0 <= mask_ratio < 1")
         self.checkpoint = checkpoint
         self.mask_ratio = mask_ratio
-        patch, tokens = 9, (112 // 9) ** 2
+        patch, tokens = 9, (IMAGE_SIZE // 9) ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim))
         # Without masking it gets no gradient, which DistributedDataParallel would wait for.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim), requires_grad=mask_ratio > 0)

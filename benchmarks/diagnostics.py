@@ -44,6 +44,7 @@ from recognition.monitor.queue_drift import Drift  # noqa: E402
 from recognition.step import TrainStep  # noqa: E402
 from utils import dist  # noqa: E402
 from utils.config import Config, from_base  # noqa: E402
+from utils.images import FACE_SIZE  # noqa: E402
 
 BAR = 0.01
 HISTORY = 2000  # points already in pair_differences.json
@@ -127,7 +128,7 @@ def _fill(joint, setting: Setting, device: torch.device) -> None:
 
 def _batch(setting: Setting, number: int, device: torch.device) -> DeviceBatch:
     generator = torch.Generator().manual_seed(number)
-    images = torch.randint(0, 256, (2, setting.images, 112, 112, 3), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (2, setting.images, FACE_SIZE, FACE_SIZE, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, setting.classes, (setting.images,), generator=generator)
     return DeviceBatch(images.to(device), labels, labels.numpy(), ())
 

@@ -26,12 +26,12 @@ from recognition.data.pack.landmarks import read_landmarks
 from recognition.data.pack.listing import numbered_lines, read_classes
 from utils import config
 from utils.errors import UserError
-from utils.images import decode_face
+from utils.images import FACE_SIZE, decode_face
 
 _ENDINGS = {"jpeg": ".jpg", "png": ".png"}
 
 
-def _face(number: int, kind: str = "jpeg", side: int = 112) -> bytes:
+def _face(number: int, kind: str = "jpeg", side: int = FACE_SIZE) -> bytes:
     rows, columns = np.mgrid[:side, :side]
     image = np.stack([rows * 2, columns * 2, (rows + columns + number * 20) % 255], -1).astype(np.uint8)
     return cv2.imencode(_ENDINGS[kind], image)[1].tobytes()

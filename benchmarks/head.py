@@ -51,6 +51,7 @@ from losses.quality import Partition, QualityStatistics  # noqa: E402
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax  # noqa: E402
 from recognition.optimiser import RowSGD  # noqa: E402
 from utils import dist  # noqa: E402
+from utils.images import FACE_SIZE  # noqa: E402
 
 RANKS, IMAGES, DIM = 2, 128, 512
 SIZES = (8_631, 100_000, 500_000)
@@ -188,7 +189,7 @@ def joint(classes: int) -> tuple[Step, torch.nn.Parameter]:
 def encoder_step(_: int) -> tuple[Step, torch.nn.Parameter]:
     """Forward and backward of an iresnet34 over a few of a rank's images."""
     encoder = backbones.build("r34").train()
-    images = torch.randn(ENCODER_IMAGES, 3, 112, 112)
+    images = torch.randn(ENCODER_IMAGES, 3, FACE_SIZE, FACE_SIZE)
 
     def step() -> None:
         encoder(images).square().sum().backward()

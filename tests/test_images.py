@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backbones.layers import IMAGE_SIZE
 from recognition.data import FaceDataset
+from recognition.encoders.card import EncoderCard
 from tests.pack_tools import encoded, jpeg_claiming, picture, png_claiming
 from tests.shared_files import FACES, ROOT, needs_faces
 from utils.errors import UserError
-from utils.images import ImageHeader, decode_face_into, decode_image, has_end, read_header
+from utils.images import FACE_SIZE, ImageHeader, decode_face_into, decode_image, has_end, read_header
 
 QUALITIES = (5, 30, 50, 75, 90, 95, 100)
 
@@ -140,6 +142,10 @@ REFUSED = [
 def test_errors_say_what_is_wrong(payload, problem):
     with pytest.raises(ValueError, match=problem):
         _decoded(payload)
+
+
+def test_faces_have_the_size_that_backbones_take():
+    assert FACE_SIZE == IMAGE_SIZE == EncoderCard("", 512, "RGB").input_size
 
 
 # -- headers
