@@ -100,9 +100,11 @@ def write_selection(
     title: str = "writing",
     work: Callable[[Any], Rewritten] = read_records,
 ) -> None:
-    """Write records and class map; the property file if all sources have one size; images.csv if all sources have one.
+    """Write a packed data set: records, class map, and the property file if all images have one size.
 
-    work: makes the records of a part of the selection, in a worker.
+    names: of the new labels. grouped: the selection is sorted by label, and every label has an image.
+    work: makes the records of a part of the selection, in a worker; `title` describes it in the progress bar.
+    with_list: also write images.csv, if every source has one.
     prefix: "folder" or "file" puts the source's number and "_" before the first or last part of each path in images.csv, so that
     no two sources share a path.
     """
