@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from backbones.counting import flops
 from backbones.registry import build, names
-from backbones.weights import WeightsError, identify_weights, load_weights
+from backbones.weight_files import WeightsError, read_metadata
+from backbones.weights import identify_weights, load_weights, not_finite
 
-__all__ = ["WeightsError", "build", "flops", "identify_weights", "load_weights", "names"]
+__all__ = ["WeightsError", "build", "flops", "identify_weights", "load_weights", "names", "not_finite", "read_metadata"]

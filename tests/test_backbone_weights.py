@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import gzip
+import io
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import types
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +52,186 @@ def test_plain_state_dicts(tmp_path: Path, net: nn.Module, released: dict[str, T
     assert not equal(net, released)
     assert backbones.load_weights(net, path) == []
     assert equal(net, released)
+
+
+def small(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), features=nn.Linear(8, 6)))
+
+
+STATE = small(1).state_dict()
+COUNTER = "norm.num_batches_tracked"
+HEADS = [
+    {"head.kernel": torch.zeros(6, 10), "head.t": torch.zeros(1)},
+    {"fc.weight": torch.zeros(10, 6), "fc.bias": torch.zeros(10)},
+    {"some_unusual_name.weight": torch.zeros(10, 6)},
+    {"kernel": torch.zeros(6, 10)},
+]
+
+
+def prefixed(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+NEARLY_RIGHT: dict[str, tuple[Any, list[str]]] = {
+    **{
+        f"prefix {prefix}": (prefixed(prefix, STATE), [])
+        for prefix in ("net.", "features.module.", "backbone.", "encoder.", "module.", "model.", "features.", "a.b.c.d.e.")
+    },
+    **{
+        f"under {key}": ({key: prefixed("module.", STATE), "epoch": 3, "optimizer": {"state": {0: {"x": torch.ones(2)}}}}, [])
+        for key in ("model", "backbone", "net", "state_dict", "model_state_dict", "encoder", "network", "anything")
+    },
+    "nested dicts": ({"checkpoint": {"model": {"state_dict": STATE}}}, []),
+    "another encoder": ({"backbone": STATE, "other": prefixed("layer.", {k: v[:1] for k, v in STATE.items() if v.dim()})}, []),
+    **{f"head {number}": ({**STATE, **head}, list(head)) for number, head in enumerate(HEADS)},
+    **{
+        f"prefixes and head {number}": (
+            {"model": {**prefixed("module.backbone.", STATE), **prefixed("module.", head)}},
+            list(prefixed("module.", head)),
+        )
+        for number, head in enumerate(HEADS)
+    },
+    "no counters": ({name: value for name, value in STATE.items() if name != COUNTER}, []),
+    "half precision": ({name: value.half() if value.is_floating_point() else value for name, value in STATE.items()}, []),
+    "the same twice": ({"model": STATE, "ema": STATE}, []),
+    "parameters": ({name: nn.Parameter(value, value.is_floating_point()) for name, value in STATE.items()}, []),
+    "numbers beside the tensors": ({**STATE, "epoch": 3, "best": 0.9}, []),
+}
+
+
+@pytest.mark.parametrize("layout", NEARLY_RIGHT)
+def test_weights_that_are_nearly_right_load(tmp_path: Path, layout: str) -> None:
+    content, ignored = NEARLY_RIGHT[layout]
+    torch.save(content, tmp_path / "w.pth")
+    module = small()
+    assert backbones.load_weights(module, tmp_path / "w.pth") == ignored
+    for name, value in module.state_dict().items():
+        assert torch.allclose(value, STATE[name], rtol=1e-3) and value.dtype == STATE[name].dtype
+
+
+MISFITS: dict[str, tuple[Any, str]] = {
+    "one name differs": (
+        {**{k: v for k, v in STATE.items() if k != "stem.bias"}, "stem.b": STATE["stem.bias"]},
+        "1 missing (stem.bias); 1 unexpected (stem.b)",
+    ),
+    "a larger network": ({**STATE, "norm.scale": torch.ones(4)}, "1 unexpected (norm.scale)"),
+    "a module after the encoder": ({**prefixed("net.", STATE), "neck.weight": torch.ones(6, 6)}, "1 unexpected (neck.weight)"),
+    "with a prefix, another shape": (
+        prefixed("net.", {**STATE, "features.weight": torch.ones(5, 8)}),
+        "1 of another shape (features.weight is [5, 8], expected [6, 8])",
+    ),
+    "two encoders": (
+        {**prefixed("encoder_q.", STATE), **prefixed("encoder_k.", small(2).state_dict())},
+        "contains 2 encoders that fit (encoder_q.*, encoder_k.*)",
+    ),
+    "two dicts": ({"model": STATE, "ema": small(2).state_dict()}, "contains 2 encoders that fit (model[*], ema[*])"),
+    "many names differ": (
+        {f"x{i}": torch.ones(3) for i in range(9)},
+        "8 missing (stem.weight, stem.bias, norm.weight, ...); 9 unexpected (x0, x1, x2, ...)",
+    ),
+    "NaN": ({**STATE, "stem.bias": torch.full((4,), torch.nan)}, "1 of 9 tensors contain NaN or infinity (stem.bias)"),
+    "infinity": (
+        {**STATE, "norm.running_var": torch.full((4,), torch.inf)},
+        "1 of 9 tensors contain NaN or infinity (norm.running_var)",
+    ),
+    "no tensors": ({"epoch": 3, "model": {}}, "holds dict, not a state dict"),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_keys_that_differ_are_named(tmp_path: Path, kind: str) -> None:
+    content, problem = MISFITS[kind]
+    torch.save(content, tmp_path / "w.pth")
+    assert problem in explained(small(), tmp_path / "w.pth")
+
+
+def test_identification_looks_through_prefixes_and_names_what_differs(tmp_path: Path) -> None:
+    path, state = tmp_path / "w.pth", backbones.build("tiny", 48).state_dict()
+    left = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save({"net": {**prefixed("features.module.", left), "fc.weight": torch.zeros(10, 48)}}, path)
+    assert backbones.identify_weights(path) == ("tiny", 48)
+    first = next(iter(left))
+    torch.save({**{name: value for name, value in left.items() if name != first}, "stem": torch.zeros(3)}, path)
+    with pytest.raises(backbones.WeightsError, match=rf"most similar is 'tiny': 1 missing \({first}\); 1 unexpected \(stem\)"):
+        backbones.identify_weights(path)
+
+
+def zipped(**files: bytes) -> bytes:
+    with zipfile.ZipFile(memory := io.BytesIO(), "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"a/{name}", content)
+    return memory.getvalue()
+
+
+def saved(write: Callable[[io.BytesIO], object]) -> bytes:
+    write(memory := io.BytesIO())
+    return memory.getvalue()
+
+
+def save_script(file: io.BytesIO) -> None:
+    with warnings.catch_warnings(action="ignore"):  # deprecated, and still what many files are
+        torch.jit.save(torch.jit.trace(nn.Linear(1, 1), torch.ones(1)), file)
+
+
+def save_tar(file: io.BytesIO) -> None:
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("w"))
+
+
+OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "web page": (lambda: b"\n<!DOCTYPE html><html><title>Google Drive", "is a web page"),
+    "web page with a mark": (lambda: b"\xef\xbb\xbf<html>", "is a web page"),
+    "LFS pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n", "run `git lfs pull`"),
+    "JSON": (lambda: b'{"error": "Repository not found"}', "is JSON text"),
+    "text": (lambda: b"Entry not found", "is text ('Entry not found')"),
+    "empty": (lambda: b"", "the file is empty"),
+    "ONNX": (lambda: onnx_model().SerializeToString(), "is an ONNX model"),
+    "TorchScript": (lambda: saved(save_script), "is a TorchScript program"),
+    "zip": (lambda: zipped(readme=b"", weights=b""), "is a zip archive of 2 files (a/readme, a/weights)"),
+    "npz": (lambda: saved(lambda file: np.savez(file, a=np.zeros(2))), "is a NumPy archive"),
+    "npy": (lambda: saved(lambda file: np.save(file, np.zeros(2))), "is a NumPy array"),
+    "gzip": (lambda: gzip.compress(b"x"), "is a gzip archive; unpack it"),
+    "tar": (lambda: saved(save_tar), "is a tar archive"),
+    "HDF5": (lambda: b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
+    "MXNet": (lambda: b"\x12\x01" + bytes(100), "is an MXNet parameter file"),
+    "picture": (lambda: b"\x89PNG\r\n\x1a\n", "is a PNG image"),
+    "zeros": (lambda: bytes(5000), "damaged or not a torch checkpoint"),
+    "noise": (lambda: np.random.default_rng(0).bytes(5000), "copy it again"),
+    "whole module": (lambda: saved(lambda file: torch.save(nn.Linear(1, 1), file)), "refused"),
+    "half a checkpoint": (lambda: saved(lambda file: torch.save(STATE, file))[:2000], "damaged"),
+}  # fmt: skip
+
+
+def onnx_model() -> Any:
+    from onnx import TensorProto, helper
+
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    return helper.make_model(helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [info], [out]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_other_files_are_named_for_what_they_are(tmp_path: Path, kind: str, ending: str) -> None:
+    make, problem = OTHER_FILES[kind]
+    path = tmp_path / f"w.{ending}"
+    path.write_bytes(make())
+    text = explained(small(), path)
+    assert problem in text or (ending == "safetensors" and kind in ("text", "zeros", "noise") and "not a safetensors" in text)
+    with pytest.raises(backbones.WeightsError):
+        backbones.identify_weights(path)
+
+
+def test_the_content_counts_not_the_ending(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "w.pth", metadata={"format": "pt"})
+    torch.save(STATE, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        module = small()
+        backbones.load_weights(module, tmp_path / name)
+        assert equal(module, STATE)
+    assert backbones.read_metadata(tmp_path / "w.pth") == {"format": "pt"}
 
 
 def test_safetensors_and_arcface_checkpoints(tmp_path: Path, net: nn.Module, released: dict[str, Tensor]) -> None:

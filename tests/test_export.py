@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import backbones
 from eval.verification import load_bin
 from recognition.checkpoints.store import Checkpoint
 from recognition.checkpoints.writer import CheckpointWriter
+from recognition.encoders.build import build_encoder, initialise
 from recognition.encoders.card import EncoderCard, QualityScale
 from recognition.encoders.embedder import autocast_type
 from recognition.encoders.export import export_encoder
@@ -227,6 +229,83 @@ def test_arcface_weights_expect_rgb_and_adaface_checkpoints_bgr(tmp_path):
         load_encoder(tmp_path / "backbone.pth", CPU, network="r18")
     with pytest.raises(UserError, match="no such backbone; known are"):
         load_encoder(tmp_path / "backbone.pth", CPU, network="r19")
+
+
+def initialised(path: Path, **settings: object) -> str:
+    config = from_base(**{"network": "tiny", "embedding_size": 32, "init_from": str(path), **settings})
+    return initialise(build_encoder(config), config)
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize("map_norm", [False, True])
+@pytest.mark.parametrize("name", ["e.safetensors", "e.pth"])  # the content counts, not the ending
+def test_channel_order_and_norm_travel_with_the_weights(tmp_path, order, map_norm, name):
+    card = EncoderCard("tiny", 32, order, map_norm=map_norm)
+    export_encoder(encoder("tiny", map_norm=map_norm), card, tmp_path / "e.safetensors")
+    path = (tmp_path / "e.safetensors").rename(tmp_path / name)
+    same: dict[str, object] = {"channel_order": order, "map_norm": map_norm}
+    assert f"({order})" in initialised(path, **same)
+    assert load_encoder(path, CPU).card == card
+    other = "BGR" if order == "RGB" else "RGB"
+    for changed, problem in (
+        (
+            {"channel_order": other},
+            f"that encoder has channel_order='{order}', this run has channel_order='{other}'; use the same",
+        ),
+        ({"map_norm": not map_norm}, f"that encoder has map_norm={map_norm}, this run has map_norm={not map_norm}"),
+        ({"network": "mbf", "map_norm": False, "embedding_size": 512}, "has network='tiny', this run has network='mbf'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(problem)):
+            initialised(path, **(same | changed))
+
+
+@pytest.mark.parametrize(("network", "order"), [("ir_18", "BGR"), ("tiny", "RGB")])
+def test_weights_without_metadata_follow_the_rule_of_their_family(tmp_path, network, order):
+    path, other = tmp_path / "w.pth", "BGR" if order == "RGB" else "RGB"
+    torch.save({**encoder(network).state_dict(), "head.kernel": torch.zeros(32, 9)}, path)
+    note = initialised(path, network=network, channel_order=order)
+    assert f"({order}, by the rule of its family); left out: head.kernel;" in note
+    assert "map_norm" in initialised(path, network=network, channel_order=order, map_norm=True)
+    with pytest.raises(UserError, match=f"weights expect {order}, this run has channel_order='{other}'") as caught:
+        initialised(path, network=network, channel_order=other)
+    command = str(caught.value).partition("python -m eval export ")[2].split()
+    loaded = load_encoder(command[1], CPU, command[3])
+    export_encoder(loaded.module, loaded.card, command[5])  # what the error advises
+    assert f"({other})" in initialised(command[5], network=network, channel_order=other)
+
+
+def test_another_normalisation_is_refused(tmp_path):
+    card = EncoderCard("tiny", 32, "RGB", mean=0.0, std=255.0)
+    save_file(encoder("tiny").state_dict(), tmp_path / "e.safetensors", metadata=card.to_metadata())
+    for opening in (lambda: initialised(tmp_path / "e.safetensors"), lambda: load_encoder(tmp_path / "e.safetensors", CPU)):
+        with pytest.raises(UserError, match=r"expects \(pixel - 0\) / 255; encoders here take \(pixel - 127.5\) / 127.5"):
+            opening()
+
+
+@pytest.mark.parametrize("ending", ["onnx", "safetensors"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_is_never_agreement(tmp_path, ending, value):
+    net = encoder("tiny")
+    next(net.parameters()).data.view(-1)[0] = value
+    with pytest.raises(UserError, match=r"1 of \d+ tensors contain NaN or infinity"):
+        export_encoder(net, EncoderCard("tiny", 32, "RGB"), tmp_path / f"e.{ending}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_that_overflow_are_no_agreement(tmp_path):
+    net = encoder("tiny")
+    for parameter in net.parameters():
+        parameter.data *= 1e30
+    with pytest.raises(UserError, match="PyTorch's features are not finite"):
+        export_encoder(net, EncoderCard("tiny", 32, "RGB"), tmp_path / "e.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("entry", ["mean", "quality_mean", "quality_std", "quality_concentration", "quality_threshold"])
+def test_metadata_without_numbers_is_refused(entry):
+    metadata = EncoderCard("tiny", 32, "RGB", quality=QualityScale(20.0, 5.0, 0.3, 0.2)).to_metadata()
+    with pytest.raises(UserError, match="its metadata"):
+        EncoderCard.from_metadata(metadata | {entry: "nan"}, "file")
 
 
 def test_weights_of_no_known_network_are_refused(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 
 import backbones
 from recognition.checkpoints import store
+from recognition.encoders.card import EncoderCard, card_of_weights, order_of_family
 from utils.config import Config
 from utils.errors import UserError
 
@@ -39,29 +40,61 @@ def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str
 
 
 def initialise(encoder: nn.Module, config: Config) -> str:
-    """Load the weights that `init_from` names: a file of released weights, or a run or checkpoint folder.
+    """Load the weights that `init_from` names: a weight file, or a run or checkpoint folder.
 
-    Returns a line for the user. UserError: they do not fit.
+    Returns a line for the user. UserError: they do not fit, or were trained with another channel order or norm.
     """
     path = Path(config.init_from)
     if path.is_dir():
         return _initialise_from_run(encoder, config, path)
     try:
-        backbones.load_weights(encoder, path)
+        card = card_of_weights(path)
+        if card is not None:
+            _refuse_difference(config, card)
+        left_out = backbones.load_weights(encoder, path)
+    except UserError:
+        raise
     except (ValueError, TypeError, OSError) as fault:
         raise UserError(f"init_from={config.init_from!r}, network={config.network!r}: {fault}") from fault
-    return f"encoder: released weights from {path}; classifier, quality statistics and queue are new"
+    about = ""
+    if card is None:
+        _refuse_other_order(config)
+        about = ", by the rule of its family"
+        if config.map_norm:
+            about += "; its features had their own norm, those of this run have the last map's (map_norm)"
+    head = f"; left out: {', '.join(left_out[:3])}{', …' if len(left_out) > 3 else ''}" if left_out else ""
+    return (
+        f"encoder: released weights from {path} ({config.channel_order}{about}){head}; classifier, quality statistics and queue "
+        "are new"
+    )
+
+
+def _refuse_difference(config: Config, trained: Config | EncoderCard) -> None:
+    """UserError if the encoder of `init_from` was trained as another network, or with another channel order or norm."""
+    for key in ("network", "embedding_size", "channel_order", "map_norm"):
+        if getattr(trained, key) != getattr(config, key):
+            raise UserError(
+                f"init_from={config.init_from!r}: that encoder has {key}={getattr(trained, key)!r}, this run has "
+                f"{key}={getattr(config, key)!r}; use the same"
+            )
+
+
+def _refuse_other_order(config: Config) -> None:
+    """UserError if released weights that do not state their channel order belong to a family with another one."""
+    order = order_of_family(config.network)
+    if config.channel_order != order:
+        file, wanted = config.init_from, config.channel_order
+        raise UserError(
+            f"init_from={file!r}: does not state its channel order; {config.network} weights expect {order}, this run has "
+            f"channel_order={wanted!r}; use the same. If the file is known to expect {wanted}, let it say so: python -m eval "
+            f"export --checkpoint {file} --channel-order {wanted} --out {Path(file).with_suffix('')}-{wanted}.safetensors"
+        )
 
 
 def _initialise_from_run(encoder: nn.Module, config: Config, path: Path) -> str:
     folder = store.find(path)
     before = store.read_config(folder)
-    for key in ("network", "embedding_size", "channel_order"):
-        if getattr(before, key) != getattr(config, key):
-            raise UserError(
-                f"init_from={config.init_from!r}: that encoder has {key}={getattr(before, key)!r}, this run has "
-                f"{key}={getattr(config, key)!r}; use the same"
-            )
+    _refuse_difference(config, before)
     load_from_checkpoint(encoder, folder)
     return (
         f"encoder: from {folder} ({before.network}, trained on {before.num_classes} classes); the classifier of "
@@ -76,3 +109,5 @@ def load_from_checkpoint(encoder: nn.Module, folder: Path) -> None:
         encoder.load_state_dict(tensors)
     except RuntimeError as fault:
         raise UserError(f"{folder}: its encoder does not fit this version's backbone: {fault}") from fault
+    if problem := backbones.not_finite(tensors):
+        raise UserError(f"{folder}: {problem}; use an earlier checkpoint")

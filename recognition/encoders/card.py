@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
 import torch
 
+import backbones
 from losses.quality import QualityStatistics
 from utils.errors import UserError
 from utils.images import FACE_SIZE, ChannelOrder
@@ -36,6 +38,11 @@ class QualityScale:
     std: float
     concentration: float
     threshold: float | None
+
+    def __post_init__(self) -> None:
+        numbers = (self.mean, self.std, self.concentration, self.threshold or 0.0)
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"quality statistics {numbers} are not finite")
 
     def u(self, norms_N: np.ndarray) -> np.ndarray:
         """Norms of raw features, float [N], each of one image (no mirror image added) -> qualities, float32 [N]."""
@@ -126,6 +133,21 @@ def _quality(metadata: Mapping[str, str]) -> QualityScale | None:
     mean, std, concentration = (float(metadata[name]) for name in _QUALITY)
     threshold = metadata.get("quality_threshold")
     return QualityScale(mean, std, concentration, None if threshold is None else float(threshold))
+
+
+def card_of_weights(path: Path) -> EncoderCard | None:
+    """The card in a weight file's metadata; None if it has none. UserError: as of `from_metadata`, or another normalisation."""
+    card = EncoderCard.from_metadata(backbones.read_metadata(path), str(path))
+    if card is not None and (card.mean, card.std) != (MEAN, STD):
+        raise UserError(
+            f"{path}: expects (pixel - {card.mean:g}) / {card.std:g}; encoders here take (pixel - {MEAN}) / {STD}; use an .onnx"
+        )
+    return card
+
+
+def order_of_family(network: str) -> ChannelOrder:
+    """The channel order of released weights that do not state it: AdaFace's (ir_*) expect BGR, arcface_torch's RGB."""
+    return "BGR" if network.startswith("ir_") else "RGB"
 
 
 def _switch(metadata: Mapping[str, str], name: str) -> bool:

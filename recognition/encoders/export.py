@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
+import backbones
 from recognition.encoders.card import EncoderCard
 from recognition.encoders.onnx import OnnxEmbedder
 from utils.errors import UserError
@@ -42,6 +43,8 @@ def export_encoder(module: nn.Module, card: EncoderCard, out: str | Path) -> flo
     write, check = formats[out.suffix]
     plain = copy.deepcopy(module).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     label = f"--out {out}"
+    if problem := backbones.not_finite(plain.state_dict()):
+        raise UserError(f"{label}: {problem}; export an earlier checkpoint")
     with new_file(out, parents=True, label=label) as partial:
         write(plain, card, partial)
         return check(plain, card, partial, label)
@@ -54,7 +57,9 @@ def _write_safetensors(module: nn.Module, card: EncoderCard, path: Path) -> None
 
 def _check_safetensors(module: nn.Module, card: EncoderCard, path: Path, label: str) -> float:
     state, written = module.state_dict(), load_file(path)
-    if written.keys() != state.keys() or not all(torch.equal(written[name], value) for name, value in state.items()):
+    if written.keys() != state.keys() or not all(
+        torch.equal(written[name], value) for name, value in state.items()
+    ):  # all finite
         raise UserError(f"{label}: the file does not read back the same; check the disk")
     return 0.0
 
@@ -95,8 +100,11 @@ def _check_onnx(module: nn.Module, card: EncoderCard, path: Path, label: str) ->
         inputs = rng.uniform(-1, 1, (batch, 3, card.input_size, card.input_size)).astype(np.float32)
         with torch.no_grad():
             expected = module(torch.from_numpy(inputs)).numpy()
-        largest = float(np.abs(expected - session.run(inputs)).max()) / max(1.0, float(np.abs(expected).max()))
-        worst = max(worst, largest)
-    if not worst <= TOLERANCE:
+        found = session.run(inputs)
+        for engine, features in (("PyTorch", expected), ("onnxruntime", found)):
+            if not np.isfinite(features).all():
+                raise UserError(f"{label}: {engine}'s features are not finite; check the encoder's weights")
+        worst = max(worst, float(np.abs(expected - found).max()) / max(1.0, float(np.abs(expected).max())))
+    if worst > TOLERANCE:
         raise UserError(f"{label}: onnxruntime's features differ from PyTorch's by {worst:.2e}, more than {TOLERANCE}")
     return worst

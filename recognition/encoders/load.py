@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import backbones
 from recognition.checkpoints import store
 from recognition.encoders.build import build_backbone, build_encoder, load_from_checkpoint
-from recognition.encoders.card import EncoderCard, QualityScale
+from recognition.encoders.card import EncoderCard, QualityScale, card_of_weights, order_of_family
 from recognition.encoders.embedder import Embedder, autocast_type
 from recognition.encoders.onnx import OnnxEmbedder
 from utils.config import Config
 from utils.errors import UserError
 from utils.images import ChannelOrder
-
-_RELEASED_AS_BGR = "ir_"  # AdaFace's networks; arcface_torch's expect RGB
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,11 @@ def _quality_of(folder: Path, config: Config) -> QualityScale | None:
     tensors = store.read_tensors(folder, prefix="quality.")
     if not {"mean", "std"} <= tensors.keys():
         return None
-    return QualityScale(float(tensors["mean"]), float(tensors["std"]), config.quality_concentration, config.quality_threshold)
+    mean, std = float(tensors["mean"]), float(tensors["std"])
+    try:
+        return QualityScale(mean, std, config.quality_concentration, config.quality_threshold)
+    except ValueError as fault:
+        raise UserError(f"{folder}: its {fault}; use an earlier checkpoint") from fault
 
 
 def _load_file(
@@ -106,10 +107,10 @@ def _load_file(
     if network and network not in backbones.names():
         raise UserError(f"--network {network}: no such backbone; known are {', '.join(backbones.names())}")
     try:
-        card = EncoderCard.from_metadata(_metadata_of(path), str(path))
+        card = card_of_weights(path)
         if card is None:
             name, size = backbones.identify_weights(path, network or "")
-            card = EncoderCard(name, size, channel_order or ("BGR" if name.startswith(_RELEASED_AS_BGR) else "RGB"))
+            card = EncoderCard(name, size, channel_order or order_of_family(name))
         encoder = build_backbone(card.network, card.embedding_size, source=str(path), map_norm=card.map_norm)
         backbones.load_weights(encoder, path)
     except (ValueError, OSError) as fault:
@@ -117,17 +118,6 @@ def _load_file(
     encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     embed = Embedder(encoder, device, card.channel_order, autocast_type(precision, device))
     return LoadedEncoder(embed, card, path)
-
-
-def _metadata_of(path: Path) -> dict[str, str]:
-    """The text entries of a .safetensors file; other files have none."""
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as fault:
-        raise UserError(f"{path}: damaged or not a safetensors file ({fault}); copy it again") from fault
 
 
 def _refuse_contradiction(path: Path, card: EncoderCard, channel_order: str | None, network: str | None) -> None:
