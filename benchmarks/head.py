@@ -86,7 +86,7 @@ def _sgd(weight: torch.nn.Parameter) -> torch.optim.Optimizer:
 
 
 def ours(classes: int, views: int = 1, options: HeadOptions | None = None) -> tuple[Step, torch.nn.Parameter]:
-    head = ShardedSoftmax(classes, DIM, ArcFace(), options=options)
+    head = ShardedSoftmax(classes, DIM, ArcFace(0.5, 64.0), options=options)
     features_VBD, labels_N = _features(views), _labels(classes).repeat(views)
     count = len(labels_N)
     quality_N, share_N = torch.zeros(count), torch.full((count,), 1 / count)
@@ -168,9 +168,10 @@ def floor(classes: int) -> tuple[Step, torch.nn.Parameter]:
 
 def joint(classes: int) -> tuple[Step, torch.nn.Parameter]:
     """Both views, quality partition, full queue of `classes` entries, contrastive term; a fifth of low quality."""
-    head = ShardedSoftmax(classes, DIM, AdaFace())
+    head = ShardedSoftmax(classes, DIM, AdaFace(0.4, 64.0))
     queue = FeatureQueue(classes, DIM, head.shard)
-    loss = JointLoss(head, QualityStatistics(initial_std=6.0), Partition(0.2), queue, ContrastiveLoss())
+    quality, contrastive = QualityStatistics(0.333, 0.01, 20.0, 6.0), ContrastiveLoss(64.0, "paper", True)
+    loss = JointLoss(head, quality, Partition(0.2), queue, contrastive, 1.0, "all")
     filling = torch.randn(classes, DIM)
     queue.enqueue(filling, torch.arange(classes), head.rows_of)
     generator = torch.Generator().manual_seed(dist.rank_and_world()[0])

@@ -42,12 +42,16 @@ class _QueueKeys(KeyShard):
 
 
 class ContrastiveLoss(nn.Module):
-    """`forward` -> the loss of the whole batch, equal on all ranks. Scale s = 64 as in the paper."""
+    """`forward` -> the loss of the whole batch, equal on all ranks."""
 
     def __init__(
-        self, scale: float = 64.0, denominator: str = "paper", plan: ChunkPlan | None = None, precision: HeadPrecision = "fp32",
-        stop_gradient: bool = True,
-    ):  # fmt: skip
+        self,
+        scale: float,
+        denominator: str,
+        stop_gradient: bool,
+        plan: ChunkPlan | None = None,
+        precision: HeadPrecision = "fp32",
+    ):
         super().__init__()
         if denominator not in DENOMINATORS:
             raise ValueError(f"denominator must be one of {DENOMINATORS}, not {denominator!r}")

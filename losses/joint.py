@@ -49,10 +49,10 @@ class JointLoss(nn.Module):
         classifier: ShardedSoftmax,
         quality: QualityStatistics,
         partition: AnyPartition,
-        queue: FeatureQueue | None = None,
-        contrastive: ContrastiveLoss | None = None,
-        contrastive_weight: float = 1.0,
-        average: Literal["all", "selected"] = "all",
+        queue: FeatureQueue | None,
+        contrastive: ContrastiveLoss | None,
+        contrastive_weight: float,
+        average: Literal["all", "selected"],
     ):
         super().__init__()
         self.average = average

@@ -22,7 +22,7 @@ class QualityStatistics(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, concentration: float = 0.333, rate: float = 0.01, initial_mean: float = 20.0, initial_std: float = 100.0):
+    def __init__(self, concentration: float, rate: float, initial_mean: float, initial_std: float):
         super().__init__()
         self.concentration, self.rate, self.epsilon = concentration, rate, 1e-3
         self.register_buffer("mean", torch.tensor(float(initial_mean)))
@@ -56,7 +56,7 @@ class Partition:
     min(u_q, u_k) <= threshold. `threshold=None` switches the partition off: everything enters both losses (table III, "No").
     """
 
-    threshold: float | None = 0.2
+    threshold: float | None
 
     def high_quality(self, quality_N: torch.Tensor) -> torch.Tensor:
         """Boolean mask [N] of the features that are classified; `quality_N` is z-hat."""

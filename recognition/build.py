@@ -131,8 +131,8 @@ def build_joint_loss(config: Config, world: World) -> JointLoss:
         contrastive = ContrastiveLoss(
             config.contrastive_scale,
             config.contrastive_denominator,
+            config.contrastive_stop_gradient,
             precision=config.head_precision,
-            stop_gradient=config.contrastive_stop_gradient,
         )
     joint = JointLoss(classifier, quality, partition, queue, contrastive, config.contrastive_weight, config.loss_average)
     return joint.to(world.device)

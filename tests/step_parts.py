@@ -52,11 +52,12 @@ class SmallStep:
         with torch.no_grad():
             encoder[3].weight.fill_(8.0)  # type: ignore[operator]
         plan = ChunkPlan(24 * 64, 24 * 64 * 4, parts.leave_out)  # one chunk kept, the others computed again
-        margin = CurricularFace(scale=16.0) if parts.curricular else AdaFace(scale=16.0)
+        margin = CurricularFace(0.5, 16.0) if parts.curricular else AdaFace(0.4, 16.0)
         head = ShardedSoftmax(CLASSES, DIM, margin, seed=3, options=HeadOptions(parts.sample_rate, plan=plan))
         queue = FeatureQueue(parts.queue_size, DIM, head.shard, compensate=not parts.follower)
-        quality = QualityStatistics(initial_mean=30.0, initial_std=4.0)
-        joint = JointLoss(head, quality, Partition(0.5), queue, ContrastiveLoss(16.0, plan=plan)).to(device)
+        quality = QualityStatistics(0.333, 0.01, 30.0, 4.0)
+        contrastive = ContrastiveLoss(16.0, "paper", True, plan)
+        joint = JointLoss(head, quality, Partition(0.5), queue, contrastive, 1.0, "all").to(device)
         self.state = TrainState(
             encoder,
             joint,

@@ -272,10 +272,11 @@ def _weight() -> torch.Tensor:
 def _sharded(one_step: bool) -> list[dict[str, torch.Tensor]]:
     rank, world = dist.rank_and_world()
     local = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
-    head = ShardedSoftmax(CLASSES, DIM, AdaFace())
+    head = ShardedSoftmax(CLASSES, DIM, AdaFace(0.4, 64.0))
     head.weight.data.copy_(_weight()[head.shard.start : head.shard.stop])
     queue = FeatureQueue(2 * IMAGES if one_step else 40, DIM, head.shard, compensate=not one_step, one_step=one_step)
-    joint = JointLoss(head, QualityStatistics(initial_std=4.0), Partition(0.2), queue, ContrastiveLoss())
+    quality, contrastive = QualityStatistics(0.333, 0.01, 20.0, 4.0), ContrastiveLoss(64.0, "paper", True)
+    joint = JointLoss(head, quality, Partition(0.2), queue, contrastive, 1.0, "all")
     steps = []
     for features_VGD, labels_G in _batches():
         mine = features_VGD[:, local].clone().requires_grad_()

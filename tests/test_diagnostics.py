@@ -226,7 +226,7 @@ def test_drift_equals_a_plain_reference(ranks):
 
 
 def test_description_of_norms():
-    quality, partition = QualityStatistics(0.333, initial_mean=20.0, initial_std=2.0), Partition(0.2)
+    quality, partition = QualityStatistics(0.333, 0.01, 20.0, 2.0), Partition(0.2)
     norm_VR = torch.stack([torch.linspace(10, 20, 101), torch.linspace(15, 25, 101)])
     found = describe_norms(norm_VR, quality, partition)
     assert found["threshold_norm"] == pytest.approx(20 + 2.001 / 0.333 * (2 * 0.2 - 1))

@@ -27,9 +27,10 @@ DIM = 6
 
 
 def _joint(classes: int, rate: float = 1.0, margin=None, queue_size: int = 50, threshold: float | None = 0.2) -> JointLoss:
-    head = ShardedSoftmax(classes, DIM, margin or ArcFace(scale=16.0), seed=3, options=HeadOptions(sample_rate=rate))
+    head = ShardedSoftmax(classes, DIM, margin or ArcFace(0.5, 16.0), seed=3, options=HeadOptions(sample_rate=rate))
     queue = FeatureQueue(queue_size, DIM, head.shard)
-    return JointLoss(head, QualityStatistics(initial_std=4.0), Partition(threshold), queue, ContrastiveLoss(16.0))
+    quality, contrastive = QualityStatistics(0.333, 0.01, 20.0, 4.0), ContrastiveLoss(16.0, "paper", True)
+    return JointLoss(head, quality, Partition(threshold), queue, contrastive, 1.0, "all")
 
 
 def _batch(step: int, classes: int, images: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +74,7 @@ def _nothing_to_learn() -> list[tuple[float, float]]:
     """Largest gradients of features and weight for: all features unclassified and uncontrasted, with and without sampling."""
     result = []
     for rate in (1.0, 0.3):
-        for margin in (ArcFace(scale=16.0), CurricularFace(scale=16.0)):
+        for margin in (ArcFace(0.5, 16.0), CurricularFace(0.5, 16.0)):
             joint = _joint(200, rate, margin, threshold=1.0)  # nothing is of high quality ...
             joint.contrastive_weight = 0.0  # ... and low quality has no weight
             features_VGD, label_G = _batch(0, 200, 5)
@@ -95,7 +96,7 @@ def test_nothing_to_learn_from_gives_zero_and_no_nan():
 
 def _bf16_losses(classes: int) -> dict[str, float]:
     """The loss of features that have begun to find their classes, in both precisions."""
-    heads = {p: ShardedSoftmax(classes, 128, ArcFace(0.5), options=HeadOptions(precision=p)) for p in ("fp32", "bf16")}
+    heads = {p: ShardedSoftmax(classes, 128, ArcFace(0.5, 64.0), options=HeadOptions(precision=p)) for p in ("fp32", "bf16")}
     generator = torch.Generator().manual_seed(0)
     label_N = torch.randint(0, classes, (64,), generator=generator)
     noise_ND = 0.1 * torch.randn(64, 128, generator=generator)
@@ -132,7 +133,7 @@ def _steps(joint: JointLoss, optimiser: torch.optim.Optimizer, first: int, last:
 
 
 def _parts(name: str, rate: float):
-    encoder, joint = torch.nn.Linear(2, 2), _joint(CLASSES, rate, CurricularFace(scale=16.0), queue_size=30)
+    encoder, joint = torch.nn.Linear(2, 2), _joint(CLASSES, rate, CurricularFace(0.5, 16.0), queue_size=30)
     torch.nn.init.zeros_(encoder.weight)
     return encoder, joint, OPTIMISERS[name]([joint.classifier.weight]), LossScale(enabled=True)
 
@@ -175,7 +176,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on 
 
 def _on_device(device: str, precision: str, rate: float) -> dict[str, torch.Tensor]:
     options = HeadOptions(sample_rate=rate, plan=ChunkPlan(1 << 12, 1 << 14), precision=precision)
-    head = ShardedSoftmax(700, 32, ArcFace(scale=32.0), seed=1, options=options).to(device)
+    head = ShardedSoftmax(700, 32, ArcFace(0.5, 32.0), seed=1, options=options).to(device)
     unit_ND = F.normalize(torch.randn(24, 32, generator=torch.Generator().manual_seed(0)), dim=1).to(device).requires_grad_()
     label_N = torch.arange(24) * 29
     share_N = torch.full((24,), 1 / 24, device=device)

@@ -16,7 +16,7 @@ from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from tests.shared_files import GOLDEN, needs_golden
 from tests.world import run_world
 
-MARGINS = {"adaface": AdaFace(0.4), "cosface": CosFace(0.4), "arcface": ArcFace(0.5)}
+MARGINS = {"adaface": AdaFace(0.4, 64.0), "cosface": CosFace(0.4, 64.0), "arcface": ArcFace(0.5, 64.0)}
 
 
 def _run_head(name: str) -> dict[str, torch.Tensor]:
@@ -26,7 +26,7 @@ def _run_head(name: str) -> dict[str, torch.Tensor]:
     plan = ChunkPlan(chunk_elements=24 * 7, keep_bytes=24 * 64 * 4)
     head = ShardedSoftmax(*weight.shape, MARGINS[name], options=HeadOptions(plan=plan))
     head.weight.data.copy_(weight[head.shard.start : head.shard.stop])
-    statistics = QualityStatistics()
+    statistics = QualityStatistics(0.333, 0.01, 20.0, 100.0)
     result: dict[str, list] = {"loss": [], "features": [], "weight": []}
     for features, labels in zip(golden["features"], golden["labels"], strict=True):
         features_ND = torch.from_numpy(features).requires_grad_()

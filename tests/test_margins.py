@@ -33,7 +33,7 @@ MARGINS = {
     "arcface": lambda: ArcFace(0.5, SCALE),
     "cosface": lambda: CosFace(0.35, SCALE),
     "combined": lambda: Combined(0.9, 0.3, 0.15, SCALE),
-    "magface": lambda: MagFace(scale=SCALE),
+    "magface": lambda: MagFace(10.0, 110.0, 0.45, 0.8, 35.0, SCALE),
     "curricularface": lambda: CurricularFace(0.5, SCALE, rate=0.5),
 }
 VARIANTS = {

@@ -41,14 +41,14 @@ def test_normalisation_layers_have_no_weight_decay():
     ],
 )
 def test_schedules(settings, expected):
-    learning_rate = Schedule(from_base(lr=0.2, num_epoch=12, **settings), 10, Partition()).learning_rate
+    learning_rate = Schedule(from_base(lr=0.2, num_epoch=12, **settings), 10, Partition(0.2)).learning_rate
     for step, factor in expected.items():
         assert learning_rate(step) == pytest.approx(0.2 * factor), step
 
 
 def _norm_on_this_rank() -> float:
     encoder = nn.Linear(4, 3)
-    head = ShardedSoftmax(7, 5, AdaFace())
+    head = ShardedSoftmax(7, 5, AdaFace(0.4, 64.0))
     for parameter in encoder.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
     head.weight.grad = torch.arange(35.0).view(7, 5)[head.shard.start : head.shard.stop]
@@ -64,7 +64,7 @@ def test_gradient_norm_counts_each_parameter_of_the_world_once(world):
 
 def _norm_with_a_nan_on_the_last_rank() -> tuple[bool, list[bool]]:
     rank, world = dist.rank_and_world()
-    encoder, head = nn.Linear(2, 2), ShardedSoftmax(6, 4, AdaFace())
+    encoder, head = nn.Linear(2, 2), ShardedSoftmax(6, 4, AdaFace(0.4, 64.0))
     for parameter in encoder.parameters():
         parameter.grad = torch.ones_like(parameter)
     head.weight.grad = torch.full_like(head.weight, math.nan if rank == world - 1 else 1.0)

@@ -68,7 +68,7 @@ def _train_all() -> dict[str, list[dict[str, torch.Tensor]]]:
 
 
 def _train(name: str) -> list[dict[str, torch.Tensor]]:
-    head = ShardedSoftmax(CLASSES, DIM, ArcFace(scale=8.0), seed=11, options=HeadOptions(sample_rate=RATE))
+    head = ShardedSoftmax(CLASSES, DIM, ArcFace(0.5, 8.0), seed=11, options=HeadOptions(sample_rate=RATE))
     optimiser, record = OPTIMISERS[name]([head.weight]), []
     for feature_ND, label_N in _batches():
         optimiser.zero_grad()

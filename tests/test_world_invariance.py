@@ -84,13 +84,13 @@ def _initial_weight() -> torch.Tensor:
 
 def _build(case: Case) -> JointLoss:
     plan = ChunkPlan(chunk_elements=64 * 3, keep_bytes=24 * 2 * 4)  # several chunks, some kept and some recomputed
-    head = ShardedSoftmax(CLASSES, DIM, AdaFace(), options=HeadOptions(plan=plan))
+    head = ShardedSoftmax(CLASSES, DIM, AdaFace(0.4, 64.0), options=HeadOptions(plan=plan))
     head.weight.data.copy_(_initial_weight()[head.shard.start : head.shard.stop])
     queue = contrastive = None
     if case.queue_size:
         queue = FeatureQueue(case.queue_size, DIM, head.shard, case.compensate)
-        contrastive = ContrastiveLoss(denominator=case.denominator, plan=plan, stop_gradient=case.stop_gradient)
-    quality = QualityStatistics(initial_std=4.0)
+        contrastive = ContrastiveLoss(64.0, case.denominator, case.stop_gradient, plan)
+    quality = QualityStatistics(0.333, 0.01, 20.0, 4.0)
     partition = ViewPartition() if case.by_views else Partition(case.threshold)
     return JointLoss(head, quality, partition, queue, contrastive, case.contrastive_weight, case.average)
 

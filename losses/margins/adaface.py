@@ -24,8 +24,8 @@ class AdaFace(Margin):
     tensor([-0.1423,  7.8902])
     """
 
-    margin: float = 0.4
-    scale: float = 64.0
+    margin: float
+    scale: float
     epsilon: float = 1e-3
 
     def target_logit(self, cosine_N: torch.Tensor, quality_N: torch.Tensor, norm_N: torch.Tensor) -> torch.Tensor:

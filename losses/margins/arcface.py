@@ -8,7 +8,7 @@ from losses.margins.combined import Combined
 from losses.margins.margin import Margin, register
 
 
-def ArcFace(margin: float = 0.5, scale: float = 64.0, epsilon: float = 1e-4) -> Combined:
+def ArcFace(margin: float, scale: float, epsilon: float = 1e-4) -> Combined:
     """Additive angular margin: target logit = s cos(theta + m). The combined margin with m1 = 1, m2 = m, m3 = 0.
 
     >>> import torch

@@ -24,10 +24,10 @@ class Combined(Margin):
     tensor([ 33.9833,   1.3914, -43.5595])
     """
 
-    m1: float = 1.0
-    m2: float = 0.5
-    m3: float = 0.0
-    scale: float = 64.0
+    m1: float
+    m2: float
+    m3: float
+    scale: float
     epsilon: float = 1e-4
 
     def target_logit(self, cosine_N: torch.Tensor, quality_N: torch.Tensor, norm_N: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from losses.margins.combined import Combined
 from losses.margins.margin import Margin, register
 
 
-def CosFace(margin: float = 0.4, scale: float = 64.0, epsilon: float = 1e-4) -> Combined:
+def CosFace(margin: float, scale: float, epsilon: float = 1e-4) -> Combined:
     """Additive cosine margin: target logit = s (cos(theta) - m). The combined margin with m1 = 1, m2 = 0, m3 = m.
 
     >>> import torch

@@ -43,7 +43,7 @@ class CurricularFace(nn.Module, Margin):
     Changing the other logits costs two more passes over every chunk of classes, and no chunk is kept for the backward pass.
 
     >>> import torch
-    >>> margin, cosine, share = CurricularFace(), torch.tensor([0.5, 0.7]), torch.tensor([0.5, 0.5])
+    >>> margin, cosine, share = CurricularFace(0.5, 64.0), torch.tensor([0.5, 0.7]), torch.tensor([0.5, 0.5])
     >>> negatives = margin.rule_for_negatives(cosine, share)
     >>> negatives.logits(64 * torch.tensor([[0.1, 0.3], [0.1, 0.3]]))  # hard: all but the second 0.1
     tensor([[0.6784, 5.8752],
@@ -53,7 +53,7 @@ class CurricularFace(nn.Module, Margin):
     touches_negatives = True
     t: torch.Tensor
 
-    def __init__(self, margin: float = 0.5, scale: float = 64.0, rate: float = 0.01, epsilon: float = 1e-4):
+    def __init__(self, margin: float, scale: float, rate: float = 0.01, epsilon: float = 1e-4):
         super().__init__()
         self.margin, self.scale, self.rate, self.epsilon = margin, scale, rate, epsilon
         self.register_buffer("t", torch.zeros(()))

@@ -18,22 +18,23 @@ class MagFace(Margin):
         m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a)
         added to the sample's loss: lambda_g g(a),   g(a) = 1 / a + a / u_a^2
 
-    The gradient reaches the norm through both. Norms are those of raw features. Defaults are the paper's.
+    The gradient reaches the norm through both. Norms are those of raw features.
     Departures: theta + m is clamped, whereas the authors continue linearly from pi - m on; with the quality partition, features
     that are not classified are not regularised either.
 
     >>> import torch
-    >>> margin, norm = MagFace(), torch.tensor([10.0, 110.0])
+    >>> margin = MagFace(10.0, 110.0, 0.45, 0.8, 35.0, scale=64.0)  # the paper's
+    >>> norm = torch.tensor([10.0, 110.0])
     >>> margin.target_logit(torch.tensor([0.5, 0.5]), norm, norm), margin.regulariser(norm)
     (tensor([  4.7061, -17.4653]), tensor([3.5289, 0.6364]))
     """
 
-    l_a: float = 10.0
-    u_a: float = 110.0
-    l_m: float = 0.45
-    u_m: float = 0.8
-    lambda_g: float = 35.0
-    scale: float = 64.0
+    l_a: float
+    u_a: float
+    l_m: float
+    u_m: float
+    lambda_g: float
+    scale: float
     epsilon: float = 1e-4
 
     def target_logit(self, cosine_N: torch.Tensor, quality_N: torch.Tensor, norm_N: torch.Tensor) -> torch.Tensor:

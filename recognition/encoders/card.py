@@ -54,7 +54,7 @@ class QualityScale:
 
     @property
     def _statistics(self) -> QualityStatistics:
-        return QualityStatistics(self.concentration, initial_mean=self.mean, initial_std=self.std)
+        return QualityStatistics(self.concentration, rate=0.0, initial_mean=self.mean, initial_std=self.std)
 
 
 @dataclass(frozen=True)
