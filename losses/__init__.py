@@ -1,1 +1,1 @@
-"""Loss functions: margins, quality partition, sharded softmax, proxy queue, contrastive loss. One file a loss."""
+"""Loss functions: margins, quality partition, sharded softmax, proxy queue, contrastive loss. One loss per file."""

@@ -1,15 +1,12 @@
-"""Supervised contrastive loss of low-quality faces against their sharp twins (QGFace eqs. 13-14; MoCo's form, He et al.,
+"""Supervised contrastive loss of low-quality faces against their sharp twins (QGFace eqs. 13-14; in the form of MoCo, He et al.,
 CVPR 2020, https://arxiv.org/abs/1911.05722).
 
     l_i = -log( exp(s cos(q_i, k_i)) / sum_{j: y_j != y_i} exp(s cos(q_i, n_j)) )
 
-q is the augmented view's feature, k the original's with its gradient stopped (unless asked otherwise), n the queue's
-entries. Entries of the query's own identity are left out of the sum (-inf, not cosine 0). Eq. 14 as printed has the
-negatives alone in the
-denominator (`paper`, bounded below by -2s only); `infonce` has the positive in it too. A pair without a single negative
-contributes nothing.
+q is the feature of the augmented view, k that of the original, n an entry of the queue. Entries of the query's own identity are
+left out of the sum. A pair without any negative contributes nothing.
 
-Shapes: G pairs, K = queue entries of this rank, D embedding.
+Shapes: G pairs, M of them computed, c keys of a chunk, D embedding.
 """
 
 from __future__ import annotations
@@ -18,31 +15,32 @@ import torch
 from torch import nn
 
 from losses.log_sum_exp import ChunkPlan, HeadPrecision, KeyShard, LogSumExpOptions, ShardedLogSumExp
-from losses.proxy_queue import FeatureQueue
+from losses.proxy_queue import FeatureQueue, Proxies
 from losses.selection import Selection
 from utils.dist import replicated
 
 DENOMINATORS = ("paper", "infonce")
 
 
-class _QueueKeys(KeyShard):
-    """The queue's entries as keys; entries of the query's own identity are excluded."""
-
-    def __init__(self, queue: FeatureQueue, proxies, label_M: torch.Tensor):
-        self.queue, self.proxies, self.label_M = queue, proxies, label_M
-
-    def __len__(self) -> int:
-        return len(self.queue)
-
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        return self.queue.features(start, stop, self.proxies)
-
-    def exclude_(self, logits_MC: torch.Tensor, start: int, stop: int) -> None:
-        logits_MC.masked_fill_(self.label_M[:, None] == self.queue.labels(start, stop)[None, :], -torch.inf)
-
-
 class ContrastiveLoss(nn.Module):
-    """`forward` -> the loss of the whole batch, equal on all ranks."""
+    """The contrastive term of the whole batch.
+
+    scale: s. denominator: `paper` sums over the negatives alone, as eq. 14 is printed (then l_i > -2 s is the only bound);
+    `infonce` adds the positive. stop_gradient: no gradient reaches k, as in the paper. plan, precision: see `losses.log_sum_exp`.
+    Raises ValueError for an unknown denominator or precision.
+
+    >>> import torch
+    >>> from losses.proxy_queue import FeatureQueue
+    >>> from utils import dist
+    >>> world = dist.start()
+    >>> queue = FeatureQueue(size=4, embedding_size=2, classes=dist.shard_range(3), compensate=False)
+    >>> queue.enqueue(torch.tensor([[0.0, 5.0], [5.0, 0.0]]), torch.tensor([1, 2]), proxies=None)
+    >>> query, label, share = torch.tensor([[1.0, 0.0]]), torch.tensor([2]), torch.ones(1)
+    >>> loss = ContrastiveLoss(scale=2.0, denominator="paper", stop_gradient=True)
+    >>> loss(query, query, label, share, queue, proxies=None)  # -log(exp(2) / exp(0)): the entry of class 2 is left out
+    tensor(-2.)
+    >>> dist.stop()
+    """
 
     def __init__(
         self,
@@ -65,13 +63,15 @@ class ContrastiveLoss(nn.Module):
         label_G: torch.Tensor,
         share_G: torch.Tensor,
         queue: FeatureQueue,
-        proxies,
+        proxies: Proxies | None,
     ) -> torch.Tensor:
-        """query_GD, key_GD: normalised gathered features of the two views (the key's gradient is stopped here,
-        if it is to be).
-        share_G: weight of each pair in the sum (0 where it is not contrasted). proxies: the classifier's current rows of
-        labels this rank owns (`ShardedSoftmax.rows_of`), for the queue's drift compensation."""
-        # The positive's logit is computed in full by every rank, unlike the negatives'.
+        """The sum of the pairs' losses: a float32 scalar, equal on all ranks.
+
+        query_GD, key_GD: normalised gathered features of the augmented views and of the originals, float32. label_G: int64.
+        share_G: float32, each pair's weight in the sum, 0 if it is not contrasted. proxies: current classifier rows of labels
+        that this rank owns (`ShardedSoftmax.rows_of`); None for a queue that does not compensate drift.
+        """
+        # Every rank computes the positives' logits in full, unlike the negatives'.
         key_GD = key_GD.detach() if self.stop_gradient else replicated(key_GD)
         needed = Selection(share_G, self.sum_options.plan)
         query_MD, replicated_MD, key_MD, label_M, share_M = needed.take(query_GD, replicated(query_GD), key_GD, label_G, share_G)
@@ -81,3 +81,19 @@ class ContrastiveLoss(nn.Module):
         positive_M = self.sum_options.scale * (replicated_MD * key_MD).sum(dim=1)
         denominator_M = torch.logaddexp(negatives_M, positive_M) if self.positive_in_denominator else negatives_M
         return needed.sum((denominator_M - positive_M) * (share_M * has_negative_M))
+
+
+class _QueueKeys(KeyShard):
+    """The queue's entries as keys; entries of the query's own identity are excluded."""
+
+    def __init__(self, queue: FeatureQueue, proxies: Proxies | None, label_M: torch.Tensor):
+        self.queue, self.proxies, self.label_M = queue, proxies, label_M
+
+    def __len__(self) -> int:
+        return len(self.queue)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        return self.queue.features(start, stop, self.proxies)
+
+    def exclude_(self, logits_MC: torch.Tensor, start: int, stop: int) -> None:
+        logits_MC.masked_fill_(self.label_M[:, None] == self.queue.labels(start, stop)[None, :], -torch.inf)

@@ -1,9 +1,8 @@
-"""Quality-guided joint loss (QGFace, section III, eqs. 1-14): L = L_cls + lambda L_con.
+"""The quality-guided joint loss (QGFace, Song & Wang, section III, eqs. 1-14): L = L_cls + lambda L_con.
 
-High-quality features learn from their labels (margin softmax), low-quality pairs from their sharp twins (contrastive
-loss against the queue). L_cls is the sum over selected features divided by ALL V*G features, L_con the sum over selected
-pairs divided by ALL G pairs: those not selected count as zero (`average="selected"`, for comparison, divides by the number
-of the selected instead).
+High-quality features learn from their labels (margin softmax), low-quality pairs from their sharp twins (contrastive loss against
+the queue). L_cls is the sum over the selected features divided by ALL V*G features, L_con the sum over the selected pairs divided
+by ALL G pairs.
 
 Shapes: V views, G gathered images, N = V*G features, D embedding. View 0 is q (augmented), view 1 is k (original).
 """
@@ -26,7 +25,7 @@ from utils.transfer import to_device
 
 @dataclass(frozen=True)
 class JointTerms:
-    """A step's loss and what to report of it: float32 scalars, equal on all ranks. Only `loss` carries a gradient."""
+    """A step's loss and figures to report: float32 scalars, equal on all ranks. Only `loss` has a gradient."""
 
     loss: torch.Tensor
     classification: torch.Tensor
@@ -37,11 +36,27 @@ class JointTerms:
 
 
 class JointLoss(nn.Module):
-    """Everything between the gathered features and the loss, and all of its state: classifier shard, quality
-    statistics, queue.
+    """All that lies between the gathered features and the loss, with its state: classifier shard, quality statistics, queue.
 
-    `contrastive=None` or `queue=None` leaves the classification loss alone (baseline; table II, queue "No"); so does a
-    step with one view. `partition` may be replaced between steps (a warm-up).
+    partition: selects features and pairs; may be replaced between steps, for a warm-up. queue, contrastive: None for the
+    classification loss alone (baseline; table II, queue "No"), which is also all that a step with one view computes.
+    contrastive_weight: lambda. average: `all` as in the paper; `selected` divides by the number of selected features or pairs.
+
+    >>> import torch
+    >>> from losses.margins.adaface import AdaFace
+    >>> from losses.quality import Partition
+    >>> from utils import dist
+    >>> world = dist.start()
+    >>> head = ShardedSoftmax(num_classes=10, embedding_size=4, margin=AdaFace(margin=0.4, scale=64.0))
+    >>> quality = QualityStatistics(concentration=0.333, rate=0.01, initial_mean=20.0, initial_std=5.0)
+    >>> queue, contrastive = FeatureQueue(10, 4, head.shard), ContrastiveLoss(64.0, "paper", stop_gradient=True)
+    >>> joint = JointLoss(head, quality, Partition(0.2), queue, contrastive, contrastive_weight=1.0, average="all")
+    >>> features = (20 * torch.rand(2, 3, 4)).requires_grad_()  # two views of three images
+    >>> terms = joint(features, torch.tensor([1, 5, 7]))
+    >>> terms.loss.backward()
+    >>> terms.classification.isfinite(), queue.filled
+    (tensor(True), 6)
+    >>> dist.stop()
     """
 
     def __init__(
@@ -61,14 +76,14 @@ class JointLoss(nn.Module):
         self._draws_before = 0
 
     def begin_step(self) -> None:
-        """From here on, `undo_step` can take back what the host counts: entries of the queue, draws of classes. What a step
-        changes on the device besides (`buffers()`) is for the caller to restore."""
+        """Mark the state to which `undo_step` returns: the queue and the number of class samples. The buffers, which a step also
+        changes, are the caller's to restore."""
         self._draws_before = self.classifier.draws
         if self.queue is not None:
             self.queue.begin_step()
 
     def undo_step(self) -> None:
-        """The step that began last has not been learned from."""
+        """Return to the state at `begin_step`."""
         self.classifier.draws = self._draws_before
         if self.queue is not None:
             self.queue.undo_step()
@@ -76,41 +91,44 @@ class JointLoss(nn.Module):
     def forward(
         self, features_VGD: torch.Tensor, host_label_G: torch.Tensor, momentum_VGD: torch.Tensor | None = None
     ) -> JointTerms:
-        """features_VGD: raw gathered features, float32, equal on all ranks, finite. host_label_G: int64 on the CPU; -1 marks
-        the row of a record that could not be read, and the step is that of the smaller batch without such rows. momentum_VGD:
-        the same images' features from a momentum encoder, which then fill the queue and give the positive keys.
+        """Update the quality statistics and the queue, then compute the loss of the whole batch.
 
-        Updates the quality statistics and the queue, then computes the loss of the whole batch.
+        features_VGD: raw gathered features, float32, finite, equal on all ranks. host_label_G: int64 on the CPU; rows with label
+        -1 (records that could not be read) are removed, and the step is that of the smaller batch. momentum_VGD: features of the
+        same images from a momentum encoder, which then fill the queue and are the positive keys.
         """
         if momentum_VGD is not None:
-            momentum_VGD, _ = _readable(momentum_VGD, host_label_G)
-        features_VGD, host_label_G = _readable(features_VGD, host_label_G)
+            momentum_VGD, _ = _labelled(momentum_VGD, host_label_G)
+        features_VGD, host_label_G = _labelled(features_VGD, host_label_G)
         views, images, _ = features_VGD.shape
-        features_ND = features_VGD.flatten(0, 1)
-        unit_ND = F.normalize(features_ND)
         host_label_N = host_label_G.repeat(views)
-        label_N = to_device(host_label_N, features_ND.device)
+        label_N = to_device(host_label_N, features_VGD.device)
+        features_ND = features_VGD.flatten(0, 1)
+        unit_ND, raw_norm_N = F.normalize(features_ND), features_ND.norm(dim=1)
 
-        learning_norm_N = features_ND.norm(dim=1)
-        norm_N = learning_norm_N.detach()
+        # Who learns from what.
+        norm_N = raw_norm_N.detach()
         self.quality.update(norm_N)
         quality_N = self.quality.normalise(norm_N)
         classified_N = self.partition.high_quality(quality_N)
         contrasted_G = self.partition.low_quality_pairs(quality_N.view(views, images))
 
-        classification = self.classifier(unit_ND, label_N, quality_N, self._shares(classified_N), learning_norm_N, host_label_N)
-        contrastive = torch.zeros_like(classification)
-        contrasted_share = torch.zeros_like(classification)
+        # High quality: the labels.
+        classification = self.classifier(unit_ND, label_N, quality_N, self._shares(classified_N), raw_norm_N, host_label_N)
+
+        # Low quality: the sharp twins.
+        contrastive, contrasted_share = torch.zeros_like(classification), torch.zeros_like(classification)
         if self.queue is not None and self.contrastive is not None and views == 2:
             query_GD, key_GD = unit_ND.view(views, images, -1)
             queued_ND = features_ND
             if momentum_VGD is not None:
                 queued_ND, key_GD = momentum_VGD.flatten(0, 1), F.normalize(momentum_VGD[1])
-            self.queue.enqueue(queued_ND, host_label_N, self.classifier.rows_of)
-            contrastive = self.contrastive(
-                query_GD, key_GD, label_N[:images], self._shares(contrasted_G), self.queue, self.classifier.rows_of
-            )
+            proxies = self.classifier.rows_of
+            self.queue.enqueue(queued_ND, host_label_N, proxies)
+            shares_G = self._shares(contrasted_G)
+            contrastive = self.contrastive(query_GD, key_GD, label_N[:images], shares_G, self.queue, proxies)
             contrasted_share = contrasted_G.float().mean()
+
         return JointTerms(
             loss=classification + self.contrastive_weight * contrastive,
             classification=classification.detach(),
@@ -121,17 +139,17 @@ class JointLoss(nn.Module):
         )
 
     def _shares(self, selected_N: torch.Tensor) -> torch.Tensor:
-        """The weight of each feature (or pair) in the sum: 0 where it is not selected."""
+        """The weight of each feature (or pair) in the sum, 0 if it is not selected: float32 [N]."""
         if self.average == "selected":
             return selected_N / selected_N.sum().clamp_min(1)
         return selected_N / len(selected_N)
 
 
-def _readable(features_VGD: torch.Tensor, host_label_G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows with a label. There is at least one: the step asks for no loss of nothing."""
-    readable_G = host_label_G >= 0
-    if bool(readable_G.all()):
+def _labelled(features_VGD: torch.Tensor, host_label_G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows with a label, of which there is at least one: the step is skipped otherwise."""
+    has_label_G = host_label_G >= 0
+    if bool(has_label_G.all()):
         return features_VGD, host_label_G
-    kept = readable_G.nonzero().flatten()
+    kept = has_label_G.nonzero().flatten()
     assert len(kept), "no row of the batch has a label"
     return features_VGD.index_select(1, to_device(kept, features_VGD.device)), host_label_G[kept]

@@ -1,18 +1,18 @@
-"""The real-time queue of features that follows the classifier's proxies (QGFace, section III-C).
+"""The proxy-updated real-time queue of features (QGFace, section III-C).
 
-A strict global first-in-first-out of the last Q features. Entry e holds its feature h_e, its label y_e and its class's
-proxy (classifier row) at the time it was enqueued. The encoder has moved on since; the proxy tells how far:
+A strict global first-in-first-out of the last Q features. Entry e holds its feature h_e, its label and its class's proxy (the
+classifier row) at the time of enqueuing. The encoder has changed since; the proxy's movement compensates for it:
 
-    h'_e = h_e + (||h_e|| / ||w_then||) (w_now - w_then)        (normalised afterwards, by whoever compares)
+    h'_e = h_e + (||h_e|| / ||w_then||) (w_now - w_then)        (normalised afterwards, by the loss)
 
-A rank keeps the entries whose label lies in its class shard, so w_now is local. All ranks see the same gathered features
-in the same order; every entry carries its global sequence number, and what is older than the last Q is dropped.
+Each rank keeps the entries whose label lies in its class shard, so w_now is local. All ranks see the same gathered features in
+the same order; every entry has a global sequence number, and entries older than the last Q are dropped.
 
-Nothing here waits for the GPU: labels are known on the host, so counts and positions are plain integers. A training step that
-is found unfit afterwards takes back what it enqueued (`begin_step`, `undo_step`): what a step drops stays in place until the
-next one begins, so that to take back is to set the counters.
+Nothing waits for the GPU: labels are known on the host, so counts and positions are plain integers. A training step that turns
+out to be unusable takes back what it enqueued (`begin_step`, `undo_step`): entries that a step drops stay in place until the
+next one begins, so taking back only resets counters.
 
-Shapes: N features a step, K = entries of this rank, D embedding.
+Shapes: N features per step, K entries of this rank, D embedding.
 """
 
 from __future__ import annotations
@@ -26,26 +26,38 @@ from utils.dist import ShardRange, exchange_rows, rank_and_world, shard_range, s
 from utils.transfer import to_device
 
 Proxies = Callable[[torch.Tensor], torch.Tensor]
-"""Current classifier rows of labels owned by this rank: int64 [K] (on the device) -> float32 [K, D]."""
+"""Current classifier rows of labels that this rank owns: int64 [n] on the device -> float32 [n, D]."""
+
+_NO_PROXIES = "drift compensation needs the current proxies"
 
 
 class FeatureQueue(nn.Module):
-    """The last `size` features of the world; this rank's part, in a ring that grows when its share does.
+    """This rank's part of the last `size` features of all ranks, in a ring buffer that grows if needed.
 
-    `compensate=False` gives a plain queue (no proxies kept). `one_step=True` keeps the newest step's features alone: the batch
-    itself, also where it has fewer features than `size` because records could not be read.
+    classes: this rank's class shard. compensate: keep proxies and correct for drift. one_step: keep the features of the newest
+    step alone, also if they are fewer than `size` because records could not be read. Raises ValueError if size < 1.
+
+    >>> import torch
+    >>> from utils import dist
+    >>> queue = FeatureQueue(size=3, embedding_size=2, classes=dist.shard_range(10))
+    >>> weight = torch.ones(10, 2)
+    >>> queue.enqueue(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([4, 7]), lambda label: weight[label])
+    >>> weight[4] = torch.tensor([1.0, 2.0])  # the proxy of class 4 moves
+    >>> queue.labels(0, 2), queue.features(0, 2, lambda label: weight[label])
+    (tensor([4, 7]), tensor([[1.0000, 0.7071],
+            [0.0000, 2.0000]]))
     """
 
     def __init__(self, size: int, embedding_size: int, classes: ShardRange, compensate: bool = True, one_step: bool = False):
         super().__init__()
         if size < 1:
-            raise ValueError(f"a queue holds at least one feature, not {size}")
+            raise ValueError(f"the queue's size must be at least 1, not {size}")
         self.size, self.dim, self.classes, self.compensate = size, embedding_size, classes, compensate
         self.one_step, self._oldest = one_step, 0
-        self.total = 0  # features ever enqueued by the world = the next sequence number
+        self.total = 0  # features ever enqueued by all ranks = the next sequence number
         self._head = self._count = 0
-        self._mark: tuple[int, int, int] | None = None  # total, oldest, count where the step began
-        self._held = 0  # entries just before the head, dropped in this step but kept in place
+        self._mark: tuple[int, int, int] | None = None  # total, oldest, count at the start of the step
+        self._held = 0  # entries before the head that this step dropped but that are still in place
         share = classes.size / max(classes.total, 1)
         self._allocate(int(size * share * 1.1) + 64, torch.device("cpu"))
 
@@ -57,18 +69,18 @@ class FeatureQueue(nn.Module):
         self._sequence = torch.zeros(capacity, dtype=torch.int64)  # stays on the host
 
     def _apply(self, fn, recurse=True):
-        """`.to(device)` for storage that is no buffer, because its size differs by rank and time."""
+        """`.to(device)` for the storage, which is not a buffer because its size differs by rank and time."""
         super()._apply(fn, recurse)
         self._feature, self._proxy, self._label = fn(self._feature), fn(self._proxy), fn(self._label)
         return self
 
     def __len__(self) -> int:
-        """K, the entries that this rank holds."""
+        """K, the number of entries on this rank."""
         return self._count
 
     @property
     def filled(self) -> int:
-        """The entries that the world holds, at most `size`."""
+        """The number of entries on all ranks, at most `size`."""
         return self.total - self._oldest
 
     @property
@@ -76,31 +88,32 @@ class FeatureQueue(nn.Module):
         return self._label.shape[0]
 
     def _slots(self, start: int, stop: int) -> torch.Tensor:
-        """Places in the ring of entries start..stop, oldest first; int64, on the host. Entry -1 is the one dropped last."""
+        """Positions in the ring of entries start..stop, oldest first: int64, on the host. Entry -1 was dropped last."""
         return (torch.arange(start, stop) + self._head) % self.capacity
 
     def _device_slots(self, start: int, stop: int) -> torch.Tensor:
-        """The same, on the device."""
+        """`_slots`, on the device."""
         return (torch.arange(start, stop, device=self._label.device) + self._head) % self.capacity
 
     # -------------------------------------------------------------------------------------------- write
 
     def begin_step(self) -> None:
-        """From here on, until it is called again, `undo_step` can take everything back."""
+        """Mark the state to which `undo_step` returns."""
         self._mark, self._held = (self.total, self._oldest, self._count), 0
 
     def undo_step(self) -> None:
-        """Makes the queue what it was at `begin_step`."""
+        """Return to the state at `begin_step`."""
         assert self._mark is not None, "no step has begun"
         self.total, self._oldest, self._count = self._mark
         self._head = (self._head - self._held) % self.capacity
         self._held = 0
 
     @torch.no_grad()
-    def enqueue(self, feature_ND: torch.Tensor, host_label_N: torch.Tensor, proxies: Proxies) -> None:
-        """Appends the step's gathered features (raw, not normalised) in their order, and drops what is too old.
+    def enqueue(self, feature_ND: torch.Tensor, host_label_N: torch.Tensor, proxies: Proxies | None) -> None:
+        """Append the step's gathered features in their order, and drop what is too old.
 
-        feature_ND: float32 on the device, equal on all ranks. host_label_N: int64 on the CPU.
+        feature_ND: raw features (not normalised), float32 on the device, equal on all ranks. host_label_N: int64 on the CPU.
+        proxies: may be None if the queue does not compensate.
         """
         first = self.total
         self.total += host_label_N.numel()
@@ -111,11 +124,14 @@ class FeatureQueue(nn.Module):
         chosen = torch.nonzero(self.classes.owns(host_label_N) & (sequence_N >= oldest)).flatten()
         chosen_device = to_device(chosen, feature_ND.device)
         label_K = to_device(host_label_N[chosen], feature_ND.device)
-        proxy_KD = proxies(label_K) if self.compensate else None
+        proxy_KD = None
+        if self.compensate:
+            assert proxies is not None, _NO_PROXIES
+            proxy_KD = proxies(label_K)
         self._append(feature_ND.detach().float()[chosen_device], label_K, proxy_KD, sequence_N[chosen])
 
     def _drop_before(self, oldest: int, at_most: int) -> None:
-        """Forgets this rank's entries with a sequence number below `oldest`: `at_most` so many."""
+        """Drop this rank's entries with a sequence number below `oldest`, of which there are at most `at_most`."""
         if self._count:
             sequence_K = self._sequence[self._slots(0, min(at_most, self._count))]
             gone = int(torch.searchsorted(sequence_K, oldest))
@@ -136,7 +152,7 @@ class FeatureQueue(nn.Module):
         self._count = count
 
     def _grow(self, needed: int) -> None:
-        """More room, when this rank's share of the last Q features grows: the queue stays strict."""
+        """Enlarge the ring for `needed` entries, because this rank's share of the last Q features has grown."""
         old_feature, old_proxy, old_label, old_sequence = self._feature, self._proxy, self._label, self._sequence
         held, kept = self._held, self._held + self._count
         slots, device_slots = self._slots(-held, self._count), self._device_slots(-held, self._count)
@@ -152,22 +168,25 @@ class FeatureQueue(nn.Module):
     # -------------------------------------------------------------------------------------------- read
 
     def labels(self, start: int, stop: int) -> torch.Tensor:
-        """Labels of this rank's entries start..stop, oldest first: int64."""
+        """Labels of this rank's entries start..stop, oldest first: int64 on the device."""
         return self._label[self._device_slots(start, stop)]
 
     def sequence(self, start: int, stop: int) -> torch.Tensor:
-        """Sequence numbers of this rank's entries start..stop, oldest first: int64, on the host. The world's newest entry has
-        number `total` - 1."""
+        """Sequence numbers of this rank's entries start..stop, oldest first: int64 on the host. The newest entry of all ranks
+        has number `total` - 1."""
         return self._sequence[self._slots(start, stop)]
 
     @torch.no_grad()
-    def features(self, start: int, stop: int, proxies: Proxies, as_stored: bool = False) -> torch.Tensor:
-        """Features of this rank's entries start..stop, compensated for drift (unless wanted `as_stored`) but NOT normalised:
-        float32 [K, D]."""
+    def features(self, start: int, stop: int, proxies: Proxies | None, as_stored: bool = False) -> torch.Tensor:
+        """Features of this rank's entries start..stop, oldest first, NOT normalised: float32 [n, D].
+
+        They are compensated for drift, unless `as_stored` or the queue does not compensate.
+        """
         slots = self._device_slots(start, stop)
         feature_KD = self._feature[slots]
         if as_stored or not self.compensate:
             return feature_KD
+        assert proxies is not None, _NO_PROXIES
         then_KD = self._proxy[slots]
         ratio_K1 = feature_KD.norm(dim=1, keepdim=True) / then_KD.norm(dim=1, keepdim=True).clamp_min(1e-12)
         return feature_KD + ratio_K1 * (proxies(self._label[slots]) - then_KD)
@@ -176,8 +195,9 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def global_rows(self) -> dict[str, torch.Tensor]:
-        """The world's entries, oldest first, cut into contiguous parts: this rank's part (`shard_range(filled)`) of
-        `feature`, `proxy`, `label`. The same for any number of ranks, so that a checkpoint fits them all. Collective."""
+        """This rank's contiguous part, `shard_range(filled)`, of all ranks' entries, oldest first: `feature`, `label` and, if
+        the queue compensates, `proxy`, on the CPU. The whole does not depend on the number of ranks, so checkpoints fit any
+        number. Collective."""
         slots = self._slots(0, self._count)
         sequence_K = self._sequence[slots]
         _, world = rank_and_world()
@@ -196,7 +216,8 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def load_global_rows(self, rows: dict[str, torch.Tensor], total: int) -> None:
-        """The inverse of `global_rows`, for any number of ranks. Collective."""
+        """Restore what `global_rows` returned, on any number of ranks. rows: this rank's part. total: the saved `total`.
+        Collective."""
         _, world = rank_and_world()
         filled = int(sum_over_ranks(torch.tensor([len(rows["label"])])).item())
         first = total - filled + shard_range(filled).start

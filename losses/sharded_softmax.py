@@ -1,14 +1,14 @@
-"""Margin softmax over classes that are sharded over the ranks (partial FC's layout, An et al., CVPR 2022 workshops,
-https://arxiv.org/abs/2203.15565; QGFace eqs. 6-10 for the loss).
+"""Margin softmax over classes that are sharded over the ranks (the layout of partial FC: An et al., CVPR 2022 workshops,
+https://arxiv.org/abs/2203.15565; the loss: QGFace eqs. 6-10).
 
     L_cls = sum_i a_i (log(exp(t_i) + exp(n_i)) - t_i),   t_i = margin(cos(h_i, w_{y_i})),
     n_i = log sum_{j != y_i} exp(s cos(h_i, w_j))
 
-with a_i the weight of sample i (1 / N where it is selected, 0 where not). Only n_i needs all classes, and it is the
-chunked primitive; the margin sees N target cosines (CurricularFace alone also has a say about the others). MagFace adds a
-regulariser g of the feature's norm to every sample's term.
+a_i is the weight of sample i: 1 / N if it is selected, else 0. Only n_i involves all classes (`losses.log_sum_exp`). A margin
+sees N target cosines; CurricularFace alone changes the others' logits too, and MagFace adds a regulariser of the norm.
 
-Shapes: N gathered features, M of them computed, C classes in all, K = classes of this rank, S sampled, D embedding.
+Shapes: N gathered features, M of them computed, C classes in all, K = classes of this rank, S sampled, c keys of a chunk,
+D embedding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from losses.selection import Selection
 from utils.dist import ShardRange, replicated, shard_range
 from utils.randomness import seed_for
 
-_INIT_BLOCK = 4096  # classes that share one random stream, so that a rank draws only about what it owns
+_INIT_BLOCK = 4096  # classes per generator, so that a rank draws little more than what it owns
 _INIT_STD = 0.01  # arcface_torch's
 
 
@@ -40,9 +40,100 @@ def initial_rows(total: int, dim: int, shard: ShardRange, seed: int) -> torch.Te
     return rows
 
 
+@dataclass(frozen=True)
+class HeadOptions:
+    """Options of the classifier besides its margin.
+
+    sample_rate: fraction of the classes, in (0, 1], that a step compares with, in addition to those of the batch
+    (`losses.sampling`). filter_above: inter-class filtering: negatives with a larger cosine are left out of the sum; 0 for none
+    (An et al., section 3.3. Departure: they set the cosine to 0, which still counts). plan, precision: see `losses.log_sum_exp`.
+    """
+
+    sample_rate: float = 1.0
+    filter_above: float = 0.0
+    plan: ChunkPlan | None = None
+    precision: HeadPrecision = "fp32"
+
+
+class ShardedSoftmax(nn.Module):
+    """The classifier: this rank's rows of the float32 [C, D] weight, and the margin softmax over all rows.
+
+    The initial weight is drawn per class from the seed, so it does not depend on the number of ranks. If `sample_rate` < 1, its
+    gradient is a sparse tensor of the sampled rows, and the optimiser must leave the other rows alone (`recognition.optimiser`);
+    `draws`, the number of samples drawn so far, is state. Raises ValueError for an unknown precision.
+
+    >>> import torch
+    >>> from losses.margins.arcface import ArcFace
+    >>> from utils import dist
+    >>> world = dist.start()
+    >>> head = ShardedSoftmax(num_classes=10, embedding_size=4, margin=ArcFace(margin=0.5, scale=8.0))
+    >>> unit, label = torch.eye(4), torch.arange(4)
+    >>> loss = head(unit, label, quality_N=torch.zeros(4), share_N=torch.full((4,), 1 / 4))
+    >>> loss.backward()
+    >>> f"{loss.item():.2f}", tuple(head.weight.grad.shape)
+    ('10.78', (10, 4))
+    >>> dist.stop()
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int, margin: Margin, seed: int = 0, options: HeadOptions | None = None):
+        super().__init__()
+        self.num_classes, self.margin, self.draws = num_classes, margin, 0
+        self.options = options or HeadOptions()
+        self.sum_options = LogSumExpOptions(margin.scale, margin.cosine_limit, self.options.plan, self.options.precision)
+        self.shard = shard_range(num_classes)
+        self.sampler = ClassSampler(self.shard, self.options.sample_rate, seed) if self.options.sample_rate < 1 else None
+        self.weight = nn.Parameter(initial_rows(num_classes, embedding_size, self.shard, seed))
+
+    def forward(
+        self,
+        unit_ND: torch.Tensor,
+        label_N: torch.Tensor,
+        quality_N: torch.Tensor,
+        share_N: torch.Tensor,
+        norm_N: torch.Tensor | None = None,
+        host_label_N: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss of the whole batch: a float32 scalar, equal on all ranks. `utils.dist` explains who holds which gradient.
+
+        unit_ND: normalised gathered features, float32. label_N: int64 in [0, C). quality_N: z-hat, for the margin. share_N: a_i,
+        float32. norm_N: norms of the raw features, with gradient, for margins that use them. host_label_N: the labels on the
+        CPU; ValueError if they are missing and classes are sampled.
+        """
+        visited_S = self._sample(host_label_N, unit_ND.device)
+        # Every rank computes the norms' part of the loss in full, unlike the cosines'.
+        norm_N = unit_ND.new_ones(len(unit_ND)) if norm_N is None else replicated(norm_N)
+        needed = Selection(share_N, self.options.plan)
+        unit_MD, label_M, quality_M, share_M, norm_M = needed.take(unit_ND, label_N, quality_N, share_N, norm_N)
+        own_M = torch.where(self.shard.owns(label_M), label_M - self.shard.start, -1)
+        keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above())
+        margin, limit = self.margin, self.margin.cosine_limit
+        rule_of = (lambda cosine_M: margin.rule_for_negatives(cosine_M, share_M)) if margin.touches_negatives else None
+        others_M, cosine_M = ShardedLogSumExp.apply(unit_MD, self.weight, keys, self.sum_options, rule_of)
+        target_logit_M = margin.target_logit(cosine_M.clamp(-limit, limit), quality_M, norm_M)
+        loss_M = torch.logaddexp(others_M, target_logit_M) - target_logit_M
+        return needed.sum((loss_M + margin.regulariser(norm_M)) * share_M)
+
+    def _sample(self, host_label_N: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+        """This step's sampled rows of the shard, int64 [S]; None for all."""
+        if self.sampler is None:
+            return None
+        if host_label_N is None:
+            raise ValueError("host_label_N is missing: sampling of classes needs the labels on the CPU")
+        self.draws += 1
+        return self.sampler.rows(self.draws - 1, host_label_N, device)
+
+    def _filtered_above(self) -> float:
+        """The logit above which negatives are left out."""
+        return self.margin.scale * self.options.filter_above if self.options.filter_above > 0 else torch.inf
+
+    def rows_of(self, label_K: torch.Tensor) -> torch.Tensor:
+        """The current rows of labels that this rank owns, int64 [n], without gradient: float32 [n, D]."""
+        return self.weight.detach()[label_K - self.shard.start]
+
+
 class _ClassKeys(KeyShard):
-    """The classifier's rows as keys; a query's own class is excluded, and with inter-class filtering also every class that
-    is nearer than a threshold, which is taken for the same person under another label."""
+    """The classifier's rows as keys. Excluded are each query's own class and, with inter-class filtering, every class whose logit
+    is above a threshold: presumably the same person under another label."""
 
     def __init__(self, weight_KD, own_N: torch.Tensor, visited_S: torch.Tensor | None, filtered_above: float):
         self.weight_KD, self.own_N, self.visited_S, self.filtered_above = weight_KD, own_N, visited_S, filtered_above
@@ -70,77 +161,3 @@ class _ClassKeys(KeyShard):
 
     def visited_rows(self) -> torch.Tensor | None:
         return self.visited_S
-
-
-@dataclass(frozen=True)
-class HeadOptions:
-    """What a classifier may do besides the plain softmax.
-
-    sample_rate: part of the classes that a step compares with, besides those of the batch (`losses.sampling`).
-    filter_above: inter-class filtering: negatives with a larger cosine are left out of the sum (-inf); 0 for none
-    (An et al., section 3.3, which writes cosine 0; here they are really gone). plan: memory of the walk over the classes;
-    None chooses by device. precision: of the matrix products.
-    """
-
-    sample_rate: float = 1.0
-    filter_above: float = 0.0
-    plan: ChunkPlan | None = None
-    precision: HeadPrecision = "fp32"
-
-
-class ShardedSoftmax(nn.Module):
-    """The classifier: this rank's rows of the [C, D] weight, and the margin softmax over all of them.
-
-    The weight is drawn from (seed, class), so the same seed gives the same classifier for any number of ranks. With
-    `sample_rate` < 1 its gradient is a sparse tensor of the sampled rows (`recognition.optimiser` leaves the others alone),
-    and `draws` counts the samples drawn: it is state.
-    """
-
-    def __init__(self, num_classes: int, embedding_size: int, margin: Margin, seed: int = 0, options: HeadOptions | None = None):
-        super().__init__()
-        self.num_classes, self.margin, self.draws = num_classes, margin, 0
-        self.options = options or HeadOptions()
-        self.sum_options = LogSumExpOptions(margin.scale, margin.cosine_limit, self.options.plan, self.options.precision)
-        self.shard = shard_range(num_classes)
-        self.sampler = ClassSampler(self.shard, self.options.sample_rate, seed) if self.options.sample_rate < 1 else None
-        self.weight = nn.Parameter(initial_rows(num_classes, embedding_size, self.shard, seed))
-
-    def forward(
-        self, unit_ND: torch.Tensor, label_N: torch.Tensor, quality_N: torch.Tensor, share_N: torch.Tensor,
-        norm_N: torch.Tensor | None = None, host_label_N: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        """The loss of the whole batch, a float32 scalar, equal on all ranks.
-
-        unit_ND: normalised gathered features. label_N: int64 in [0, C). quality_N: z-hat, for the margin.
-        share_N: a_i, the weight of each sample in the sum. norm_N: raw norms with their gradient, for margins that learn
-        from them. host_label_N: the labels on the CPU, where classes are sampled. Gradients: see `utils.dist` for who
-        holds which part.
-        """
-        visited_S = self._sample(host_label_N, unit_ND.device)
-        # Every rank computes in full what the norms do to the loss, unlike what the cosines do.
-        norm_N = unit_ND.new_ones(len(unit_ND)) if norm_N is None else replicated(norm_N)
-        needed = Selection(share_N, self.options.plan)
-        unit_MD, label_M, quality_M, share_M, norm_M = needed.take(unit_ND, label_N, quality_N, share_N, norm_N)
-        own_M = torch.where(self.shard.owns(label_M), label_M - self.shard.start, -1)
-        keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above())
-        margin, limit = self.margin, self.margin.cosine_limit
-        rule_of = (lambda cosine_M: margin.rule_for_negatives(cosine_M, share_M)) if margin.touches_negatives else None
-        others_M, cosine_M = ShardedLogSumExp.apply(unit_MD, self.weight, keys, self.sum_options, rule_of)
-        target_logit_M = margin.target_logit(cosine_M.clamp(-limit, limit), quality_M, norm_M)
-        loss_M = torch.logaddexp(others_M, target_logit_M) - target_logit_M
-        return needed.sum((loss_M + margin.regulariser(norm_M)) * share_M)
-
-    def _sample(self, host_label_N: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-        if self.sampler is None:
-            return None
-        if host_label_N is None:
-            raise ValueError("sampling of classes needs host_label_N")
-        self.draws += 1
-        return self.sampler.rows(self.draws - 1, host_label_N, device)
-
-    def _filtered_above(self) -> float:
-        return self.margin.scale * self.options.filter_above if self.options.filter_above > 0 else torch.inf
-
-    def rows_of(self, label_K: torch.Tensor) -> torch.Tensor:
-        """The current classifier rows of labels that this rank owns, without gradient: float32 [K, D]."""
-        return self.weight.detach()[label_K - self.shard.start]
