@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -71,6 +72,12 @@ def test_only_the_collectives_talk_to_other_ranks(path):
 def test_no_folder_holds_too_many_files(folder):
     files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
     assert len(files) <= MOST_FILES, f"{_name(folder)} holds {len(files)} files: give a subject of its own a folder of its own"
+
+
+@pytest.mark.parametrize("path", [path for path in _modules() if not path.name.startswith("__")], ids=_name)
+def test_the_map_names_every_module(path):
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert re.search(rf"\b{re.escape(path.name)}\b", text), f"docs/ARCHITECTURE.md does not mention {_name(path)}"
 
 
 def test_train_py_is_short_and_holds_no_logic():
