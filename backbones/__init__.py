@@ -1,4 +1,4 @@
-"""Encoders: face images in, raw (not normalised) features out. Depends on torch only.
+"""Encoders: face images in, raw (not normalised) features out. Depends on PyTorch only.
 
 net = backbones.build("r50", embedding_size=512)
 ignored = backbones.load_weights(net, "backbone.pth")
@@ -8,8 +8,7 @@ gigamacs = backbones.flops(net) / 1e9
 
 from __future__ import annotations
 
-from backbones.counting import flops
-from backbones.registry import build, names
+from backbones.registry import build, flops, names
 from backbones.weight_files import WeightsError, read_metadata
 from backbones.weights import identify_weights, load_weights, not_finite
 

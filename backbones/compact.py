@@ -1,9 +1,9 @@
 """`tiny` and `small`: compact residual encoders that train in minutes on a CPU.
 
-On a CPU the early, high-resolution layers and the elementwise operations cost the most, not the convolutions (bfloat16
-matrix units take those). So: one 7x7 stride-4 convolution brings 112x112 to 28x28 at once; a block has two BatchNorms;
-the activation is a leaky ReLU at 0.25, PReLU's initial slope, because PReLU's backward alone would take a third of the
-step; channel counts are multiples of 32. The output is iresnet's: BatchNorm, fully connected, BatchNorm1d.
+On a CPU the early, high-resolution layers and the elementwise operations cost the most, not the convolutions, which run on
+bfloat16 matrix units. So one 7x7 convolution with stride 4 reduces 112x112 to 28x28 at once; a block has two BatchNorms; the
+activation is a leaky ReLU with slope 0.25 (PReLU's initial slope; PReLU's backward pass alone would take a third of the
+step); channel counts are multiples of 32. The output layers are iresnet's: BatchNorm, fully connected, BatchNorm1d.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class CompactBlock(nn.Module):
 
 
 class CompactNet(nn.Module):
-    """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (under autocast too).
+    """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (also under autocast).
 
-    `widths` and `depths`: channels and blocks of the stages at 28x28, 14x14 and 7x7. `map_norm`: features have the norm of
-    the last map instead of their own.
+    widths, depths: channels and blocks of the stages at 28x28, 14x14 and 7x7. map_norm: features have the norm of the last map
+    instead of their own.
     """
 
     def __init__(

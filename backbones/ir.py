@@ -1,8 +1,8 @@
 """`ir_18 ir_34 ir_50 ir_101`, with the state-dict names and the arithmetic of AdaFace's encoders (Kim et al., 2022).
 
-As iresnet, but: a block whose channels stay the same subsamples its shortcut instead of convolving it, dropout is 0.4,
-and the last BatchNorm has no parameters at all. AdaFace's code returns the normalised embedding and its norm; here the
-raw feature comes out, which is their product.
+Differences from iresnet: a block with equally many input and output channels subsamples its shortcut instead of convolving
+it, dropout is 0.4, and the last BatchNorm has no parameters. AdaFace's code returns the normalised embedding and its norm;
+this one returns the raw feature, which is their product.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class BasicBlockIR(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
-        # A 1x1 max pool with a stride takes every stride-th pixel; it has no state.
+        # A 1x1 max pool with a stride keeps every stride-th pixel; it has no state.
         self.shortcut_layer = nn.MaxPool2d(1, stride) if c_in == c_out else strided_shortcut(c_in, c_out, stride)
         self.res_layer = nn.Sequential(
             nn.BatchNorm2d(c_in),
@@ -38,11 +38,11 @@ class BasicBlockIR(nn.Module):
 
 
 class IRNet(nn.Module):
-    """Images [B, 3, 112, 112] in [-1, 1] (AdaFace's released weights want BGR) -> raw features [B, embedding_size].
+    """Images [B, 3, 112, 112] in [-1, 1] (AdaFace's released weights expect BGR) -> raw features [B, embedding_size].
 
-    Features are float32, under autocast too. `depths`: blocks in each of the four stages. `dropout`: rate before the
-    fully connected layer. `checkpoint`: recompute each block's activations in the backward, for memory. `map_norm`:
-    features have the norm of the last map instead of their own.
+    Features are float32, also under autocast. depths: blocks per stage. dropout: rate before the fully connected layer.
+    checkpoint: recompute each block's activations in the backward pass, to save memory. map_norm: features have the norm of the
+    last map instead of their own.
     """
 
     def __init__(

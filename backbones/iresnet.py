@@ -2,8 +2,8 @@
 
 ResNet improved for faces (Deng et al., ArcFace, 2019, section 3.1; Duta et al., Improved Residual Networks, 2020): no
 pooling at the input, a block is BN-conv-BN-PReLU-conv-BN, and the output keeps the 7x7 map: BN, dropout, fully
-connected, BatchNorm1d whose weight stays 1. Precision is the trainer's (autocast); only fc and the last BatchNorm are
-held in float32, as in the original.
+connected, BatchNorm1d whose weight stays 1. The trainer sets the precision (autocast); only fc and the last BatchNorm are
+always float32, as in the original.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class IBasicBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (under autocast too).
+    """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (also under autocast).
 
-    `depths`: blocks in each of the four stages (56x56, 28x28, 14x14, 7x7). `dropout`: rate before the fully connected
-    layer. `checkpoint`: recompute each block's activations in the backward, for memory. `map_norm`: features have the
-    norm of the last map instead of their own.
+    depths: blocks per stage (56x56, 28x28, 14x14, 7x7). dropout: rate before the fully connected layer. checkpoint: recompute
+    each block's activations in the backward pass, to save memory. map_norm: features have the norm of the last map instead of
+    their own.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class IResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(WIDTHS[3] * 7 * 7, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size)
-        self.features.weight.requires_grad_(False)  # stays 1: the loss owns the features' scale
+        self.features.weight.requires_grad_(False)  # stays 1: the loss sets the features' scale
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.1)

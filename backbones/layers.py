@@ -17,7 +17,7 @@ IMAGE_SIZE = 112  # side of the input in pixels; utils.images.FACE_SIZE, which t
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast is off for the device of `like`. The caller casts its inputs with `.float()`.
 
-    The context is entered only where autocast is on, so that exporters which trace the module see no context at all.
+    The context is entered only if autocast is on, so that exporters, which trace the module, see no context at all.
     """
     kind = like.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
@@ -25,10 +25,10 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within: BatchNorm normalises by the batch as in training, but its running statistics and counter stay put.
+    """A context in which BatchNorm normalises by the batch, as in training, but keeps its running statistics and counter.
 
-    It still takes part in the autograd graph with the same saved tensors, which checkpointing insists on; therefore a
-    momentum of zero instead of `track_running_stats=False`.
+    Activation checkpointing requires the same saved tensors in both passes; hence a momentum of zero instead of
+    `track_running_stats=False`.
     """
     kept = [
         (norm, norm.momentum, counter)
@@ -45,7 +45,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> Tensor:
-    """`x` through `blocks` in turn; with `checkpointing`, activations inside a block are recomputed in the backward.
+    """Apply `blocks` to `x` in turn; with `checkpointing`, the backward pass recomputes the activations inside each block.
 
     The recomputation draws the same dropout masks and does not update BatchNorm's running statistics a second time.
     """
@@ -59,10 +59,10 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
 
 
 def with_norm_of(map_BN: Tensor, features_BD: Tensor) -> Tensor:
-    """The features' directions with the norms of the maps they come from, on the features' scale: [B, N], [B, D] -> [B, D].
+    """Give the features the norms of the maps that they come from, at the features' scale: [B, N], [B, D] -> [B, D].
 
-    Training for directions leaves the norm of a fully connected layer's output to chance, while the map's tells sharp faces
-    from degraded ones (docs/EXPERIMENTS.md). No gradient goes through the norm.
+    The losses train directions only, so the norm of the fully connected layer's output is arbitrary after short training, while
+    the map's separates sharp faces from degraded ones (docs/EXPERIMENTS.md). The norm has no gradient.
     """
     norm_B1 = torch.linalg.vector_norm(map_BN.detach(), dim=1, keepdim=True)
     return F.normalize(features_BD) * norm_B1 * (features_BD.shape[1] / map_BN.shape[1]) ** 0.5

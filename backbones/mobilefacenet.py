@@ -1,7 +1,7 @@
 """`mbf` and `mbf_large`: MobileFaceNet (Chen et al., 2018) as arcface_torch widened it, with its state-dict names.
 
 Inverted residual blocks (expand 1x1, depthwise 3x3, project 1x1) and a global depthwise convolution at the end, which
-weighs the 49 places of the 7x7 map instead of averaging them.
+weights the 49 positions of the 7x7 map instead of averaging them.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class GlobalDepthwise(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (under autocast too).
+    """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (also under autocast).
 
-    `depths`: blocks at 56x56, 28x28, 14x14 and 7x7. `scale`: channels in multiples of the paper's.
+    depths: blocks at 56x56, 28x28, 14x14 and 7x7. scale: channels as a multiple of the paper's.
     """
 
     def __init__(self, depths: Sequence[int], scale: int, embedding_size: int = 512) -> None:

@@ -1,41 +1,61 @@
-"""Names of the encoders. Adding a backbone is one new file with its `BUILDERS` and one line in `FAMILIES`."""
+"""Names of the encoders. Adding a backbone takes one file in this folder: a module with `BUILDERS`, names -> constructors."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from backbones import compact, ir, iresnet, mobilefacenet, vit
+from backbones.layers import IMAGE_SIZE
 
-FAMILIES: tuple[Mapping[str, Callable[..., nn.Module]], ...] = (
-    compact.BUILDERS,
-    iresnet.BUILDERS,
-    ir.BUILDERS,
-    mobilefacenet.BUILDERS,
-    vit.BUILDERS,
-)
-
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {name: make for family in FAMILIES for name, make in family.items()}
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+    if _module.name != "registry":
+        _BUILDERS |= getattr(importlib.import_module(f"backbones.{_module.name}"), "BUILDERS", {})
 
 
 def names() -> list[str]:
-    """Names that `build` knows, family by family, small to large."""
+    """Names of all backbones, family by family, from small to large."""
     return list(_BUILDERS)
 
 
 def build(name: str, embedding_size: int = 512, **options: Any) -> nn.Module:
-    """A freshly initialised encoder: images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32.
+    """Build a newly initialised encoder: images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32.
 
-    `options` go to the family's constructor: `dropout`; `map_norm=True` (features with the norm of the last map; compact,
-    iresnet, ir); `checkpoint=True` (activations recomputed in the backward; iresnet, ir, vit); `drop_path` and
-    `mask_ratio` (vit). An option that the family does not have is a TypeError.
-    Raises ValueError for an unknown name, and names the nearest known one.
+    options: for the family's constructor: `dropout`; `map_norm=True` (features with the norm of the last map; compact, iresnet,
+    ir); `checkpoint=True` (recompute activations in the backward pass; iresnet, ir, vit); `drop_path` and `mask_ratio` (vit).
+
+    Raises ValueError for an unknown name, with the nearest known one, and TypeError for an option that the family does not have.
     """
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, _BUILDERS, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown backbone {name!r}: {hint}known are {', '.join(_BUILDERS)}")
     return _BUILDERS[name](embedding_size=embedding_size, **options)
+
+
+@torch.no_grad()
+def flops(module: nn.Module) -> int:
+    """Count the multiply-adds of one image's forward pass: convolutions, linear layers and attention.
+
+    A multiply-add is two floating-point operations, and a training step costs about three forward passes: a step of B images
+    takes about 6 * B * flops(module) operations. The module runs once on zeros, in evaluation mode, and keeps its state.
+    """
+    modes = [(layer, layer.training) for layer in module.modules()]
+    first = next(module.parameters())
+    image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=first.device, dtype=first.dtype)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused attention on CPUs
+            module.eval()(image)
+    finally:
+        for layer, training in modes:
+            layer.training = training
+    return counter.get_total_flops() // 2

@@ -2,10 +2,10 @@
 
 Dosovitskiy et al., 2020, adapted to faces (An et al., Partial FC, 2022): 9x9 patches (a 12x12 grid that leaves four
 pixels at the right and bottom unused), no class token: all 144 tokens go into the output layer; ReLU6 in the MLP;
-in training, stochastic depth (Huang et al., 2016) and a random part of the tokens left out and replaced at the output.
+in training, stochastic depth (Huang et al., 2016), and a random part of the tokens is left out and replaced at the output.
 
-Two deliberate departures, neither visible in evaluation: `mask_ratio` is obeyed (arcface_torch always masks a tenth
-where it masks at all), and attention under autocast stays in the low precision with torch's fused kernel.
+Two deliberate departures, neither visible in evaluation: `mask_ratio` has an effect (arcface_torch always masks a tenth if it
+masks at all), and attention under autocast stays in low precision, with PyTorch's fused kernel.
 """
 
 from __future__ import annotations
@@ -49,11 +49,6 @@ class Attention(nn.Module):
         mixed_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd)
         return self.proj(mixed_BHNd.transpose(1, 2).reshape(B, N, dim))
 
-    def extra_multiply_adds(self, tokens: Tensor) -> int:
-        """Multiply-adds outside the linear layers for input [B, N, dim]: scores, and their product with the values."""
-        B, N, dim = tokens.shape
-        return 2 * B * N * N * dim
-
 
 class Mlp(nn.Module):
     """Two layers on every token: [B, N, dim] -> [B, N, dim]."""
@@ -96,10 +91,10 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (under autocast too).
+    """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (also under autocast).
 
-    `drop_path`: stochastic depth's rate at the last block, growing linearly from 0. `mask_ratio`: part of the tokens
-    left out in training. `checkpoint`: recompute each block's activations in the backward, for memory.
+    drop_path: rate of stochastic depth at the last block; it grows linearly from 0. mask_ratio: share of the tokens left out in
+    training. checkpoint: recompute each block's activations in the backward pass, to save memory.
     """
 
     def __init__(
@@ -164,7 +159,7 @@ class VisionTransformer(nn.Module):
 
 
 def _random_subset(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
-    """Places of the tokens that stay [B, K], and where each of the N tokens lies in (kept, left out) [B, N]; int64."""
+    """Indices of the tokens that are kept, int64 [B, K], and the position of each of the N tokens in (kept, left out), [B, N]."""
     B, N, _ = x.shape
     shuffled_BN = torch.rand(B, N, device=x.device).argsort(dim=1)
     return shuffled_BN[:, : int(N * (1 - mask_ratio))], shuffled_BN.argsort(dim=1)
