@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import pkgutil
 
+import eval.commands
 from eval.commands.common import prepare_outputs
 from utils import dist
 
-# Modules of eval/commands/, as eval/commands/common.py describes them.
-COMMANDS = ("verify", "ijb", "tinyface", "scface", "all", "embed", "compare", "quality", "export", "report", "runs")
+# The modules of eval/commands/, as common.py describes them.
+COMMANDS = [module.name for module in pkgutil.iter_modules(eval.commands.__path__) if module.name != "common"]
 
 _LONGEST_METRIC_MINUTES = 60.0  # how long the other ranks wait for rank 0
 

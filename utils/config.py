@@ -47,7 +47,7 @@ class Config:
     num_workers: NonNegativeInt
     channel_order: Literal["RGB", "BGR"]
     views: Literal[1, 2]
-    augmentation: Literal["none", "qgface", "adaface"]
+    augmentation: str
     # encoder
     network: str
     embedding_size: PositiveInt

@@ -1,6 +1,6 @@
 """What the commands of `python -m eval` share: the encoder, embedding, common arguments, output files.
 
-A command is a module with `NAME`, `HELP`, `add_arguments(parser)` and `run(arguments, world)`; `eval/__main__.py` lists it.
+A command is a module of this folder with `NAME`, `HELP`, `add_arguments(parser)` and `run(arguments, world)`.
 """
 
 from __future__ import annotations

@@ -12,13 +12,15 @@ Images are RGB uint8 [H, W, 3]. The input is never modified. A recipe writes its
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 from simplejpeg import decode_jpeg
+
+from utils.errors import UserError
 
 UNIFORMS = 24  # random numbers available to one image
 Augmentation = Callable[..., np.ndarray]  # (image, u, out=None)
@@ -176,4 +178,14 @@ def adaface(image: np.ndarray, u: Sequence[float], out: np.ndarray | None = None
     return flip(image, u, out)
 
 
-AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType({"none": none, "qgface": qgface, "adaface": adaface})
+# Names for the configuration. A configuration file may add recipes of its own.
+AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "qgface": qgface, "adaface": adaface}
+
+
+def recipe(name: str) -> Augmentation:
+    """The augmentation of that name. UserError for an unknown one, with the nearest known name."""
+    if name not in AUGMENTATIONS:
+        near = difflib.get_close_matches(name, AUGMENTATIONS, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"augmentation={name!r}: unknown: {hint}known are {', '.join(AUGMENTATIONS)}")
+    return AUGMENTATIONS[name]

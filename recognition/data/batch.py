@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from recognition.data.augment import AUGMENTATIONS, UNIFORMS, Augmentation, flips
+from recognition.data.augment import UNIFORMS, Augmentation, flips, recipe
 from recognition.data.augment import none as flip_only
 from recognition.data.dataset import UNREADABLE, FaceDataset
 from recognition.data.order import FullShuffle, InOrder, Order, WindowedShuffle
@@ -34,7 +34,7 @@ class BatchSpec:
     """What the loader's batches contain.
 
     batch_size: B, images per rank. num_classes: labels must lie in [0, num_classes). views: 2 for (q, k), 1 for q alone.
-    augmentation: of view q, a name in `AUGMENTATIONS`. shuffle: "full", "windowed" or "none" (order.py). window: number of images
+    augmentation: of view q, a name in augment.py. shuffle: "full", "windowed" or "none" (order.py). window: number of images
     that the windowed shuffle keeps in memory. channel_order: of the finished images, "RGB" or "BGR".
     on_error: "stop" at a damaged record, or "skip" it: its row gets label -1 and a grey image, and it is listed in
     `Batch.skipped`.
@@ -110,7 +110,7 @@ class BatchMaker:
         self.dataset, self.spec = dataset, spec
         self.order = build_order(dataset, spec)
         self.steps = self.order.steps
-        self._recipes = [AUGMENTATIONS[spec.augmentation], flip_only][: spec.views]
+        self._recipes = [recipe(spec.augmentation), flip_only][: spec.views]
         self._block_of: tuple[int, int] | None = None  # epoch and block of the order that `_block` holds
         self._decoded = np.empty((FACE_SIZE, FACE_SIZE, 3), np.uint8)
 
@@ -156,9 +156,9 @@ class BatchMaker:
         in_place = self._recipes[last] is flip_only and not flips(draws_VU[last]) and self.spec.channel_order == "RGB"
         image = views_VHWC[last] if in_place else self._decoded
         label = self._decode(index, image)
-        for view, recipe in enumerate(self._recipes):
+        for view, augment in enumerate(self._recipes):
             if not (in_place and view == last):
-                self._write(recipe, image, draws_VU[view], views_VHWC[view])
+                self._write(augment, image, draws_VU[view], views_VHWC[view])
         return label
 
     def _write(self, recipe: Augmentation, image: np.ndarray, u: list[float], out: np.ndarray) -> None:
@@ -191,8 +191,8 @@ def sample_views(config: Config, count: int) -> tuple[np.ndarray, np.ndarray]:
     """
     dataset = FaceDataset(config.rec, strict=config.on_error == "stop")
     numbers = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64)).tolist()
-    recipe = AUGMENTATIONS[config.augmentation]
+    augment = recipe(config.augmentation)
     draws_NU = uniforms(config.seed, 0, np.arange(len(numbers)), UNIFORMS, stream=0)
     originals = np.stack([decode_face(dataset.read(number)[0], dataset.where(number)) for number in numbers])
-    augmented = np.stack([recipe(image, draws_U) for image, draws_U in zip(originals, draws_NU, strict=True)])
+    augmented = np.stack([augment(image, draws_U) for image, draws_U in zip(originals, draws_NU, strict=True)])
     return originals, augmented

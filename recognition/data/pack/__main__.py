@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import pkgutil
 
+import recognition.data.pack.commands
 from recognition.data.parallel import exit_on_signals
 from utils.errors import exit_on_user_error
 
-COMMANDS = (
-    "folder", "align", "pairs", "tinyface", "scface", "unpack", "shuffle", "merge", "subset", "degrade", "verify",
-    "reindex", "grid",
-)  # fmt: skip
+COMMANDS = [module.name for module in pkgutil.iter_modules(recognition.data.pack.commands.__path__)]
 
 
 def make_parser() -> argparse.ArgumentParser:
