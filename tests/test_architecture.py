@@ -21,7 +21,6 @@ MAY_IMPORT = {
 }
 COMMANDS = ("eval/__main__.py", "eval/commands/")  # commands put packages together; no other module of eval/ imports them
 MOST_FILES = 15  # in a package folder
-COLLECTIVES = {"utils/dist.py", "utils/sync_bn.py"}
 
 
 def _modules() -> list[Path]:
@@ -62,9 +61,9 @@ def test_backbones_depend_on_torch_only(path):
 
 
 @pytest.mark.parametrize("path", _modules(), ids=_name)
-def test_only_the_collectives_talk_to_other_ranks(path):
+def test_only_utils_dist_talks_to_other_ranks(path):
     talks = {name for name in _imports(path) if name in ("torch.distributed", "torch.distributed.dist")}
-    if _name(path) not in COLLECTIVES:
+    if _name(path) != "utils/dist.py":
         assert not talks, f"{_name(path)} imports torch.distributed; use utils.dist"
 
 

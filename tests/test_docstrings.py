@@ -8,9 +8,11 @@ import pkgutil
 
 import pytest
 
+import backbones
 import losses
 
-MODULES = [module.name for package in (losses,) for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+PACKAGES = (backbones, losses)
+MODULES = [module.name for package in PACKAGES for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
 
 
 @pytest.mark.parametrize("name", MODULES)

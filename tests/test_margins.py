@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from losses import margins
 from losses.log_sum_exp import ChunkPlan
+from losses.margins import margin as margin_module
 from losses.margins.adaface import AdaFace
 from losses.margins.arcface import ArcFace
 from losses.margins.combined import Combined
@@ -171,7 +172,8 @@ def test_margins_by_name():
         build_margin(replace(config, margin="arcfaze"))
 
 
-def test_a_margin_from_elsewhere():
+def test_a_margin_from_elsewhere(monkeypatch):
+    monkeypatch.setattr(margin_module, "_BUILDERS", dict(margin_module._BUILDERS))
     margins.register("cosface of a test")(lambda config: CosFace(2 * config.margin_m, config.scale))
     config = replace(load(str(ROOT / "configs" / "base")), margin="cosface of a test")
     assert build_margin(config) == CosFace(0.8, 64.0)

@@ -1,4 +1,4 @@
-"""Between host and device without the host waiting."""
+"""Copies between host and device for which the host does not wait."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 
 
 def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on the device, ordered before what is queued next; on the CPU the tensor itself.
+    """Copy a host tensor to the device, ordered before what is queued next; on the CPU, the tensor itself.
 
-    From ordinary memory a copy may wait for all that the GPU has to do, so the numbers go through page-locked memory (which
-    PyTorch keeps for reuse, and frees for it only when the copy is done).
+    A copy from ordinary memory may wait for all that the GPU has to do. So the values pass through page-locked memory, which
+    PyTorch reuses only when the copy is done.
     """
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 class Later:
-    """A device's tensor, to be read by the host at a later time. The copy is queued at once, and nobody waits for it."""
+    """A device tensor that the host will read later. The copy is queued at once, without waiting."""
 
     def __init__(self, value: torch.Tensor):
         self._value, self._copied = value, None
@@ -25,7 +25,7 @@ class Later:
             self._copied.record()
 
     def read(self) -> torch.Tensor:
-        """The tensor on the host; waits until the device has computed it (and for nothing that was queued afterwards)."""
+        """The tensor on the host. Waits until the device has computed it, but not for what was queued afterwards."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._value
