@@ -34,6 +34,10 @@ def build(name: str, embedding_size: int = 512, **options: Any) -> nn.Module:
     ir); `checkpoint=True` (recompute activations in the backward pass; iresnet, ir, vit); `drop_path` and `mask_ratio` (vit).
 
     Raises ValueError for an unknown name, with the nearest known one, and TypeError for an option that the family does not have.
+
+    >>> encoder = build("tiny", embedding_size=64).eval()
+    >>> encoder(torch.zeros(2, 3, 112, 112)).shape
+    torch.Size([2, 64])
     """
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, _BUILDERS, n=1, cutoff=0.3)
@@ -43,11 +47,11 @@ def build(name: str, embedding_size: int = 512, **options: Any) -> nn.Module:
 
 
 @torch.no_grad()
-def flops(module: nn.Module) -> int:
+def multiply_adds(module: nn.Module) -> int:
     """Count the multiply-adds of one image's forward pass: convolutions, linear layers and attention.
 
     A multiply-add is two floating-point operations, and a training step costs about three forward passes: a step of B images
-    takes about 6 * B * flops(module) operations. The module runs once on zeros, in evaluation mode, and keeps its state.
+    takes about 6 * B * multiply_adds(module) operations. The module runs once on zeros, in evaluation mode, and keeps its state.
     """
     modes = [(layer, layer.training) for layer in module.modules()]
     first = next(module.parameters())

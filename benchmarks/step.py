@@ -84,7 +84,7 @@ def measure(config: Config, steps: int, world: World, profile: Path | None) -> F
         at_hand=timed(lambda: train([batch])),
         encoder=timed(alone),
         images=config.batch_size * world.size,
-        operations=3 * 2 * backbones.flops(state.encoder) * config.views * config.batch_size,
+        operations=3 * 2 * backbones.multiply_adds(state.encoder) * config.views * config.batch_size,
         peak=_peak(world.device, train.autocast or torch.float32),
         memory_gb=torch.cuda.max_memory_allocated() / 1e9 if world.device.type == "cuda" else 0.0,
     )

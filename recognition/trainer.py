@@ -270,7 +270,7 @@ class Trainer:
         where = f"{world.size} GPU(s)" if world.device.type == "cuda" else f"the CPU (no GPU found), {world.size} process(es)"
         parameters = sum(p.numel() for p in encoder.parameters())
         self.progress.say(
-            f"{config.network}: {parameters / 1e6:.1f} M parameters, {backbones.flops(encoder) / 1e9:.2f} GMACs; "
+            f"{config.network}: {parameters / 1e6:.1f} M parameters, {backbones.multiply_adds(encoder) / 1e9:.2f} GMACs; "
             f"{self.embed.precision} on {where}"
         )
         self.progress.say(

@@ -299,21 +299,21 @@ def test_build_names_the_nearest_backbone() -> None:
         backbones.build("vit_t", mask_ratio=1.0)
 
 
-def test_flops_of_convolutions_and_the_encoder_keeps_its_state() -> None:
+def test_multiply_adds_of_convolutions_and_the_encoder_keeps_its_state() -> None:
     net = backbones.build("tiny").train()
     net.features.eval()
     modes = [m.training for m in net.modules()]
     buffers = {k: v.clone() for k, v in net.named_buffers()}
-    assert backbones.flops(net) == 188_611_584
+    assert backbones.multiply_adds(net) == 188_611_584
     assert [m.training for m in net.modules()] == modes
     torch.testing.assert_close(dict(net.named_buffers()), buffers, atol=0, rtol=0)
 
 
-def test_flops_of_a_vit_include_attention() -> None:
+def test_multiply_adds_of_a_vit_include_attention() -> None:
     N, dim = 144, 256
     block = 3 * N * dim * dim + 2 * N * N * dim + N * dim * dim + 2 * 4 * N * dim * dim
     expected = N * dim * 3 * 81 + 12 * block + N * dim * dim + dim * 512
-    assert backbones.flops(backbones.build("vit_t")) == expected
+    assert backbones.multiply_adds(backbones.build("vit_t")) == expected
 
 
 @pytest.mark.parametrize(("name", "last_norm"), [("tiny", "bn"), ("r18", "bn2"), ("ir_18", "output_layer.0")])
