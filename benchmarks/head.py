@@ -1,22 +1,22 @@
-"""How fast the sharded classifier is, and how much memory it takes, beside the textbook way and beside its floor.
+"""Time and memory of the sharded classifier, compared with a textbook implementation and with its floor.
 
     python benchmarks/head.py                    # about three minutes on two free cores
     python benchmarks/head.py --quick            # under a minute: fewer repetitions
     python benchmarks/head.py --json figures.json
-    python benchmarks/head.py --scaling          # instead: memory and time of ours against docs/SCALING.md's formulas
+    python benchmarks/head.py --scaling          # instead: memory and time compared with docs/SCALING.md's formulas
 
-Two real ranks (gloo, one thread each) with 128 images each, one view: 256 gathered features of 512 numbers, all of them
-classified; forward, backward and one SGD step with momentum and weight decay, in float32, for 8,631, 100,000 and 500,000
-classes. `ours` is `losses.sharded_softmax` with ArcFace's margin. `textbook` is what the field's reference code does: rows
-normalised, all G x C/W logits at once, acos, margin and cos over all of them, softmax, autograd; the same fused SGD, so that
-the head alone makes the difference. `floor` is the three matrix products alone (logits, gradient of the features, gradient of
-the weight). `2 views` is ours with 512 features, `bf16` with bfloat16 products, `rate` with sampled classes: for information.
+Two ranks (gloo, one thread each) with 128 images each, one view: 256 gathered features of 512 numbers, all classified. A step is
+forward, backward and one SGD step with momentum and weight decay, in float32, with 8,631, 100,000 and 500,000 classes. `ours` is
+`losses.sharded_softmax` with ArcFace's margin. `textbook` does what the field's reference code does: normalised rows, all
+G x C/W logits at once, acos, margin and cos over all of them, softmax, autograd; it uses the same fused SGD, so only the head
+differs. `floor` is the three matrix products alone (logits, gradient of the features, gradient of the weight). For information:
+`2 views` is ours with 512 features, `bf16` with bfloat16 products, `rate` with sampled classes.
 
-Every measurement is a pair of fresh processes. Time is the fastest step of the slower rank: wall clock, or with --cpu-time
-the processor's time, which other work on the machine disturbs less. Extra memory is the kernel's peak over the steps, less
-what the process held before the first and less gradient and momentum. Then the whole joint step without the encoder, queue
-full, against an iresnet34 step (both views) at 8,631 classes: forward and backward of a few images, scaled to the batch.
-Exits 0 only where every bar holds.
+Each measurement uses a pair of fresh processes. Time is the fastest step of the slower rank: wall-clock time, or with --cpu-time
+processor time, which other work on the machine disturbs less. Extra memory is the kernel's peak over the steps, minus what the
+process held before the first step, minus gradient and momentum. Then the whole joint step without the encoder, with a full queue,
+is compared with an iresnet34 step (both views) at 8,631 classes: forward and backward of a few images, scaled to the batch.
+Exits with 0 only if every bar holds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ import torch.distributed
 import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # a script: it finds the packages beside its own folder
+sys.path.insert(0, str(ROOT))  # the packages are in the folder above this script's
 
 import backbones  # noqa: E402
 from losses.contrastive import ContrastiveLoss  # noqa: E402
@@ -62,7 +62,7 @@ BARS = {  # of ours / textbook
 }
 JOINT_BAR = 0.10
 ENCODER_IMAGES = 8
-SCALING_SLACK = 128 << 20  # what does not grow: libraries loaded at first use, buffers of the products, a chunk
+SCALING_SLACK = 128 << 20  # what does not grow: libraries loaded on first use, the products' buffers, one chunk
 
 Step = Callable[[], None]
 
@@ -200,10 +200,17 @@ def encoder_step(_: int) -> tuple[Step, torch.nn.Parameter]:
     return step, next(encoder.parameters())
 
 
-WAYS = {"ours": ours, "textbook": textbook, "floor": floor, "2 views": lambda c: ours(c, 2), "joint": joint,
-        "encoder": encoder_step, "bf16": lambda c: ours(c, options=HeadOptions(precision="bf16")),
-        "rate 0.1": lambda c: ours(c, options=HeadOptions(sample_rate=0.1)),
-        "rate 0.3": lambda c: ours(c, options=HeadOptions(sample_rate=0.3))}  # fmt: skip
+WAYS = {
+    "ours": ours,
+    "textbook": textbook,
+    "floor": floor,
+    "joint": joint,
+    "encoder": encoder_step,
+    "2 views": lambda classes: ours(classes, 2),
+    "bf16": lambda classes: ours(classes, options=HeadOptions(precision="bf16")),
+    "rate 0.1": lambda classes: ours(classes, options=HeadOptions(sample_rate=0.1)),
+    "rate 0.3": lambda classes: ours(classes, options=HeadOptions(sample_rate=0.3)),
+}
 
 
 # ---------------------------------------------------------------------------------------------------- measuring
@@ -225,9 +232,9 @@ def measure(way: str, classes: int, repetitions: int) -> None:
     step, weight = WAYS[way](classes)
     dist.barrier()
     held = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     walls, processors = [], []
-    for _ in range(repetitions + 1):  # the first step is a warm-up, and the one that makes the momentum
+    for _ in range(repetitions + 1):  # the first step is a warm-up, and creates the momentum
         dist.barrier()
         wall, processor = time.perf_counter(), time.process_time()
         step()
@@ -240,7 +247,7 @@ def measure(way: str, classes: int, repetitions: int) -> None:
 
 
 def in_fresh_processes(way: str, classes: int, repetitions: int, count: int = RANKS) -> dict[str, float]:
-    """The slower, larger rank's figures."""
+    """Measure in fresh processes; returns the largest of the ranks' figures."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -269,8 +276,8 @@ def compare(classes: int, ways: list[str], repetitions: int, clock: str) -> dict
 
 
 def scaling(clock: str) -> bool:
-    """Ours from 10,000 to 1,000,000 classes on two ranks, and an eighth of 5,000,000 as one rank's shard alone: the process's
-    growth beside weight, gradient, momentum and the stated budget of docs/SCALING.md, and the time of a thousand rows."""
+    """Measure ours from 10,000 to 1,000,000 classes on two ranks, and with an eighth of 5,000,000 as one rank's shard: the growth
+    of the process compared with docs/SCALING.md's formula (weight, gradient, momentum, budget), and the time per row."""
     good = True
     times = []
     for classes, ranks in ((10_000, 2), (100_000, 2), (1_000_000, 2), (5_000_000 // 8, 1)):
@@ -278,10 +285,10 @@ def scaling(clock: str) -> bool:
         formula = 3 * 4 * rows * DIM + min(4 * ranks * IMAGES * rows, ChunkPlan().keep_bytes) + SCALING_SLACK
         times.append(1e6 * figure[clock] / rows / (ranks * IMAGES))
         growth, promised = figure["grown"] / 2**20, formula / 2**20
-        print(f"{rows:>8,} rows a rank: {growth:8.1f} MiB (formula {promised:8.1f}), {times[-1]:6.3f} us a row and feature")
+        print(f"{rows:>8,} rows per rank: {growth:8.1f} MiB (formula {promised:8.1f}), {times[-1]:6.3f} us per row and feature")
         good &= figure["grown"] <= formula
     print(f"  memory within the formula: {'holds' if good else 'DOES NOT HOLD'}")
-    return good & verdict("time a row at its largest / at 50,000 rows", max(times[2:]) / times[1], 1.5)
+    return good & verdict("time per row: the largest / at 50,000 rows", max(times[2:]) / times[1], 1.5)
 
 
 def verdict(name: str, value: float, bar: float) -> bool:

@@ -1,6 +1,6 @@
-"""The method on one process, written straight from the paper's equations: plain float64 autograd over full matrices.
+"""The method in one process, directly from the paper's equations: float64 autograd over full matrices.
 
-Slow and short on purpose. Nothing of the product is imported here.
+Slow and short on purpose. It imports nothing from the packages that it checks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,25 @@ import torch.nn.functional as F
 
 
 class DenseReference:
-    """State and loss of the joint method; call `step` with the whole world's features."""
+    """State and loss of the joint method; call `step` with the features of all ranks."""
 
     def __init__(
-        self, weight_CD, queue_size=None, threshold=0.2, margin=0.4, scale=64.0, concentration=0.333, rate=0.01,
-        denominator="paper", contrastive_weight=1.0, compensate=True, initial_std=100.0, stop_gradient=True, average="all",
+        self,
+        weight_CD,
+        queue_size=None,
+        threshold=0.2,
+        margin=0.4,
+        scale=64.0,
+        concentration=0.333,
+        rate=0.01,
+        denominator="paper",
+        contrastive_weight=1.0,
+        compensate=True,
+        initial_std=100.0,
+        stop_gradient=True,
+        average="all",
         by_views=False,
-    ):  # fmt: skip
+    ):
         self.weight = weight_CD.double().clone().requires_grad_()
         self.norm_mean, self.norm_std = 20.0, initial_std
         self.queue: list[tuple] = []  # (feature, label, proxy then), oldest first
@@ -74,8 +86,8 @@ class DenseReference:
         return self.mean(torch.stack(losses), selected_G)
 
     def step(self, feature_VGD, label_G, momentum_VGD=None):
-        """Losses of one step (classification, contrastive, joint), for features [V, G, D] in double precision. With a momentum
-        encoder's features, the queue and the positive keys are made of those."""
+        """Losses of one step (classification, contrastive, joint) for features [V, G, D] in float64. momentum_VGD: a momentum
+        encoder's features, which then fill the queue and are the positive keys."""
         views, images = feature_VGD.shape[:2]
         feature_ND, label_N = feature_VGD.flatten(0, 1), label_G.repeat(views)
         z_hat = self.quality(feature_ND)

@@ -24,7 +24,7 @@ from recognition.step import TrainStep
 from recognition.train_state import TrainState
 from utils import dist
 
-CLASSES, DIM, IMAGES = 211, 16, 12  # images of the whole world
+CLASSES, DIM, IMAGES = 211, 16, 12  # images of all ranks
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Parts:
     scaled: bool = False  # loss scaling, as for fp16
     queue_size: int = 31  # little more than a step's 24 features
     momentum: float = 0.9
-    leave_out: bool = True
+    skip_unneeded: bool = True
     follower: bool = False  # a momentum encoder fills the queue
 
 
@@ -51,7 +51,7 @@ class SmallStep:
         encoder = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, DIM), nn.BatchNorm1d(DIM)).to(device)
         with torch.no_grad():
             encoder[3].weight.fill_(8.0)  # type: ignore[operator]
-        plan = ChunkPlan(24 * 64, 24 * 64 * 4, parts.leave_out)  # one chunk kept, the others computed again
+        plan = ChunkPlan(24 * 64, 24 * 64 * 4, parts.skip_unneeded)  # one chunk kept, the others computed again
         margin = CurricularFace(0.5, 16.0) if parts.curricular else AdaFace(0.4, 16.0)
         head = ShardedSoftmax(CLASSES, DIM, margin, seed=3, options=HeadOptions(parts.sample_rate, plan=plan))
         queue = FeatureQueue(parts.queue_size, DIM, head.shard, compensate=not parts.follower)

@@ -327,9 +327,9 @@ def test_map_norm_gives_the_maps_norm_and_changes_no_direction(name: str, last_n
     images = torch.randn(3, 3, 112, 112)
     own, features = plain(images), net(images)
     torch.testing.assert_close(F.normalize(features), F.normalize(own), atol=1e-6, rtol=1e-5)
-    expected = maps[0].square().mean(1).sqrt() * 32**0.5  # of the root mean square that D such numbers would have
+    expected = maps[0].square().mean(1).sqrt() * 32**0.5  # the norm of D numbers with the map's root mean square
     torch.testing.assert_close(features.norm(dim=1), expected, atol=0, rtol=1e-5)
     assert (features.norm(dim=1) / own.norm(dim=1)).std() > 1e-4
 
     gradients = torch.autograd.grad(features.square().sum() * 1e3, [p for p in net.parameters() if p.requires_grad])
-    assert max(gradient.abs().max() for gradient in gradients) < 1e-2 * features.square().sum()  # none: the norm teaches nothing
+    assert max(gradient.abs().max() for gradient in gradients) < 1e-2 * features.square().sum()  # no gradient through the norm

@@ -34,7 +34,7 @@ def _joint(classes: int, rate: float = 1.0, margin=None, queue_size: int = 50, t
 
 
 def _batch(step: int, classes: int, images: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The whole world's features and labels of a step."""
+    """A step's features and labels of all ranks."""
     generator = torch.Generator().manual_seed(step)
     features_VGD = torch.randn(2, images, DIM, generator=generator) * 40 * torch.rand(2, images, 1, generator=generator)
     return features_VGD, torch.randint(0, classes, (images,), generator=generator)
@@ -48,7 +48,7 @@ def _two_classes(rate: float) -> dict[str, torch.Tensor]:
     joint, losses = _joint(2, rate), []
     optimiser = RowSGD([joint.classifier.weight], lr=0.1, momentum=0.9, fused=True)
     for step in range(3):
-        features_VGD, label_G = _batch(step, 2, 7)  # seven images: no batch is of a round size
+        features_VGD, label_G = _batch(step, 2, 7)  # seven images: an odd batch size
         features_VGD.requires_grad_()
         terms = joint(features_VGD, label_G)
         terms.loss.backward()
@@ -60,7 +60,7 @@ def _two_classes(rate: float) -> dict[str, torch.Tensor]:
 
 
 def test_fewer_classes_than_ranks():
-    """With two classes on three ranks, the last rank has none; it must take part all the same."""
+    """With two classes on three ranks, the last rank has none, but still takes part in every collective."""
     (cases,), worlds = run_world(1, _few_classes), run_world(3, _few_classes)
     for alone, *ranks in zip(cases, *worlds, strict=True):
         assert [len(rank["weight"]) for rank in ranks] == [1, 1, 0]
@@ -95,7 +95,7 @@ def test_nothing_to_learn_from_gives_zero_and_no_nan():
 
 
 def _bf16_losses(classes: int) -> dict[str, float]:
-    """The loss of features that have begun to find their classes, in both precisions."""
+    """The loss in both precisions, for features near their classes' rows."""
     heads = {p: ShardedSoftmax(classes, 128, ArcFace(0.5, 64.0), options=HeadOptions(precision=p)) for p in ("fp32", "bf16")}
     generator = torch.Generator().manual_seed(0)
     label_N = torch.randint(0, classes, (64,), generator=generator)

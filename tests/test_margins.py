@@ -1,6 +1,5 @@
-"""Every margin through the sharded softmax, on 1 and 3 real ranks, against its equation over a full matrix in float64; alone,
-under class sampling and with inter-class filtering; and against numeric differences.
-"""
+"""Every margin through the sharded softmax, on 1 and 3 ranks, compared with its equation over a full matrix in float64: alone,
+with class sampling, with inter-class filtering and with a large scale. And compared with numeric differences."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ VARIANTS = {
     "plain": HeadOptions(plan=ChunkPlan(COUNT * 64, COUNT * 64 * 4)),  # one chunk kept, the others computed again
     "sampled": HeadOptions(sample_rate=0.3, plan=ChunkPlan(COUNT * 64, 0)),
     "filtered": HeadOptions(filter_above=0.3),
-    "large scale": HeadOptions(),  # beyond float32's range without a maximum: the general way
+    "large scale": HeadOptions(),  # exp(100) is not a float32: the running sum
 }
 
 
@@ -186,7 +185,7 @@ def _numeric_gradients() -> dict[str, bool]:
 def _numeric_gradient(name: str) -> bool:
     margin = MARGINS[name]()
     if name == "curricularface":
-        margin.rate = 0.0  # t moves at every call: held still here
+        margin.rate = 0.0  # otherwise t would change with every call
         margin.t.fill_(0.3)
     head = ShardedSoftmax(9, 4, margin).double()
     generator = torch.Generator().manual_seed(2)
@@ -196,7 +195,7 @@ def _numeric_gradient(name: str) -> bool:
     quality_N = torch.linspace(-0.8, 0.9, 5).double()
 
     def loss(feature_ND: torch.Tensor, weight_KD: torch.Tensor) -> torch.Tensor:
-        del weight_KD  # the head's own parameter, whose numbers gradcheck moves
+        del weight_KD  # it is the head's parameter, which gradcheck changes in place
         return head(F.normalize(feature_ND), label_N, quality_N, share_N, feature_ND.norm(dim=1))
 
     return torch.autograd.gradcheck(loss, (feature_ND, head.weight), eps=1e-6, atol=1e-6, rtol=1e-4)

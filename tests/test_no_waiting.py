@@ -25,10 +25,10 @@ _ENGINE = torch.autograd.Variable._execution_engine
 DEVICE = torch.device("cpu", 0)
 
 PARTS = {
-    "SGD": Parts(leave_out=False),
-    "AdamW, sampled classes": Parts("adamw", 0.3, leave_out=False),
-    "SGD, sampled classes, scaled": Parts("sgd", 0.3, scaled=True, leave_out=False),
-    "a margin with state": Parts(curricular=True, leave_out=False),
+    "SGD": Parts(skip_unneeded=False),
+    "AdamW, sampled classes": Parts("adamw", 0.3, skip_unneeded=False),
+    "SGD, sampled classes, scaled": Parts("sgd", 0.3, scaled=True, skip_unneeded=False),
+    "a margin with state": Parts(curricular=True, skip_unneeded=False),
 }
 ASK = {  # operators that return numbers, or a shape that depends on numbers, to the host
     "_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "equal",

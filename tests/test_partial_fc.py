@@ -1,5 +1,4 @@
-"""Sampling of classes: what is drawn, that rows which are not drawn stay bit for bit, and that it is all the same for any number
-of ranks."""
+"""Sampling of classes: the samples; rows that are not drawn keep every bit; and no result depends on the number of ranks."""
 
 from __future__ import annotations
 
@@ -72,7 +71,7 @@ def _train(name: str) -> list[dict[str, torch.Tensor]]:
     optimiser, record = OPTIMISERS[name]([head.weight]), []
     for feature_ND, label_N in _batches():
         optimiser.zero_grad()
-        for half in (slice(0, COUNT // 2), slice(COUNT // 2, COUNT)):  # gradient accumulation: two draws a step
+        for half in (slice(0, COUNT // 2), slice(COUNT // 2, COUNT)):  # gradient accumulation: two draws per step
             labels, share = label_N[half], torch.full((COUNT // 2,), 1 / COUNT)
             head(F.normalize(feature_ND[half]), labels, share, share, host_label_N=labels).backward()
         coalesce_gradients([head.weight])
@@ -113,7 +112,7 @@ def test_rows_that_are_not_drawn_stay_bit_for_bit_and_the_others_move_as_the_den
 
 @pytest.mark.parametrize("name", sorted(OPTIMISERS))
 def test_each_row_moves_as_if_the_dense_optimiser_had_seen_its_steps_alone(name):
-    """PyTorch's own optimiser, run for one row over just the steps in which that row was drawn."""
+    """Compared with PyTorch's optimiser for one row alone, over the steps in which it was drawn."""
     moved = torch.stack([_whole(1, name, step, "rows") for step in range(STEPS)]).sum(0)
     for row in [int((moved == times).nonzero()[0]) for times in (1, 2, 3)]:
         first = next(step for step in range(STEPS) if _whole(1, name, step, "rows")[row])

@@ -30,7 +30,7 @@ CLASSES, DIM, IMAGES, STEPS, RATE = 11, 8, 12, 6, 0.05
 class Case:
     """One variant of the method."""
 
-    queue_size: int | None = 40  # 24 features a step: half full after the first, wrapping from the second on
+    queue_size: int | None = 40  # 24 features per step: half full after the first, wrapping from the second on
     threshold: float | None = 0.2
     denominator: str = "paper"
     compensate: bool = True
@@ -63,7 +63,7 @@ CASES = {
 
 
 def _batches(case: Case):
-    """The global batches, a function of nothing but the case: features [V, G, D] of widely varying norm, labels [G]."""
+    """The global batches, which depend on the case alone: features [V, G, D] of widely varying norm, labels [G]."""
     generator = torch.Generator().manual_seed(5)
     for _ in range(STEPS):
         norm = torch.rand(case.views, IMAGES, 1, generator=generator) * 40
@@ -73,7 +73,7 @@ def _batches(case: Case):
 
 
 def _momentum_features(case: Case, step: int) -> torch.Tensor | None:
-    """What another encoder would say of the same images: [V, G, D]."""
+    """Another encoder's features of the same images: [V, G, D]."""
     generator = torch.Generator().manual_seed(100 + step)
     return torch.randn(case.views, IMAGES, DIM, generator=generator) if case.momentum else None
 
@@ -96,7 +96,7 @@ def _build(case: Case) -> JointLoss:
 
 
 def _run_sharded(names: list[str]) -> dict[str, dict[str, list]]:
-    """This rank's view of every case (several cases in one process: starting processes is what takes time)."""
+    """Run all cases on this rank. One process runs several cases, because starting processes takes the time."""
     return {name: _run_case(CASES[name]) for name in names}
 
 
@@ -136,10 +136,17 @@ def test_sharded_equals_dense(name, world):
     case = CASES[name]
     ranks = [result[name] for result in _sharded(world)]
     reference = DenseReference(
-        _initial_weight(), case.queue_size, case.threshold, denominator=case.denominator, initial_std=4.0,
-        contrastive_weight=case.contrastive_weight, compensate=case.compensate,
-        stop_gradient=case.stop_gradient, average=case.average, by_views=case.by_views,
-    )  # fmt: skip
+        _initial_weight(),
+        case.queue_size,
+        case.threshold,
+        denominator=case.denominator,
+        initial_std=4.0,
+        contrastive_weight=case.contrastive_weight,
+        compensate=case.compensate,
+        stop_gradient=case.stop_gradient,
+        average=case.average,
+        by_views=case.by_views,
+    )
     for step, (features_VGD, labels_G) in enumerate(_batches(case)):
         features_VGD = features_VGD.double().requires_grad_()
         reference.weight.grad = None
@@ -182,7 +189,7 @@ def test_the_cases_cover_what_they_claim():
 
 
 def _reshard_queue(parts: list[dict[str, torch.Tensor]] | None, total: int) -> tuple[dict, dict, int]:
-    """Loads a queue saved by another number of ranks, and gives back its state and this rank's labels."""
+    """Load a queue that another number of ranks saved; returns its state and this rank's labels."""
     classes = dist.shard_range(CLASSES)
     queue = FeatureQueue(40, DIM, classes)
     whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

@@ -1,4 +1,4 @@
-"""Runs a function in W real processes that form a gloo process group, and brings their results back."""
+"""Run a function in W processes that form a gloo process group, and collect their results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-# A server process that has imported torch once and forks the ranks: a rank then starts in milliseconds.
+# A server process that imports torch once and forks the ranks, so that a rank starts in milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch.distributed"])
 
@@ -36,7 +36,7 @@ def _rank_main(rank: int, world: int, port: int, folder: str, function: Callable
         dist.start(timeout_minutes=2)
         torch.save(function(*args), Path(folder) / f"{rank}.pt")
         dist.stop()
-    except BaseException:  # noqa: BLE001 - whatever it was, the test must see it
+    except BaseException:  # noqa: BLE001 - the test reports any error
         (Path(folder) / f"{rank}.error").write_text(traceback.format_exc())
         os._exit(1)
 
