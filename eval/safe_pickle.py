@@ -23,6 +23,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from utils.errors import UserError
 
 MAX_INSTRUCTIONS = 20_000_000  # enough for half a million uint8 arrays (40 each); an instruction costs up to 64 bytes
@@ -31,8 +33,9 @@ _MAX_DIMENSIONS = 4
 _PLAIN_DATA = """
     PROTO NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
     UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    MARK POP POP_MARK DUP BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL
+    BINFLOAT FLOAT MARK POP POP_MARK DUP BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL
 """
+_NUMBERS = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}  # numpy's types, with their sizes in bytes
 _GLOBALS = {
     "_codecs.encode", "builtins.bytes", "builtins.bytearray", "numpy.ndarray", "numpy.dtype",
     "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar", "numpy.core.numeric._frombuffer",
@@ -50,16 +53,22 @@ class Global:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Dtype:
-    """numpy's uint8 ("u1") or bool ("b1")."""
+    """A numpy type in `_NUMBERS`. order: of its bytes, "<" or ">"; "|" for one byte."""
 
     code: str
+    order: str = "|"
+
+    @property
+    def name(self) -> str:
+        """As in `PackedArray.code`."""
+        return self.code if self.code[1] == "1" else self.order.replace("|", "<") + self.code
 
 
 @dataclass(eq=False, slots=True)
 class PackedArray:
-    """A pickled numpy array of uint8 ("u1") or bool ("b1"), as its bytes. `code` is "" until the pickle has filled it."""
+    """A pickled numpy array, as its bytes. code: "u1", "b1", "<i8" and so on; "" until the pickle has filled it."""
 
     code: str = ""
     shape: tuple[int, ...] = ()
@@ -68,16 +77,17 @@ class PackedArray:
     def fill(self, shape: object, dtype: object, data: object) -> PackedArray:
         match shape, dtype, data:
             case tuple(shape), Dtype(code), bytes(data) if len(shape) <= _MAX_DIMENSIONS:
-                if not all(type(extent) is int and extent >= 0 for extent in shape) or prod(shape) != len(data):
+                lengths = all(type(extent) is int and extent >= 0 for extent in shape)
+                if not lengths or prod(shape) * int(code[1]) != len(data):
                     raise ValueError(f"the shape of an array does not fit its {len(data)} bytes")
-                self.code, self.shape, self.data = code, shape, data
+                self.code, self.shape, self.data = dtype.name, shape, data
                 return self
         raise _RefusedError("a numpy array that is not of plain bytes")
 
 
 def load_plain(path: str | Path) -> object:
-    """The content of a pickle file (Python 2 or 3, protocols 0 to 5): lists, tuples, bytes, str, int, bool, None and
-    `PackedArray`. Bytearrays and Python 2 strings become bytes, numpy's bool scalars become bool.
+    """The content of a pickle file (Python 2 or 3, protocols 0 to 5): lists, tuples, bytes, str, int, float, bool, None
+    and `PackedArray`. Bytearrays and Python 2 strings become bytes, numpy's scalars Python's.
 
     Raises UserError, naming the file and the byte, if the file is missing, damaged, or contains anything else.
     """
@@ -100,8 +110,8 @@ def loads_plain(content: bytes | mmap.mmap, where: str) -> object:
     except (_RefusedError, AttributeError, TypeError) as error:
         reason = str(error) if isinstance(error, _RefusedError) else f"an instruction does not suit its values ({error})"
         raise UserError(
-            f"{where}: refused at byte {unpickler.at}: {reason}. Such a file contains lists, bytes, uint8 arrays and "
-            "booleans, and no code. Nothing was run; do not trust this file"
+            f"{where}: refused at byte {unpickler.at}: {reason}. Such a file contains lists, bytes, arrays of numbers "
+            "and truth values, and no code. Nothing was run; do not trust this file"
         ) from error
     except (pickle.UnpicklingError, Warning, LookupError, ValueError) as error:
         reason = "the instructions do not fit together" if isinstance(error, LookupError) else str(error)
@@ -128,7 +138,7 @@ class _PlainUnpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         code[0]: pickle._Unpickler.dispatch[code[0]] for code in (getattr(pickle, name) for name in _PLAIN_DATA.split())
     }
-    for _number in (pickle.INT, pickle.LONG, pickle.GET, pickle.PUT):
+    for _number in (pickle.INT, pickle.LONG, pickle.FLOAT, pickle.GET, pickle.PUT):
         dispatch[_number[0]] = _short_line(pickle._Unpickler.dispatch[_number[0]])
     dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]  # the library's own allocates before it reads
     dispatch[pickle.READONLY_BUFFER[0]] = lambda unpickler: None  # bytes are read-only
@@ -203,15 +213,15 @@ class _PlainUnpickler(pickle._Unpickler):
                 return text.encode("latin-1")
             case "numpy.dtype", (bytes() | str() as code, _, _):
                 code = code if isinstance(code, str) else code.decode("latin-1")
-                if code not in ("u1", "b1"):
-                    raise _RefusedError(f"a numpy type {_printable(code)} (only uint8, u1, and bool, b1, are admitted)")
+                if code not in _NUMBERS:
+                    raise _RefusedError(f"a numpy type {_printable(code)} (only booleans, integers and floats are admitted)")
                 return Dtype(code)
             case "numpy.core.multiarray._reconstruct", (Global("numpy.ndarray"), tuple(), _):
                 return PackedArray()
             case "numpy.core.numeric._frombuffer", (data, dtype, shape, _):
                 return PackedArray().fill(shape, dtype, data)
-            case "numpy.core.multiarray.scalar", (Dtype(code), bytes(data)) if len(data) == 1:
-                return bool(data[0]) if code == "b1" else data[0]
+            case "numpy.core.multiarray.scalar", (Dtype(code) as dtype, bytes(data)) if len(data) == int(code[1]):
+                return np.frombuffer(data, dtype.name)[0].item()
         raise _RefusedError(f"calling {name} with arguments that no image or boolean needs")
 
     def load_build(self) -> None:
@@ -219,8 +229,8 @@ class _PlainUnpickler(pickle._Unpickler):
         match target, state:
             case PackedArray(code=""), (int(), shape, dtype, _, data):  # version, shape, dtype, Fortran order, data
                 target.fill(shape, dtype, data)
-            case Dtype(), (_, _, None, None, None, _, _, _):  # a plain dtype has no sub-array, names or fields
-                pass
+            case Dtype(), (_, order, None, None, None, _, _, _):  # a plain dtype has no sub-array, names or fields
+                target.order = ">" if order in (">", b">") else "<"
             case _:
                 raise _RefusedError(f"setting the state of a {type(target).__name__}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +56,14 @@ def _image(item: object, where: str) -> bytes:
 
 
 def _booleans(items: object, where: str) -> np.ndarray:
-    if isinstance(items, PackedArray) and items.code and len(items.shape) == 1:
-        items = list(items.data)
+    if isinstance(items, PackedArray) and items.code and max(items.shape, default=0) == prod(items.shape):
+        items = np.frombuffer(items.data, items.code).tolist()
     if not isinstance(items, (tuple, list)):
         raise UserError(f"{where}: its second part is {type(items).__name__}, expected a list of booleans")
     for index, item in enumerate(items):
-        if not isinstance(item, int) or item not in (0, 1):
-            shown = item if isinstance(item, int) else type(item).__name__
-            raise UserError(f"{where}: pair {index} is marked {shown}, expected true or false")
+        if not isinstance(item, (int, float)) or item not in (0, 1):
+            shown = item if isinstance(item, (int, float)) else type(item).__name__
+            raise UserError(f"{where}: pair {index} is marked {shown}, expected true or false (1 or 0)")
     return np.array(items, dtype=bool)
 
 

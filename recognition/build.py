@@ -39,7 +39,12 @@ def open_dataset(config: Config) -> FaceDataset:
     dataset = FaceDataset(config.rec, strict=config.on_error == "stop")
     if config.num_image and config.num_image != len(dataset):
         raise UserError(f"{config.rec}: holds {len(dataset)} images, but num_image={config.num_image}")
+    dataset.check_training_files()
     dataset.check_labels(config.num_classes or dataset.num_classes)
+    labels = dataset.labels()
+    people = np.unique(labels[labels >= 0])
+    if len(people) == 1:
+        raise UserError(f"{config.rec}: all {len(labels)} images have label {people[0]}; training needs at least two identities")
     return dataset
 
 

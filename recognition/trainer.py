@@ -47,6 +47,7 @@ class Trainer:
         self.bins = build.verification_sets(config)
         self.loader = build.build_loader(config, dataset, world)
         self.prefetcher = Prefetcher(world.device, self.loader.slots, keep=config.gradient_acc > 1)
+        self.data_files = dataset.describe_files()
         self.class_gaps = build.classes_without_images(config, dataset)
 
         # What is trained, how long and how fast.
@@ -70,9 +71,11 @@ class Trainer:
         # The step, and what watches it.
         self.train_step = build.build_train_step(config, world, self.state, self._handle_outcome)
         self.embed = Embedder(self.state.encoder, world.device, config.channel_order, self.train_step.autocast)
+        self.first_step = self.step_number
         self.progress = Progress(self.output, world.is_first, self.total_steps, self.step_number)
         self.diagnostics = Diagnostics(config, self.train_step, self.progress, self.steps_per_epoch, self.step_number)
         self.signals = signals.StopSignals(verbose=world.is_first)
+        self.contrasted = torch.zeros((), device=world.device)  # sum over the steps of the share of pairs
         self.requests = 0  # of all ranks, after the last step
         self._curves: dict[str, Roc] = {}
 
@@ -109,6 +112,8 @@ class Trainer:
                 step_batches = [next(batches) for _ in range(accumulate)]
                 result = self.train_step(step_batches, self.signals.requests | self.saver.request)
                 self.requests = result.requests
+                if result.terms is not None:
+                    self.contrasted += result.terms.low_quality_pair_share
                 first_batch = (self.step_number - epoch * self.steps_per_epoch) * accumulate
                 self.step_number += 1
                 self.skipped_steps.started(self.step_number, epoch, first_batch, step_batches)
@@ -133,6 +138,12 @@ class Trainer:
         self.saver.save(self.step_number, wait=True)
         results = self._verify() if self.bins else {}
         self.saver.at_end(self.step_number, results)
+        steps = self.step_number - self.first_step
+        if steps and self.config.queue != "none" and not self.contrasted.item():
+            self.progress.say(
+                f"warning: nothing was contrasted in {steps} steps: no view was of low quality; raise quality_threshold "
+                f"({self.config.quality_threshold}), train longer than the warm-up, or use a stronger augmentation"
+            )
         if self.world.is_first:
             write_results(self.output / "results.json", results)
             if results:
@@ -278,6 +289,8 @@ class Trainer:
             f"{config.views} view(s) per step, {self.steps_per_epoch} steps per epoch, {self.total_steps} in all; "
             f"output {self.output}"
         )
+        if Path(config.rec).is_dir():
+            self.progress.say(f"{config.rec}: {self.data_files}")
         if self.class_gaps:
             self.progress.say(self.class_gaps)
         for note in self.start_notes:

@@ -229,14 +229,17 @@ def test_training_on_damaged_records_only_stops(demo_set, tmp_path):
     assert "every record of the batch is damaged" in done.stderr and "skipped.txt" in done.stderr
 
 
-@pytest.mark.parametrize(("label", "problem"), [(13.0, r"label 13 is outside \[0, 13\)"), (-2.0, r"label -2 is outside")])
+@pytest.mark.parametrize(
+    ("label", "problem"),
+    [(13.0, r"label 13 is outside \[0, 13\)"), (-2.0, "label -2 is outside"), (-1.0, "label -1 is .*; fix the labels")],
+)
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 def test_a_label_outside_the_classes_stops_before_training(demo_set, tmp_path, label, problem, on_error):
     with RecordReader(demo_set / "train.rec") as reader:
         folder = _replace(demo_set, tmp_path / "set", 9, reader.read(9).payload, label)
     dataset = FaceDataset(folder, strict=on_error == "stop")
     with pytest.raises(UserError, match=rf"key 9, .*{problem}"):
-        dataset.check_labels(dataset.num_classes)
+        dataset.check_labels(13)
 
 
 def test_classes_without_images_are_reported_before_training(demo_set):

@@ -6,16 +6,19 @@ import hashlib
 import json
 import multiprocessing
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from recognition import build
 from recognition.data import FaceDataset, RecordError, RecordReader, RecordWriter
 from recognition.data.dataset import _image_span
 from recognition.data.records.format import HEADER, frame, pack
 from tests.shared_files import FACES, GOLDEN, needs_faces, needs_golden
+from utils.config import from_base
 from utils.errors import UserError
 
 RecordTuple = tuple[int, Any, bytes]
@@ -81,9 +84,11 @@ def test_record_0_with_two_labels_and_an_image_is_im2rec(tmp_path: Path) -> None
     assert dataset.labels().tolist() == [2, 0, 4]
 
 
-def test_identities_without_images_count(tmp_path: Path) -> None:
-    dataset = FaceDataset(write(tmp_path / "a.rec", insightface_records([0, 0, 1], identities=6)))
-    assert (len(dataset), dataset.num_classes) == (3, 6)
+def test_labels_count_and_not_the_identity_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list that is not sorted by label gets one identity record per run of equal labels."""
+    dataset = FaceDataset(write(tmp_path / "a.rec", insightface_records([0, 1, 0, 1], identities=4)))
+    assert (len(dataset), dataset.num_classes) == (4, 2)
+    assert "has 4 identity records, but its labels are of 2 classes" in capsys.readouterr().err
 
 
 def test_without_identity_records_the_labels_count(tmp_path: Path) -> None:
@@ -121,7 +126,33 @@ def test_train_rec_takes_precedence_with_a_warning(tmp_path: Path, capsys: pytes
     assert not capsys.readouterr().err
     write(tmp_path / "val.rec", im2rec_records([0]))
     assert len(FaceDataset(tmp_path)) == 2
-    assert "train.rec is used, 1 other" in capsys.readouterr().err
+    assert "train.rec is used, 1 other .rec files are not (val.rec)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["faces_val", "faces_test", "test", "val_00001", "Validation", "x-dev-2", "faces.test"])
+def test_files_that_are_not_for_training_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    write(tmp_path / f"{name}.rec", im2rec_records([0, 1]))
+    (tmp_path / "._a.rec").write_bytes(b"AppleDouble")
+    config = from_base(rec=str(tmp_path), queue="none", views=1)
+    with pytest.raises(UserError, match=f"contains only {name}.rec, by name not for training; give one"):
+        build.open_dataset(config)
+    assert len(FaceDataset(tmp_path)) == 2  # for the packing tools
+    for other in ("faces_train", "latest", "contest", "devon", "medieval"):
+        write(tmp_path / f"{other}.rec", im2rec_records([0, 1]))
+    with pytest.raises(UserError, match=rf"contains {name}\.rec, by name not for training, and .*latest\.rec"):
+        FaceDataset(tmp_path)
+    assert len(build.open_dataset(replace(config, rec=str(tmp_path / f"{name}.rec")))) == 2
+    (tmp_path / f"{name}.rec").unlink()
+    dataset = build.open_dataset(config)
+    assert len(dataset) == 10
+    assert dataset.describe_files() == "contest.rec, devon.rec, faces_train.rec, latest.rec, medieval.rec"
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [3, 3]])
+def test_a_single_identity_is_refused(labels: list[int], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.rec", im2rec_records(labels))
+    with pytest.raises(UserError, match=rf"all {len(labels)} images have label {labels[0]}; training needs at least two"):
+        build.open_dataset(from_base(rec=str(path), num_classes=7))
 
 
 # -- counts that float32 cannot represent
@@ -243,8 +274,16 @@ def test_folders_and_property(tmp_path: Path) -> None:
         FaceDataset(tmp_path)
     (tmp_path / "b.rec").unlink()
     assert FaceDataset(tmp_path).image_size is None
-    for text, size in (("3,112,96\n", (112, 96)), ("112,112", None), ("a,b,c", None)):
-        (tmp_path / "property").write_text(text)
+    rec_builder = "3,112,112\n5000\n"
+    for text, size in (
+        ("3,112,96\n", (112, 96)),
+        (rec_builder, (112, 112)),
+        ("\ufeff3, 112, 112\r\n5000\r\n", (112, 112)),
+        ("112,112", None),
+        ("a,b,c", None),
+        ("", None),
+    ):
+        (tmp_path / "property").write_text(text, encoding="utf-8", newline="")
         if size:
             assert FaceDataset(tmp_path).image_size == size
         else:

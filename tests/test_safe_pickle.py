@@ -211,7 +211,6 @@ HOSTILE = {
     "out-of-band buffer": (b"\x97.", "NEXT_BUFFER"),
     "dict": (b"}.", "EMPTY_DICT"),
     "set": (b"\x8f.", "EMPTY_SET"),
-    "float": (b"G" + bytes(8) + b".", "BINFLOAT"),
     "endless digits": (b"I" + b"9" * 1_000_000 + b"\n.", "digits"),
     "endless index": (b"Np" + b"9" * 1_000_000 + b"\n.", "digits"),
     "endless long": (b"\x8b" + struct.pack("<I", 1_000_000) + b"\x01" * 1_000_000 + b".", "LONG4"),

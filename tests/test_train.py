@@ -153,6 +153,12 @@ def test_partition_warm_up(demo_set, tmp_path):
     assert any(high < 1 and low > 0 for high, low in shares[steps:])
 
 
+def test_a_run_in_which_nothing_is_contrasted_says_so(one_process, demo_set, tmp_path):
+    printed = _train(demo_set, tmp_path / "run", "max_steps=2", "partition_warmup_epoch=1")
+    assert "warning: nothing was contrasted in 2 steps" in printed and f"{demo_set}: train.rec\n" in printed
+    assert "nothing was contrasted" not in one_process[1]
+
+
 def test_resume_at_another_number_of_ranks(one_process, demo_set, tmp_path):
     """Saved by one process, resumed by three: the classifier, its momentum and the queue are divided anew, unevenly."""
     shutil.copytree(one_process[0], tmp_path / "run")

@@ -234,7 +234,10 @@ def test_every_way_to_hold_images(tmp_path, protocol, form):
         "flat array": lambda: [np.frombuffer(image, np.uint8).copy() for image in images],
         "column array": lambda: [np.frombuffer(image, np.uint8).copy()[:, None] for image in images],
     }.get(form, lambda: [form(image) for image in images])()
-    for issame in ([True, False], (True, False), [np.True_, np.False_], np.array([True, False]), [1, 0]):
+    truth_values = [[True, False], (True, False), [np.True_, np.False_], [1, 0], [1.0, 0.0], np.array([[1], [0]])]
+    numbers = ("?", "u1", "i4", "<i8", ">i8", ">i2", "f4", ">f8")
+    truth_values += [np.array([1, 0], number) for number in numbers] + [list(np.array([1, 0], number)) for number in numbers]
+    for issame in truth_values:
         read_images, read_issame = load_bin(write_bin(tmp_path / "set.bin", held, issame, protocol))
         assert read_images == images and all(type(image) is bytes for image in read_images)
         assert read_issame.tolist() == [True, False] and read_issame.dtype == bool
@@ -254,7 +257,9 @@ def test_every_way_to_hold_images(tmp_path, protocol, form):
         ([b"a", b"b"], [b"1"], "pair 0 is marked bytes"),
         ([b"a", b"b"], [None], "pair 0 is marked NoneType"),
         ([b"a", b"b"], True, "second part is bool"),
-        ([b"a", b"b"], [0.5], "BINFLOAT"),
+        ([b"a", b"b"], [0.5], "pair 0 is marked 0.5"),
+        ([b"a", b"b"], np.array([np.nan]), "pair 0 is marked nan"),
+        ([b"a", b"b"], np.array([-1]), "pair 0 is marked -1"),
         (b"ab", [True], "not a verification set"),
     ],
 )

@@ -3,14 +3,15 @@
 Record 0 tells the two layouts apart. insightface's: record 0 has flag 2, labels [N+1, N+C+1] and no image; keys 1 … N are the
 images, and keys N+1 … N+C describe the C identities, without an image. im2rec's: every record is an image.
 
-The counts are exact: N is found by looking where the images end, and C is the number of identity records or the largest
-label + 1. Record 0 stores its labels as float32, inexact from 2^24 on (42,474,558 reads back as 42,474,560), so they only tell
-where to look.
+The counts are exact: N is found by looking where the images end, and C is the largest label + 1. Record 0 stores its labels as
+float32, inexact from 2^24 on (42,474,558 reads back as 42,474,560), so they only tell where to look.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from recognition.data.records.format import EXACT_IN_FLOAT32, Record, RecordErro
 from recognition.data.records.reader import RecordReader
 from utils.errors import UserError, warn
 
+_HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|test|testing|eval|evaluation|dev|holdout)(?![a-z])")
+_NAME_IT = "give one .rec file by its name, or move the others to another folder"
+_NAMES_SHOWN = 8
 UNREADABLE = -1  # the label of a damaged record, if damage is tolerated
 
 
@@ -44,6 +48,7 @@ class FaceDataset:
         self._identities = [identities for _, _, identities in spans]
         self.starts = np.cumsum([0] + [stop - first for first, stop, _ in spans], dtype=np.int64)
         self._start_list = self.starts.tolist()
+        self._unreadable: list[int] = []  # images whose label in `labels()` is `UNREADABLE` because they are damaged
 
     def __len__(self) -> int:
         return self._start_list[-1]
@@ -104,10 +109,11 @@ class FaceDataset:
 
     @cached_property
     def num_classes(self) -> int:
-        """The number of identity records of a single insightface file, otherwise the largest label + 1 (reads all headers)."""
-        if len(self.shards) == 1 and self._identities[0]:
-            return self._identities[0]
-        return int(self.labels().max()) + 1
+        """The largest label + 1. Warns if a single insightface file has another number of identity records."""
+        classes, identities = int(self.labels().max()) + 1, self._identities[0]
+        if len(self.shards) == 1 and identities not in (0, classes):
+            warn(f"{self.path}: has {identities} identity records, but its labels are of {classes} classes; the labels count")
+        return classes
 
     @cached_property
     def image_size(self) -> tuple[int, int] | None:
@@ -116,8 +122,9 @@ class FaceDataset:
         if not file.is_file():
             return None
         try:
-            _, height, width = (int(number) for number in file.read_text(encoding="ascii").strip().split(","))
-        except ValueError as error:
+            first_line = file.read_text(encoding="utf-8-sig").strip().splitlines()[0]  # RecBuilder adds a line with a count
+            _, height, width = (int(number) for number in first_line.split(","))
+        except (ValueError, IndexError) as error:
             raise UserError(f"{file}: must contain 'classes,height,width', such as 8631,112,112; fix it") from error
         return height, width
 
@@ -139,19 +146,30 @@ class FaceDataset:
                 chunk = labels[done : done + len(rows)]
                 chunk[valid] = label[valid]
                 for odd in np.flatnonzero(~valid).tolist():
-                    chunk[odd] = self._label_of_record(shard, at + odd)
+                    chunk[odd] = self._label_of_record(shard, at + odd, done + odd)
                 at, done = at + len(rows), done + len(rows)
         labels.flags.writeable = False
         return labels
 
-    def _label_of_record(self, shard: RecordReader, position: int) -> int:
+    def _label_of_record(self, shard: RecordReader, position: int, image: int) -> int:
         """The label, by reading the whole record. If the record is damaged: RecordError, or `UNREADABLE` if not strict."""
         try:
             return _image_and_label(shard, position)[1]
         except RecordError:
             if self.strict:
                 raise
+            self._unreadable.append(image)
             return UNREADABLE
+
+    def describe_files(self) -> str:
+        """The names of the files, for messages."""
+        return _names(shard.path for shard in self.shards)
+
+    def check_training_files(self) -> None:
+        """Raise UserError if a folder contains only files that are by name not for training."""
+        others = held_out(shard.path for shard in self.shards) if self.path.is_dir() else []
+        if others:
+            raise UserError(f"{self.path}: contains only {_names(others)}, by name not for training; {_NAME_IT}")
 
     def check_labels(self, num_classes: int) -> None:
         """Raise UserError for the first image whose label is not an integer in [0, num_classes)."""
@@ -161,14 +179,14 @@ class FaceDataset:
                 f"{EXACT_IN_FLOAT32}; use fewer classes"
             )
         labels = self.labels()
-        outside = labels >= num_classes
-        outside |= labels < (0 if self.strict else UNREADABLE)
+        outside = (labels >= num_classes) | (labels < 0)
+        outside[self._unreadable] = False
         if outside.any():
             first = int(outside.argmax())
+            advice = f"set num_classes to {int(labels.max()) + 1} or fix the labels" if labels[first] >= 0 else "fix the labels"
             raise UserError(
                 f"{self.where(first)}: label {labels[first]} is outside [0, {num_classes}) "
-                f"({int(outside.sum())} of {len(self)} images are); set num_classes to {int(labels.max()) + 1} "
-                "or fix the labels"
+                f"({int(outside.sum())} of {len(self)} images are); {advice}"
             )
 
 
@@ -191,17 +209,33 @@ def _shard_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]  # the reader checks it
     try:
-        files = sorted(file for file in path.iterdir() if file.suffix == ".rec")
+        files = sorted(file for file in path.iterdir() if file.suffix == ".rec" and not file.name.startswith("."))
     except OSError as error:
         raise UserError(f"{path}: the data folder cannot be read ({error.strerror})") from error
     if not files:
         raise UserError(f"{path}: contains no .rec file; give a .rec file, or a folder with train.rec or *.rec shards")
     whole = path / "train.rec"
     if whole not in files:
+        others = held_out(files)
+        if 0 < len(others) < len(files):
+            mixed = f"{_names(others)}, by name not for training, and {_names(set(files) - set(others))}"
+            raise UserError(f"{path}: contains {mixed}; {_NAME_IT}")
         return files
     if len(files) > 1:
-        warn(f"{path}: train.rec is used, {len(files) - 1} other .rec files are not")
+        others = [file for file in files if file != whole]
+        warn(f"{path}: train.rec is used, {len(others)} other .rec files are not ({_names(others)})")
     return [whole]
+
+
+def held_out(files: Iterable[Path]) -> list[Path]:
+    """The files whose names contain a word such as `val` or `test`, as im2rec's parts of a list do."""
+    return [file for file in files if _HELD_OUT.search(file.stem.lower())]
+
+
+def _names(files: Iterable[Path]) -> str:
+    names = sorted(file.name for file in files)
+    shown = names if len(names) <= _NAMES_SHOWN else [*names[: _NAMES_SHOWN - 2], "…", f"{names[-1]} ({len(names)} files)"]
+    return ", ".join(shown)
 
 
 def _image_span(shard: RecordReader, strict: bool) -> tuple[int, int, int]:
