@@ -3,8 +3,8 @@
 torchrun creates one key-value store and keeps it when it restarts the ranks (since torch 2.4; in 2.13, `_shared_tcp_store_server`
 of torch/distributed/elastic/rendezvous/dynamic_rendezvous.py; a comment in torch/distributed/rendezvous.py says otherwise). The
 addresses that the dead ranks wrote are still there, and a new rank that reads one before it is overwritten connects to nobody.
-Measured with torch 2.13, gloo, killing one rank after an all-reduce, two busy cores: without this module, 14 of 30 restarts failed
-with two ranks, and 13 of 16 with three; with it, none of 60.
+Measured with torch 2.13, gloo, killing one rank after an all-reduce, two busy cores: without this module, 14 of 30 restarts
+failed with two ranks, and 13 of 16 with three; with it, none of 60.
 
 The restart count cannot separate the starts, because it differs between machines. The ranks of a start therefore agree on a name
 that no earlier start had.
