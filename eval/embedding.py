@@ -59,7 +59,8 @@ def embed_items(
     """Embed images 0..count-1, each read by `load(index)` -> uint8 RGB [112, 112, 3] in a decoding thread.
 
     `merge_flip` combines the features of the images and of their mirror images; without it, mirror images are not embedded.
-    Returns float32 [count, D] on all ranks. A UserError of `load` on any rank is raised on all.
+    Returns float32 [count, D] on all ranks. A UserError of `load` on any rank is raised on all; so are features that are not
+    finite.
     """
     if count == 0:
         raise UserError(f"{describe}: there are no images to embed")
@@ -69,6 +70,9 @@ def embed_items(
     rows, problem = torch.empty(0), ""
     try:
         rows = torch.cat([_features(embed, batch, merge_flip) for batch in _batches(load, start, stop, batch_size)])
+        if not rows.isfinite().all():
+            bad = start + int(rows.isfinite().all(dim=1).int().argmin())
+            problem = f"{describe}: the features of image {bad} are not finite; check the encoder's weights"
     except UserError as error:
         problem = str(error)
     problems = [text for text in gather_objects(problem) if text]
@@ -104,6 +108,58 @@ def _batches(load: Callable[[int], np.ndarray], start: int, stop: int, batch_siz
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+# -------------------------------------------------------------------------------------------------- checks in advance
+
+
+def check_images(count: int, load: Callable[[int], object]) -> None:
+    """Try `load(index)` for images 0..count-1, divided over the ranks. Its first UserError on any rank is raised on all."""
+    _raise_on_all(_first_problem(count, load))
+
+
+def check_bins(bins: Mapping[str, str | Path]) -> dict[str, list[str]]:
+    """Check verification sets, name -> path, before hours of work: open, count and decode them, and judge them without features.
+
+    Returns the names of each set's metrics. UserError, on all ranks: one line per set that cannot be used.
+    """
+    metrics, problems = {}, []
+    for name, path in bins.items():
+        try:
+            encoded, issame = load_bin(path)
+            metrics[name] = list(judge_set(name, np.ones((len(encoded), 1)), issame).metrics())
+        except UserError as error:
+            problems.append(str(error))
+            continue
+
+        def decode(index: int, encoded: list[bytes] = encoded, path: str | Path = path) -> object:
+            return decode_face(encoded[index], f"{path}, image {index}")
+
+        problems += filter(None, [_first_problem(len(encoded), decode)])
+    _raise_on_all(*problems)
+    return metrics
+
+
+def _first_problem(count: int, load: Callable[[int], object]) -> str:
+    """The first UserError of `load(index)` among this rank's share of the images, or ""."""
+
+    def problem(index: int) -> str:
+        try:
+            load(index)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    mine = shard_range(count)
+    with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+        return next(filter(None, pool.map(problem, range(mine.start, mine.stop))), "")
+
+
+def _raise_on_all(*problems: str) -> None:
+    """Raise the problems of all ranks as a UserError on all ranks; each once."""
+    found = dict.fromkeys(text for each in gather_objects(problems) for text in each if text)
+    if found:
+        raise UserError(*found)
 
 
 # -------------------------------------------------------------------------------------------------- verification sets

@@ -81,6 +81,8 @@ class FeatureCache:
                 features = file["features"]
         except UNREADABLE_NPZ as fault:
             raise UserError(f"{path}: the cached features cannot be read ({fault}); remove the file") from fault
+        if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
+            raise UserError(f"{path}: the cached features are not finite numbers [images, size]; remove the file")
         print(f"features: {path}")
         return features
 

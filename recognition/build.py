@@ -83,15 +83,24 @@ def build_loader(config: Config, dataset: FaceDataset, world: World) -> Loader:
 
 
 def verification_sets(config: Config) -> dict[str, Path]:
-    """Name -> path of the .bin files that the configuration names."""
-    sets = {}
+    """Name -> path of the .bin files that the configuration names. UserError: one line per problem."""
+    sets: dict[str, Path] = {}
     rec = Path(config.rec)
     folder = Path(config.val_dir) if config.val_dir else (rec if rec.is_dir() else rec.parent)
+    problems = []
     for target in config.val_targets:
-        path = Path(target) if target.endswith(".bin") else folder / f"{target}.bin"
-        if not path.is_file():
-            raise UserError(f"{path}: no such verification set (val_targets); correct val_targets or val_dir")
-        sets[path.stem] = path
+        given = [Path(target), folder / target] if target.endswith(".bin") else []
+        candidates = [*given, folder / f"{target}.bin"]
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None:
+            looked = " and ".join(dict.fromkeys(map(str, candidates)))
+            problems.append(f"val_targets: {target!r} not found; looked for {looked}; correct val_targets or val_dir")
+        elif path.stem in sets:
+            problems.append(f"val_targets: {sets[path.stem]} and {path} have the same name; rename one, or leave one out")
+        else:
+            sets[path.stem] = path
+    if problems:
+        raise UserError(*problems)
     return sets
 
 

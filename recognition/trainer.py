@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import backbones
-from eval.embedding import verify_bins
+from eval.embedding import check_bins, verify_bins
 from eval.present.plots import draw_roc
 from eval.present.style import save_figure
 from eval.present.tables import verification_table, write_results
@@ -22,7 +22,7 @@ from recognition.data.prefetch import DeviceBatch, Prefetcher
 from recognition.encoders.build import initialise
 from recognition.encoders.embedder import Embedder
 from recognition.monitor.diagnostics import Diagnostics
-from recognition.monitor.progress import Progress
+from recognition.monitor.progress import Progress, verification_history
 from recognition.monitor.skipped import DamagedRecords, SkippedSteps
 from recognition.schedule import Schedule
 from recognition.step import ALL_DAMAGED, StepResult
@@ -48,6 +48,7 @@ class Trainer:
         self.loader = build.build_loader(config, dataset, world)
         self.prefetcher = Prefetcher(world.device, self.loader.slots, keep=config.gradient_acc > 1)
         self.data_files = dataset.describe_files()
+        metrics = check_bins(self.bins)
         self.class_gaps = build.classes_without_images(config, dataset)
 
         # What is trained, how long and how fast.
@@ -57,7 +58,7 @@ class Trainer:
 
         # Output folder. Workers that are forked later would keep the lock after this process has ended.
         self.output = Path(config.output)
-        self.saver = Saver(self.output, config, list(self.bins), self.steps_per_epoch, self._capture)
+        self.saver = Saver(self.output, config, metrics, self.steps_per_epoch, self._capture)
         self.lock = signals.RunLock(self.output)
         dist.on_first_rank(self.lock.take)
         self.damaged_records = DamagedRecords(self.output)
@@ -65,6 +66,7 @@ class Trainer:
 
         # Where the run starts: at its newest checkpoint, from the weights of `init_from`, or from random weights.
         self.step_number = 0
+        self.owes_verification = False  # of the checkpoint that the run resumes from; it is saved before
         self.start_notes = self._resume() or self._start_anew()
         dist.on_first_rank(lambda: config.save(self.output / "config.json"))
 
@@ -87,6 +89,8 @@ class Trainer:
             if self.world.size > 2:
                 self.train_step.fix_bucket_order(self.config.views, self.config.batch_size)
             self._print_overview()
+            if self.owes_verification and self.step_number < self.total_steps:
+                self._verify_and_mark()
             while self.step_number < self.total_steps and not self._is_stopping:
                 self._train_epoch()
             self.train_step.finish_step()
@@ -125,9 +129,9 @@ class Trainer:
                 if self._is_due(self.config.frequent) and not self.train_step.finish_step():
                     self._report(result)
 
-                # Verification and checkpoint; `_finish` does those of the last step.
+                # Checkpoint and verification; `_finish` does those of the last step.
                 if self.step_number < self.total_steps:
-                    self._verify_and_save()
+                    self._save_and_verify()
         finally:
             batches.close()
         if line := self.damaged_records.epoch_summary():
@@ -137,7 +141,7 @@ class Trainer:
         """Save and verify after the last step; write results.json and the ROC curves, print the table."""
         self.saver.save(self.step_number, wait=True)
         results = self._verify() if self.bins else {}
-        self.saver.at_end(self.step_number, results)
+        self.saver.after_verification(self.step_number, results)
         steps = self.step_number - self.first_step
         if steps and self.config.queue != "none" and not self.contrasted.item():
             self.progress.say(
@@ -216,12 +220,25 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------- verification, checkpoints
 
-    def _verify_and_save(self) -> None:
-        """Verify and save if it is time to."""
-        is_time = bool(self.bins) and self._is_due(self.config.verbose or self.steps_per_epoch)
-        results = self._verify() if is_time else None
-        if self.saver.after_step(self.step_number, self.requests, results):
+    def _save_and_verify(self) -> None:
+        """Save and verify if it is time to. In this order: a verification that fails costs no checkpoint."""
+        if self.saver.after_step(self.step_number, self.requests):
             self.progress.event(self.step_number, stall_seconds=round(self.saver.stall, 3))
+        if self._verification_is_due:
+            self._verify_and_mark()
+
+    @property
+    def _verification_is_due(self) -> bool:
+        return bool(self.bins) and self._is_due(self.config.verbose or self.steps_per_epoch)
+
+    def _verify_and_mark(self) -> None:
+        """Verify, and mark the checkpoint if it is the best."""
+        try:
+            results = self._verify()
+        except UserError:
+            self.saver.save(self.step_number, wait=True)
+            raise
+        self.saver.after_verification(self.step_number, results)
 
     def _verify(self) -> Results:
         self.train_step.finish_step()
@@ -262,7 +279,9 @@ class Trainer:
         loaded = store.load(folder)
         restore(loaded, self.state)
         self.step_number, self.skipped_steps.in_a_row = loaded.values["step"], loaded.values["skipped_in_a_row"]
-        self.saver.restore(self.step_number, loaded.values)
+        history = dist.on_first_rank(lambda: verification_history(self.output))
+        self.saver.restore(self.step_number, loaded.values, history)
+        self.owes_verification = self._verification_is_due and not self.bins.keys() <= history.get(self.step_number, {}).keys()
         dist.on_first_rank(lambda: store.set_aside_after(self.output, folder))
         return [*notes, f"resumed from {folder}"]
 

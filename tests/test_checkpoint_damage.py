@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from recognition.checkpoints import manifest, store
+from recognition.checkpoints.saver import Saver
+from recognition.monitor.progress import verification_history
 from tests.plug import Run, assert_same_run
+from utils.config import from_base
 from utils.errors import UserError
 
 STEPS = 9
@@ -162,6 +166,47 @@ def test_which_checkpoints_are_kept(demo_set, tmp_path):
     kept = {folder.name for folder in store.complete_checkpoints(output)}
     assert kept == {f"step-{best:08d}", "step-00000008"}
     assert manifest.damage(output / "checkpoints" / "best") == ""
+
+
+FAILING = "import recognition.trainer\nrecognition.trainer.verify_bins = lambda *arguments: fail()\n"
+FAILS = {
+    "bad set": "from utils.errors import UserError\ndef fail(): raise UserError('the set is gone')\n",
+    "kill": "import os\ndef fail(): os.kill(os.getpid(), 9)\n",
+}
+
+
+@pytest.mark.parametrize("fault", FAILS)
+def test_a_verification_that_fails_costs_no_checkpoint(demo_set, tmp_path, fault):
+    """The run resumes after the step, makes up for the verification, and keeps the same best checkpoint."""
+    settings = (
+        "max_steps=4",
+        "save_every=2",
+        "verbose=2",
+        "num_workers=0",
+        "val_targets=['demo_lq.bin']",
+        "keep_best=demo_lq/auc",
+    )
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "run"
+    Run(demo_set, undisturbed, *settings).succeed()
+    failed = Run(demo_set, output, *settings, before=FAILS[fault] + FAILING)
+    assert failed.wait() != [0]
+    assert [folder.name for folder in store.complete_checkpoints(output)] == ["step-00000002"]
+    Run(demo_set, output, *settings).succeed()
+    found = [verification_history(folder) for folder in (undisturbed, output)]
+    assert set(found[0]) == {2, 4} and found[0] == found[1]
+    assert (output / "checkpoints/best").resolve().name == (undisturbed / "checkpoints/best").resolve().name
+
+
+def test_nan_is_never_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr("recognition.checkpoints.saver.CheckpointWriter", lambda *_: None)
+    sets = {"lfw": ["accuracy"]}
+    saver = Saver(tmp_path, from_base(keep_best="lfw/accuracy"), sets, 10, dict)
+    outcomes = [
+        saver._is_better(step, {"lfw": {"accuracy": value}}) for step, value in enumerate((math.nan, 0.5, math.nan, 0.4, 0.6))
+    ]
+    assert outcomes == [False, True, False, False, True] and saver.best_step == 4
+    with pytest.raises(UserError, match="lfw has no such metric; it has accuracy"):
+        Saver(tmp_path, from_base(keep_best="lfw/acuracy"), sets, 10, dict)
 
 
 def test_unknown_metrics_are_refused(demo_set, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.protocols.bootstrap import rank_interval
 from eval.protocols.identification import search_metrics
 from eval.protocols.tinyface import DISTRACTOR, PARTS, RANKS, find_tinyface
 from tests.shared_files import FACES, needs_faces
@@ -69,6 +70,24 @@ def test_figures_equal_a_plain_loop(tmp_path):
             hits += any(data.labels[entry] == data.labels[probe] for entry in order[:rank])
         assert metrics[f"rank{rank}"] == hits / data.probes
     assert 0 < metrics["rank1"] < metrics["rank20"] and metrics["mated_probes"] == 40
+
+
+def test_probes_whose_mates_are_lost_count_as_failures(tmp_path):
+    names = {
+        "Probe": [f"{p}_1.jpg" for p in range(10)],
+        "Gallery_Match": [f"{p}_2.jpg" for p in range(10)],
+        "Gallery_Distractor": ["9.jpg"],
+    }
+    whole = find_tinyface(lay_out(tmp_path / "whole", names, ALIGNED))
+    lost = find_tinyface(lay_out(tmp_path / "lost", {**names, "Gallery_Match": names["Gallery_Match"][:7]}, ALIGNED))
+    features = np.eye(11)
+    rates = search_metrics(whole.evaluate(features[[*range(10), *range(10), 10]]), RANKS)
+    assert rates == {"rank1": 1.0, "rank5": 1.0, "rank20": 1.0, "mated_probes": 10, "unmated_probes": 0}
+    found = lost.evaluate(features[[*range(10), *range(7), 10]])
+    assert search_metrics(found, RANKS) == {"rank1": 0.7, "rank5": 0.7, "rank20": 0.7, "mated_probes": 7, "unmated_probes": 3}
+    assert found.cmc(3).tolist() == [0.7] * 3
+    low, high = rank_interval([found], 1, 1000)
+    assert low < 0.7 < high < 1
 
 
 @needs_faces

@@ -17,13 +17,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from eval.embedding import embed_images, embed_items, verify_bins
+from eval.commands.compare import threshold_of_run
+from eval.embedding import check_bins, embed_images, embed_items, verify_bins
 from eval.present.plots import draw_roc
 from eval.present.style import save_figure
-from eval.present.tables import verification_table, write_results
+from eval.present.tables import read_results, verification_table, write_results
 from eval.roc import roc_curve
 from eval.verification import load_bin, pair_distances, ten_fold
+from recognition.build import verification_sets
+from tests.eval_commands import run_eval
 from tests.shared_files import FACES, GOLDEN, needs_faces, needs_golden
+from utils.config import from_base
 from utils.errors import UserError
 from utils.images import decode_face
 
@@ -404,7 +408,7 @@ def test_all_ranks_embed_and_agree(tmp_path):
 
     assert alone["good"]["pairs"] == 23 and alone["good"]["accuracy"] > 0.8
     assert alone["broken"].startswith("broken, image 45: the image (7 bytes)")
-    assert alone["blank"].startswith("blank: embedding 0 (pair 0) is not finite")
+    assert alone["blank"].startswith("blank: the features of image 0 are not finite")
     assert alone["few"].startswith("few: 1 pairs")
     assert alone["drawn"] == ["good", "small"]
 
@@ -448,8 +452,10 @@ def test_results_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "run" / "results.json"
     write_results(path, {"lfw": METRICS})
     assert json.loads(path.read_text()) == {"lfw": METRICS}
-    with pytest.raises(ValueError, match="JSON"):
-        write_results(path, {"lfw": {"accuracy": math.nan}})
+    for value in (math.nan, math.inf):
+        with pytest.raises(UserError, match=f"results.json: accuracy of lfw is {value}"):
+            write_results(path, {"lfw": {"accuracy": value}})
+    assert read_results(path) == {"lfw": METRICS}
     assert json.loads(path.read_text()) == {"lfw": METRICS}
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
@@ -469,3 +475,87 @@ def test_roc_plot_is_drawn_small_and_reproducible(tmp_path):
     assert svg.stat().st_size < 500_000
     again = save_figure(draw_roc(curves), tmp_path / "again")
     assert again[1].read_bytes() == svg.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", ['{"lfw": {"accuracy": NaN}}', '{"lfw": {"auc": Infinity}}', '{"lfw": 3}', "[]", '{"lfw": {"auc": "x"}}', "{", ""]
+)
+def test_results_that_are_no_figures_are_refused_where_they_are_read(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json: "):
+        read_results(tmp_path / "results.json")
+    with pytest.raises(UserError, match=r"results\.json: "):
+        threshold_of_run(tmp_path)
+
+
+def png(side: int = 112) -> bytes:
+    return cv2.imencode(".png", np.full((side, side, 3), 99, np.uint8))[1].tobytes()
+
+
+BAD_SETS = {
+    "missing": (None, "cannot be read"),
+    "empty": (b"", "the file is empty"),
+    "odd": (([png()] * 41, [True, False] * 10), "an odd number of images"),
+    "few": (([png()] * 4, [True, False]), "2 pairs; the ten-fold protocol needs at least 10"),
+    "same": (([png()] * 40, [True] * 20), "20 same and 0 different pairs"),
+    "torn": (([*[png()] * 37, b"torn", png(), png()], [True, False] * 10), "torn.bin, image 37"),
+    "large": (([*[png()] * 39, png(113)], [True, False] * 10), "large.bin, image 39"),
+    "web": (b"<html>", "not a complete pickle"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SETS)
+def test_bad_sets_are_found_before_any_image_is_embedded(tmp_path, kind):
+    content, problem = BAD_SETS[kind]
+    path = tmp_path / f"{kind}.bin"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
+    (tmp_path / "good.bin").write_bytes(pickle.dumps(([png()] * 40, [True, False] * 10)))
+    with pytest.raises(UserError, match=problem):
+        check_bins({"good": tmp_path / "good.bin", kind: path})
+    assert "accuracy" in check_bins({"good": tmp_path / "good.bin"})["good"]
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("nothing is embedded")
+
+    commands = [["verify", "--bins", tmp_path / "good.bin", path], ["all", "--data-root", tmp_path]]
+    for command in commands if content is not None else commands[:1]:
+        with pytest.raises(UserError, match=problem):
+            run_eval(embed, *command, "--checkpoint", "none")
+
+
+def test_figures_are_written_as_they_come(tmp_path, capsys):
+    sets = make_sets(tmp_path)
+    embedded = []
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        embedded.append(len(images))
+        cells = torch.nn.functional.avg_pool2d(images.float().mean(dim=3)[:, None], 14).flatten(1)
+        return cells * (np.nan if len(embedded) > 2 else 1)  # the second set's features are not finite
+
+    out = tmp_path / "out.json"
+    with pytest.raises(UserError, match="small: the features of image 0 are not finite"):
+        arguments = ["--checkpoint", "none", "--json", out, "--batch-size", "500"]
+        run_eval(embed, "verify", "--bins", sets["good"], sets["small"], *arguments)
+    assert list(read_results(out)) == ["good"]
+    assert "| good " in capsys.readouterr().out
+
+
+def test_sets_of_a_run_are_found_with_and_without_their_ending(tmp_path):
+    for name in ("lfw.bin", "sub/lfw.bin", "sub/agedb.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def sets(*targets: str) -> dict[str, Path]:
+        return verification_sets(from_base(val_dir=str(tmp_path), val_targets=targets))
+
+    for target in ("lfw", "lfw.bin", str(tmp_path / "lfw.bin"), str(tmp_path / "lfw")):
+        assert sets(target) == {"lfw": tmp_path / "lfw.bin"}
+    assert sets("lfw", "sub/agedb") == {"lfw": tmp_path / "lfw.bin", "agedb": tmp_path / "sub/agedb.bin"}
+    with pytest.raises(UserError) as caught:
+        sets("lfw", "sub/lfw", "cfp", "cfp_fp.bin")
+    assert [problem.partition(";")[0] for problem in caught.value.args] == [
+        f"val_targets: {tmp_path / 'lfw.bin'} and {tmp_path / 'sub/lfw.bin'} have the same name",
+        "val_targets: 'cfp' not found",
+        "val_targets: 'cfp_fp.bin' not found",
+    ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from eval.commands import ijb, scface, tinyface, verify
-from eval.commands.common import Results, add_benchmark_arguments, open_encoder, write_json
+from eval.commands.common import Figures, add_benchmark_arguments, open_encoder
 from eval.present.tables import summary_table
 from eval.protocols.ijb_files import TARGETS
 from utils import dist
@@ -30,18 +33,35 @@ def run(arguments: argparse.Namespace, world: World) -> None:
     others = [command for command in (tinyface, scface) if (root / command.NAME).is_dir()]
     if not (bins or releases or others):
         raise UserError(f"{root}: no benchmark here; looked for *.bin, IJBB/, IJBC/, tinyface/, scface/")
-    encoder = open_encoder(arguments, world)
-    results: Results = {}
-    if bins:
-        results |= verify.evaluate(arguments, encoder, bins)
-    for target in releases:
-        results |= ijb.evaluate(arguments, encoder, root / target, target)
-    for command in others:
-        results |= command.evaluate(arguments, encoder, root / command.NAME)
+    encoder, figures = open_encoder(arguments, world), Figures(arguments)
+    for evaluate in _prepare(arguments, root, bins, releases, others):
+        evaluate(arguments, encoder, figures=figures)
 
     def show() -> None:
         print("\nSummary (%): rank 1 on SCface and TinyFace, TAR@FAR=1e-4 on IJB, accuracy on the others")
-        print(summary_table(encoder.label, results))
+        print(summary_table(encoder.label, figures.results))
 
     dist.on_first_rank(show)
-    write_json(arguments, results)
+    figures.finish()
+
+
+def _prepare(
+    arguments: argparse.Namespace, root: Path, bins: list[Path], releases: list[str], others: list[ModuleType]
+) -> list[Callable[..., None]]:
+    """Check everything; return the functions that evaluate it. UserError: one line per benchmark that cannot be used."""
+    taken = {*releases, *(name for command in others for name in command.SETS)}
+    problems = [f"{path}: has the name of a benchmark of {root}; rename it" for path in bins if path.stem in taken]
+    steps: list[tuple[ModuleType, str, Callable[[], object]]] = []
+    if bins:
+        steps.append((verify, "bins", lambda: verify.prepare(bins)))
+    steps += [(ijb, "plan", partial(ijb.prepare, arguments, root / target, target)) for target in releases]
+    steps += [(command, "data", partial(command.prepare, root / command.NAME)) for command in others]
+    evaluations: list[Callable[..., None]] = []
+    for command, name, prepare in steps:
+        try:
+            evaluations.append(partial(command.evaluate, **{name: prepare()}))
+        except UserError as error:
+            problems += error.args
+    if problems:
+        raise UserError(*problems)
+    return evaluations

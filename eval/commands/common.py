@@ -68,16 +68,21 @@ def bin_sets(paths: Iterable[str | Path]) -> Iterator[tuple[ImageSet, np.ndarray
 
     UserError: two files have the same name, or a file is damaged.
     """
-    files = [Path(path) for path in paths]
-    if len({path.stem for path in files}) != len(files):
-        raise UserError(f"--bins {' '.join(map(str, files))}: two sets have the same name; rename one")
-    for path in files:
+    for path in named_bins(paths).values():
         encoded, issame = load_bin(path)
 
         def load(index: int, encoded: list[bytes] = encoded, name: str = path.stem) -> np.ndarray:
             return decode_face(encoded[index], f"{name}, image {index}")
 
         yield ImageSet(path.stem, len(encoded), load, [path]), issame
+
+
+def named_bins(paths: Iterable[str | Path]) -> dict[str, Path]:
+    """Name -> path of verification sets. UserError: two have the same name."""
+    files = [Path(path) for path in paths]
+    if len({path.stem for path in files}) != len(files):
+        raise UserError(f"--bins {' '.join(map(str, files))}: two sets have the same name; rename one")
+    return {path.stem: path for path in files}
 
 
 def embed(
@@ -226,13 +231,19 @@ def save_plots(folder: Path, figures: Mapping[str, Figure]) -> None:
     print("plots:", ", ".join(map(str, written)))
 
 
-def write_json(arguments: argparse.Namespace, results: Mapping[str, Mapping[str, float]]) -> None:
-    """Write the results to `--json`, if it was given, from rank 0."""
-    if not arguments.json:
-        return
+class Figures:
+    """The results of a command, written to `--json`, if it was given, as they come. On all ranks; rank 0 writes."""
 
-    def write() -> None:
-        write_results(arguments.json, results, label=f"--json {arguments.json}")
-        print(f"figures: {arguments.json}")
+    def __init__(self, arguments: argparse.Namespace):
+        self.path, self.results = arguments.json, Results()
 
-    dist.on_first_rank(write)
+    def add(self, results: Results) -> None:
+        """Add the results of one or more sets, and write all so far."""
+        self.results |= results
+        if self.path:
+            dist.on_first_rank(lambda: write_results(self.path, self.results, label=f"--json {self.path}"))
+
+    def finish(self) -> None:
+        """Print where the results are."""
+        if self.path:
+            dist.on_first_rank(lambda: print(f"figures: {self.path}"))

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from eval.commands.common import (
-    Results,
+    Figures,
     add_checkpoint_argument,
     add_json_argument,
     add_precision_argument,
     open_encoder,
-    write_json,
 )
-from eval.present.tables import NOT_MEASURED, Table
+from eval.present.tables import NOT_MEASURED, Table, read_results
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError
@@ -42,15 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, world: World) -> None:
     threshold, origin = arguments.threshold, "--threshold"
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise UserError(f"--threshold {threshold}: must be a cosine, from -1 to 1")
     if threshold is None:
         threshold, origin = threshold_of_run(Path(arguments.checkpoint))
     images = torch.from_numpy(np.stack([decode_face(read_image_file(Path(path)), path) for path in arguments.images]))
     encoder = open_encoder(arguments, world)
     plain = encoder.embed(images)
+    if not plain.isfinite().all():
+        raise UserError(f"{encoder.label}: the features are not finite; check the checkpoint")
     norms = torch.linalg.vector_norm(plain, dim=1).numpy()
     a, b = torch.nn.functional.normalize(plain.double() + encoder.embed(images.flip(2)).double())
     similarity = float(a @ b)
-    if not np.isfinite(similarity):
+    if not np.isfinite([similarity, *norms]).all():
         raise UserError(f"{encoder.label}: the features are not finite; check the checkpoint")
     scale = encoder.card.quality
     quality = None if scale is None else scale.u(norms)
@@ -72,8 +74,9 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         print(f"cosine similarity {similarity:.4f}: {verdict} (threshold {threshold:.4f}, {origin})")
 
     dist.on_first_rank(show)
-    results: Results = {NAME: figures}
-    write_json(arguments, results)
+    written = Figures(arguments)
+    written.add({NAME: figures})
+    written.finish()
 
 
 def threshold_of_run(run: Path) -> tuple[float, str]:
@@ -83,10 +86,10 @@ def threshold_of_run(run: Path) -> tuple[float, str]:
         if not path.is_file():
             continue
         try:
-            key, results = "similarity_threshold", json.loads(path.read_text())
-            found = {name: float(metrics[key]) for name, metrics in results.items() if key in metrics}
-        except (OSError, ValueError, TypeError, AttributeError) as fault:
-            raise UserError(f"{path}: cannot be read ({fault}); give --threshold") from fault
+            key, results = "similarity_threshold", read_results(path)
+        except UserError as fault:
+            raise UserError(f"{fault}; or give --threshold") from fault
+        found = {name: metrics[key] for name, metrics in results.items() if key in metrics}
         if found:
             return float(np.mean(list(found.values()))), f"mean of {', '.join(found)} in {path}"
     return DEFAULT_THRESHOLD, "the default: the checkpoint has no results.json with thresholds"

@@ -40,6 +40,10 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
     def write() -> None:
         norms = np.linalg.norm(features, axis=1)
+        if not np.isfinite(norms).all():
+            raise UserError(
+                f"{paths[int(np.isfinite(norms).argmin())]}: the norm of its features is not finite; check the encoder"
+            )
         arrays = {"features": features, "norms": norms, "names": np.array([str(path) for path in paths])}
         if encoder.card.quality is not None and not arguments.flip:  # its statistics are those of single images
             arrays["quality"] = encoder.card.quality.u(norms)

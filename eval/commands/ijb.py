@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from eval.commands.common import (
+    Figures,
     ImageSet,
     Results,
     add_benchmark_arguments,
@@ -16,8 +19,8 @@ from eval.commands.common import (
     open_encoder,
     plot_folder,
     save_plots,
-    write_json,
 )
+from eval.embedding import check_images
 from eval.present import paper
 from eval.present.plots import draw_cmc, draw_roc
 from eval.present.tables import rate_table
@@ -30,6 +33,7 @@ from eval.protocols.ijb import (
     SETTINGS,
     ImageFeatures,
     Setting,
+    check_protocol,
     identify,
     pool_templates,
     power_of_ten,
@@ -37,7 +41,7 @@ from eval.protocols.ijb import (
     verification_metrics,
     verify_templates,
 )
-from eval.protocols.ijb_files import TARGETS, ArrayRows, Images, LooseCrops, Meta, read_feature_file
+from eval.protocols.ijb_files import TARGETS, ArrayRows, Images, LooseCrops, Meta, Pairs, read_feature_file
 from eval.roc import Roc
 from recognition.encoders.load import LoadedEncoder
 from utils import dist
@@ -75,13 +79,15 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, world: World) -> None:
     if bool(arguments.features) == bool(arguments.checkpoint):
         raise UserError("give either --checkpoint RUN or --features F.npz")
+    figures = Figures(arguments)
     if arguments.checkpoint:
         encoder = open_encoder(arguments, world)
-        results = evaluate(arguments, encoder, _release(arguments.data_root, arguments.target), arguments.target)
+        plan = prepare(arguments, _release(arguments.data_root, arguments.target), arguments.target)
+        evaluate(arguments, encoder, plan, figures)
     else:
         meta = Meta(arguments.meta or _release(arguments.data_root, arguments.target) / "meta", arguments.target)
-        results = dist.on_first_rank(lambda: _evaluate_feature_file(arguments, meta))
-    write_json(arguments, results)
+        figures.add(dist.on_first_rank(lambda: _evaluate_feature_file(arguments, meta)))
+    figures.finish()
 
 
 def _release(data_root: str | None, target: str) -> Path:
@@ -94,47 +100,77 @@ def _release(data_root: str | None, target: str) -> Path:
 
 def _evaluate_feature_file(arguments: argparse.Namespace, meta: Meta) -> Results:
     arrays = read_feature_file(arguments.features)
-    images = meta.images()
+    plan = _plan(arguments, meta)
     scores = arrays.get("scores")
     if scores is None and meta.landmarks_file.is_file():
-        scores = meta.landmarks(images)[1]
+        scores = meta.landmarks(plan.images)[1]
     source = ImageFeatures(arrays["features"], arrays.get("features_flip"), scores)  # type: ignore[arg-type]
-    return _judge(arguments, meta, images, source, Path(arguments.features).stem)
+    return _judge(arguments, plan, source, Path(arguments.features).stem)
 
 
-def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, release: Path, target: str) -> Results:
-    """Align and embed on all ranks; compare, print and draw on rank 0. Results as of `_judge`."""
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, read and checked. crops, scores: only if images are to be embedded."""
+
+    meta: Meta
+    images: Images
+    settings: Sequence[Setting]
+    pairs: Pairs | None  # None without verification (1:1)
+    one_to_many: bool
+    crops: LooseCrops | None = None
+    scores: np.ndarray | None = None
+
+
+def _plan(arguments: argparse.Namespace, meta: Meta) -> Plan:
+    """Read and check the protocol. UserError: an unknown setting, files that are missing, damaged or do not fit together."""
+    names = dict.fromkeys(arguments.setting)  # each once
+    settings = SETTINGS if arguments.setting == ["all"] else [Setting.parse(name) for name in names]
+    images = meta.images()
+    pairs = meta.pairs() if arguments.protocol != "1:N" else None
+    one_to_many = arguments.protocol in ("1:N", "both") or (arguments.protocol == "auto" and meta.has_identification())
+    check_protocol(meta, images, pairs, one_to_many)
+    return Plan(meta, images, settings, pairs, one_to_many)
+
+
+def prepare(arguments: argparse.Namespace, release: Path, target: str) -> Plan:
+    """As `_plan`; and all photographs must exist."""
     meta = Meta(getattr(arguments, "meta", None) or release / "meta", target)
-    sources = [meta.images_file, meta.landmarks_file, release / "loose_crop"]
     pairs = [] if arguments.protocol == "1:N" else [meta.pairs_file]
     galleries = [*meta.gallery_files, meta.probe_file] if arguments.protocol in ("1:N", "both") else []
-    meta.need(*sources, *pairs, *galleries)
-    images = meta.images()
-    landmarks, scores = meta.landmarks(images)
-    crops = LooseCrops(release / "loose_crop", images, landmarks)
+    meta.need(meta.images_file, meta.landmarks_file, release / "loose_crop", *pairs, *galleries)
+    plan = _plan(arguments, meta)
+    landmarks, scores = meta.landmarks(plan.images)
+    crops = LooseCrops(release / "loose_crop", plan.images, landmarks)
+    check_images(len(plan.images), crops.find)
+    return replace(plan, crops=crops, scores=scores)
+
+
+def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, plan: Plan, figures: Figures) -> None:
+    """Align and embed on all ranks; compare, print and draw on rank 0. Adds results as of `_judge`."""
+    meta, crops, target = plan.meta, plan.crops, plan.meta.target
+    assert crops is not None
+    sources = [meta.images_file, meta.landmarks_file, crops.folder]
 
     def side_by_side(plain: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
         return torch.cat([plain, flipped], dim=1)
 
-    rows = embed(encoder, ImageSet(target, len(images), crops.load, sources), arguments.batch_size, side_by_side, arguments.cache)
+    images = ImageSet(target, len(plan.images), crops.load, sources)
+    rows = embed(encoder, images, arguments.batch_size, side_by_side, arguments.cache)
 
     def judge_rows() -> Results:  # on rank 0, which always has the rows
         plain, flipped = np.split(rows, 2, axis=1)
-        source = ImageFeatures(ArrayRows(plain, target), ArrayRows(flipped, f"{target}, mirror images"), scores)
-        return _judge(arguments, meta, images, source, encoder.label)
+        source = ImageFeatures(ArrayRows(plain, target), ArrayRows(flipped, f"{target}, mirror images"), plan.scores)
+        return _judge(arguments, plan, source, encoder.label)
 
-    return dist.on_first_rank(judge_rows)
+    figures.add(dist.on_first_rank(judge_rows))
 
 
-def _judge(arguments: argparse.Namespace, meta: Meta, images: Images, source: ImageFeatures, label: str) -> Results:
+def _judge(arguments: argparse.Namespace, plan: Plan, source: ImageFeatures, label: str) -> Results:
     """Compare under each requested setting, print and draw.
 
     Returns set name -> metrics. The name is `IJBB`, or `IJBB_N1D0F1` … if there are several settings.
     """
-    names = dict.fromkeys(arguments.setting)  # each once
-    settings = SETTINGS if arguments.setting == ["all"] else [Setting.parse(name) for name in names]
-    pairs = meta.pairs() if arguments.protocol != "1:N" else None
-    one_to_many = arguments.protocol in ("1:N", "both") or (arguments.protocol == "auto" and meta.has_identification())
+    meta, images, settings, pairs, one_to_many = plan.meta, plan.images, plan.settings, plan.pairs, plan.one_to_many
     rows: Results = {}
     intervals: dict[str, Intervals] = {}
     curves: dict[str, Roc] = {}

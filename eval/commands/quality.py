@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from eval.commands.common import (
+    Figures,
     Results,
     add_batch_argument,
     add_checkpoint_argument,
@@ -22,15 +23,14 @@ from eval.commands.common import (
     open_encoder,
     plot_folder,
     save_plots,
-    write_json,
 )
+from eval.embedding import check_images
 from eval.present.plots import draw_histograms
 from eval.present.tables import NOT_MEASURED, Table
 from eval.roc import roc_curve
 from recognition.encoders.card import QualityScale
 from utils import dist
 from utils.dist import World
-from utils.errors import UserError
 
 NAME = "quality"
 HELP = "norms of sharp and of degraded sets: does the norm measure the quality?"
@@ -57,11 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, world: World) -> None:
     encoder = open_encoder(arguments, world)
+    for images, _ in bin_sets(arguments.bins):
+        check_images(images.count, images.load)
+    figures = Figures(arguments)
     norms: dict[str, np.ndarray] = {}
     for images, _ in bin_sets(arguments.bins):
         norms[images.name] = np.linalg.norm(embed(encoder, images, arguments.batch_size, merge_flip=None), axis=1)
-        if not np.isfinite(norms[images.name]).all():
-            raise UserError(f"{encoder.label}: features of {images.name} are not finite; check the checkpoint")
     results = compare_norms(norms, encoder.card.quality)
 
     def show() -> None:
@@ -70,7 +71,8 @@ def run(arguments: argparse.Namespace, world: World) -> None:
             save_plots(folder, {"norms": draw_histograms(norms, "norm of the feature", f"Norms of {encoder.label}")})
 
     dist.on_first_rank(show)
-    write_json(arguments, results)
+    figures.add(results)
+    figures.finish()
 
 
 def compare_norms(norms: Mapping[str, np.ndarray], scale: QualityScale | None) -> Results:

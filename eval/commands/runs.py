@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from eval.commands.common import Results
-from eval.present.tables import NOT_MEASURED, Table
+from eval.present.tables import NOT_MEASURED, Table, read_results
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError
@@ -27,7 +26,11 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 def _table(runs: Mapping[str, Results]) -> Table:
     """One row per run, in %; below several runs, the last minus the first."""
-    sets = list(dict.fromkeys(name for results in runs.values() for name, metrics in results.items() if "accuracy" in metrics))
+    sets = list(
+        dict.fromkeys(
+            name for results in runs.values() for name, metrics in results.items() if {"accuracy", "auc"} <= metrics.keys()
+        )
+    )
     rows = [[name, *(_cell(results.get(each), "{:.2f} ({:.2f})") for each in sets)] for name, results in runs.items()]
     below = []
     if len(runs) > 1:
@@ -42,16 +45,19 @@ def _table(runs: Mapping[str, Results]) -> Table:
     return Table(["accuracy (AUC), %", *sets], rows, below)
 
 
+def _is_verification(metrics: Mapping[str, float]) -> bool:
+    return {"accuracy", "auc"} <= metrics.keys()
+
+
 def _cell(metrics: Mapping[str, float] | None, form: str) -> str:
     return NOT_MEASURED if metrics is None else form.format(100 * metrics["accuracy"], 100 * metrics["auc"])
 
 
 def _read(folder: Path) -> Results:
     path = folder / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise UserError(f"{path}: cannot be read ({fault}); give the output folder of a finished run") from fault
-    if not isinstance(results, dict) or not any("accuracy" in metrics for metrics in results.values()):
+    if not path.is_file():
+        raise UserError(f"{path}: cannot be read (no such file); give the output folder of a finished run")
+    results = read_results(path)
+    if not any(map(_is_verification, results.values())):
         raise UserError(f"{path}: has no verification results; train with val_targets")
     return results

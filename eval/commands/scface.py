@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from eval.commands.common import (
+    Figures,
     ImageSet,
     Results,
     add_benchmark_arguments,
@@ -13,8 +14,8 @@ from eval.commands.common import (
     open_encoder,
     plot_folder,
     save_plots,
-    write_json,
 )
+from eval.embedding import check_images
 from eval.present import paper
 from eval.present.plots import draw_cmc, draw_similarities
 from eval.present.tables import Table, rate_table
@@ -26,6 +27,7 @@ from utils import dist
 from utils.dist import World
 
 NAME = "scface"
+SETS = tuple(f"{NAME}_{distance}" for distance in DISTANCES.values())
 HELP = "SCface: rank 1 at 4.2, 2.6 and 1.0 m against the frontal gallery, and histograms of similarity (figure 6)"
 
 Searches = dict[str, dict[str, Search]]
@@ -40,21 +42,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, world: World) -> None:
     baseline = open_encoder(arguments, world, arguments.baseline) if arguments.baseline else None
-    write_json(arguments, evaluate(arguments, open_encoder(arguments, world), Path(arguments.data_root), baseline))
+    encoder, figures = open_encoder(arguments, world), Figures(arguments)
+    evaluate(arguments, encoder, prepare(Path(arguments.data_root)), figures, baseline)
+    figures.finish()
 
 
-def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, root: Path, baseline: LoadedEncoder | None = None) -> Results:
+def prepare(root: Path) -> ScFace:
+    """Find, decode and align all images. UserError: some are missing or damaged."""
+    data = find_scface(root)
+    check_images(len(data.images), data.load)
+    return data
+
+
+def evaluate(
+    arguments: argparse.Namespace, encoder: LoadedEncoder, data: ScFace, figures: Figures, baseline: LoadedEncoder | None = None
+) -> None:
     """Embed on all ranks; search, print and draw on rank 0.
 
-    Returns `scface_d1` … -> metrics, and `baseline_scface_d1` … if there is a baseline.
+    Adds `scface_d1` … -> metrics, and `baseline_scface_d1` … if there is a baseline.
     """
-    data = find_scface(root)
     images = image_set(data)
     encoders = {encoder.label: encoder}
     if baseline is not None:
         encoders[baseline.label if baseline.label != encoder.label else f"{baseline.label}, baseline"] = baseline
     features = {label: embed(each, images, arguments.batch_size, cache=arguments.cache) for label, each in encoders.items()}
-    return dist.on_first_rank(lambda: _judge(arguments, data, {label: data.evaluate(rows) for label, rows in features.items()}))
+
+    def judge() -> Results:
+        return _judge(arguments, data, {label: data.evaluate(rows) for label, rows in features.items()})
+
+    figures.add(dist.on_first_rank(judge))
 
 
 def image_set(data: ScFace) -> ImageSet:
@@ -80,6 +96,8 @@ def _judge(arguments: argparse.Namespace, data: ScFace, searches: Searches) -> R
             )
     people, probes = int((data.distances == 0).sum()), int((data.distances > 0).sum())
     print(f"SCface: {probes:,} probes, a gallery of {people:,} people")
+    if missing := data.missing_probes():
+        print(f"{len(missing):,} probes are missing, such as {missing[0]}; the rates are over those that are there")
     print(_table(searches, intervals))
     print("\n".join(gains))
     if folder := plot_folder(arguments):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.commands.common import (
+    Figures,
     ImageSet,
     Results,
     add_benchmark_arguments,
@@ -15,19 +16,20 @@ from eval.commands.common import (
     open_encoder,
     plot_folder,
     save_plots,
-    write_json,
 )
+from eval.embedding import check_images
 from eval.present import paper
 from eval.present.plots import draw_cmc
 from eval.present.tables import rate_table
 from eval.protocols.bootstrap import Intervals, as_metrics, rank_interval
 from eval.protocols.identification import search_metrics
-from eval.protocols.tinyface import RANKS, TinyFace, find_tinyface
+from eval.protocols.tinyface import RANKS, RELEASED_PROBES, TinyFace, find_tinyface
 from recognition.encoders.load import LoadedEncoder
 from utils import dist
 from utils.dist import World
 
 NAME = "tinyface"
+SETS = (NAME,)
 HELP = "TinyFace: closed-set identification at ranks 1, 5 and 20, gallery of matches and distractors"
 
 
@@ -37,15 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, world: World) -> None:
-    write_json(arguments, evaluate(arguments, open_encoder(arguments, world), Path(arguments.data_root)))
+    encoder, figures = open_encoder(arguments, world), Figures(arguments)
+    evaluate(arguments, encoder, prepare(Path(arguments.data_root)), figures)
+    figures.finish()
 
 
-def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, root: Path) -> Results:
-    """Embed on all ranks; search, print and draw on rank 0. Returns `{"tinyface": metrics}`."""
+def prepare(root: Path) -> TinyFace:
+    """Find and decode all images. UserError: some are missing or damaged."""
     data = find_tinyface(root)
+    check_images(len(data.images), data.load)
+    return data
+
+
+def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, data: TinyFace, figures: Figures) -> None:
+    """Embed on all ranks; search, print and draw on rank 0. Adds `tinyface` -> metrics."""
     images = ImageSet(NAME, len(data.images), data.load, data.images)
     features = embed(encoder, images, arguments.batch_size, cache=arguments.cache)
-    return dist.on_first_rank(lambda: _judge(arguments, data, features, encoder.label))
+    figures.add(dist.on_first_rank(lambda: _judge(arguments, data, features, encoder.label)))
 
 
 def _judge(arguments: argparse.Namespace, data: TinyFace, features: np.ndarray, label: str) -> Results:
@@ -54,7 +64,10 @@ def _judge(arguments: argparse.Namespace, data: TinyFace, features: np.ndarray, 
     intervals: Intervals = {}
     if arguments.bootstrap:
         intervals = {f"rank{rank}": rank_interval([found], rank, arguments.bootstrap) for rank in RANKS}
-    print(f"TinyFace: {data.probes:,} probes, {metrics['gallery']:,} in the gallery")
+    released = f" (of the release's {RELEASED_PROBES:,})" if data.probes != RELEASED_PROBES else ""
+    print(f"TinyFace: {data.probes:,} probes{released}, {metrics['gallery']:,} in the gallery")
+    if metrics["unmated_probes"]:
+        print(f"{metrics['unmated_probes']:,} of the probes have no mate in the gallery; they count as failures")
     columns = {f"rank {rank}": f"rank{rank}" for rank in RANKS}
     published = paper.rows(["V"], [paper.TINYFACE])
     print(rate_table("TinyFace (%)", columns, {label: metrics}, published, {"rank 1": paper.TINYFACE}, {label: intervals}))

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from eval.commands.common import (
+    Figures,
     Results,
     add_benchmark_arguments,
     bin_sets,
     embed,
+    named_bins,
     open_encoder,
     plot_folder,
     save_plots,
-    write_json,
 )
+from eval.embedding import check_bins
 from eval.present.plots import draw_roc
 from eval.present.tables import verification_table
 from eval.protocols.bootstrap import Intervals, accuracy_interval, as_metrics, tar_interval
-from eval.roc import Roc
-from eval.verification import judge_set
+from eval.verification import TenFold, judge_set
 from recognition.encoders.load import LoadedEncoder
 from utils import dist
 from utils.dist import World
@@ -39,31 +41,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, world: World) -> None:
-    write_json(arguments, evaluate(arguments, open_encoder(arguments, world), arguments.bins))
+    encoder, figures = open_encoder(arguments, world), Figures(arguments)
+    evaluate(arguments, encoder, prepare(arguments.bins), figures)
+    figures.finish()
 
 
-def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, bins: Sequence[str | Path]) -> Results:
+def prepare(paths: Iterable[str | Path]) -> dict[str, Path]:
+    """Check the sets; name -> path. UserError: names that occur twice, or sets that cannot be used."""
+    bins = named_bins(paths)
+    check_bins(bins)
+    return bins
+
+
+def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, bins: Mapping[str, Path], figures: Figures) -> None:
     """Embed on all ranks; judge, print and draw on rank 0. Set name -> `TenFold.metrics()`, and confidence intervals."""
-    features = {}
-    for images, issame in bin_sets(bins):
-        features[images.name] = embed(encoder, images, arguments.batch_size, cache=arguments.cache), issame
-    return dist.on_first_rank(lambda: _judge(arguments, features))
-
-
-def _judge(arguments: argparse.Namespace, features: dict[str, tuple[np.ndarray, np.ndarray]]) -> Results:
-    results: Results = {}
+    outcomes: dict[str, TenFold] = {}  # on rank 0
     intervals: dict[str, Intervals] = {}
-    curves: dict[str, Roc] = {}
-    for name, (rows, issame) in features.items():
+
+    def judge(name: str, rows: np.ndarray, issame: np.ndarray) -> Results:
         found = judge_set(name, rows, issame)
-        results[name], curves[name] = found.metrics(), found.roc
         if arguments.bootstrap:
             intervals[name] = {
                 "accuracy": accuracy_interval(found, arguments.bootstrap),
                 "tar@far=1e-3": tar_interval(found.roc, _FAR, arguments.bootstrap),
             }
-            results[name] |= as_metrics(intervals[name])
-    print(verification_table(results, intervals))
-    if folder := plot_folder(arguments):
-        save_plots(folder, {"roc_verification": draw_roc(curves, far=_FAR)})
-    return results
+        outcomes[name] = found
+        return {name: found.metrics() | as_metrics(intervals.get(name, {}))}
+
+    try:
+        for images, issame in bin_sets(bins.values()):
+            rows = embed(encoder, images, arguments.batch_size, cache=arguments.cache)
+            figures.add(dist.on_first_rank(partial(judge, images.name, rows, issame)))
+    finally:
+        if outcomes:  # also those before a failure
+            print(verification_table({name: figures.results[name] for name in outcomes if name in figures.results}, intervals))
+    if outcomes and (folder := plot_folder(arguments)):
+        save_plots(folder, {"roc_verification": draw_roc({name: found.roc for name, found in outcomes.items()}, far=_FAR)})

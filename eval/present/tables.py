@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from prettytable import PrettyTable
 
 from eval.present import paper
+from utils.errors import UserError
 from utils.files import write_file
 
 NOT_MEASURED = "–"
@@ -128,7 +130,31 @@ def write_results(path: str | Path, results: Mapping, label: str = "") -> None:
     """Write `results` as JSON, whole or not at all.
 
     label: names the file in the UserError that is raised if it cannot be written (default: `path`).
-    ValueError: a number that JSON cannot express (NaN, infinity).
+    UserError: a figure is not finite.
     """
+    _refuse_not_finite(results, label or str(path))
     text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     write_file(path, text, parents=True, label=label)
+
+
+def read_results(path: Path) -> dict[str, dict[str, float]]:
+    """Read what `write_results` wrote: set -> metric -> value. UserError: unreadable, something else, or not finite."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise UserError(f"{path}: cannot be read ({fault}); restore it, or evaluate again") from fault
+    sets = list(results.values()) if isinstance(results, dict) else [None]
+    if not all(isinstance(metrics, dict) and all(isinstance(v, (int, float)) for v in metrics.values()) for metrics in sets):
+        raise UserError(f"{path}: not a results file (set -> metric -> value); move it away, or evaluate again")
+    _refuse_not_finite(results, str(path))
+    return results
+
+
+def _refuse_not_finite(results: Mapping[str, Metrics], where: str) -> None:
+    """UserError, beginning with `where`, if a figure is NaN or infinite."""
+    for name, metrics in results.items():
+        for metric, value in metrics.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{where}: {metric} of {name} is {value}, not a finite number; check the encoder and evaluate again"
+                )

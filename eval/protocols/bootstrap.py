@@ -81,6 +81,6 @@ def rank_interval(searches: Sequence[Search], rank: int, resamples: int, seed: i
     generator = np.random.default_rng(seed)
     rates = np.zeros(resamples)
     for found in searches:
-        probes = int(found.mated.sum())
+        probes = found.counted
         rates += generator.binomial(probes, found.rank_rate(rank), resamples) / probes / len(searches)
     return _interval(rates)

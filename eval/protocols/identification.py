@@ -26,27 +26,37 @@ NOBODY = -np.inf
 
 @dataclass(frozen=True)
 class Search:
-    """The result for each probe. A mate is a gallery entry with the probe's identity."""
+    """The result for each probe. A mate is a gallery entry with the probe's identity.
+
+    closed_set: every probe should have a mate, so one without counts as a failure at every rank. Otherwise rates are over the
+    mated probes.
+    """
 
     mate_score: np.ndarray  # float64 [P], cosine with the most similar mate; -inf if there is none
     other_score: np.ndarray  # float64 [P], cosine with the most similar entry of another identity; -inf if there is none
     rank: np.ndarray  # int64 [P], rank of the best mate, from 1; 0 if there is none
+    closed_set: bool = False
 
     @property
     def mated(self) -> np.ndarray:
         """bool [P], whether the gallery contains the probe's identity."""
         return self.rank > 0
 
+    @property
+    def counted(self) -> int:
+        """The number of probes that rank rates are over."""
+        return len(self.rank) if self.closed_set else int(self.mated.sum())
+
     def rank_rate(self, rank: int) -> float:
-        """Share (0..1) of the mated probes with a mate among the first `rank`. Raises UserError if no probe is mated."""
+        """Share (0..1) of the counted probes with a mate among the first `rank`. Raises UserError if no probe is mated."""
         self._require_mated()
-        return float((self.rank[self.mated] <= rank).mean())
+        return int((self.rank[self.mated] <= rank).sum()) / self.counted
 
     def cmc(self, most: int) -> np.ndarray:
         """Cumulative match characteristic: `rank_rate` of 1..most, float64 [most]."""
         self._require_mated()
         counts = np.bincount(self.rank[self.mated].clip(max=most + 1), minlength=most + 2)[1:-1]
-        return np.cumsum(counts) / int(self.mated.sum())
+        return np.cumsum(counts) / self.counted
 
     def tpir(self, fpir: float) -> float:
         """True positive identification rate at the lowest threshold with a false positive identification rate of at most `fpir`.
@@ -86,8 +96,11 @@ def search(
     gallery_GD: np.ndarray,
     gallery_ids: np.ndarray,
     describe: str = "search",
+    closed_set: bool = False,
 ) -> Search:
     """Search every probe in the gallery. Features are raw, of any float type; ids are integers [P], [G].
+
+    closed_set: a probe without a mate counts as a failure.
 
     Beyond the normalised features, memory holds one block of products per thread. Raises UserError for features that are not
     finite and for mismatched shapes.
@@ -112,7 +125,7 @@ def search(
     with ThreadPoolExecutor(_THREADS) as pool:  # one thread's comparisons overlap the other's products
         list(pool.map(scan, range(0, len(probes), _PROBES_AT_ONCE)))
     mated = mate_score > NOBODY
-    return Search(mate_score, other_score, np.where(mated, above + 1, 0))
+    return Search(mate_score, other_score, np.where(mated, above + 1, 0), closed_set)
 
 
 def _mates(probe_ids: np.ndarray, gallery_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -190,6 +203,14 @@ def search_metrics(found: Search, ranks: Sequence[int], fpirs: Sequence[float] =
 # -------------------------------------------------------------------------------------------------- the pooled variant
 
 
+def require_one_mate(probe_ids: np.ndarray, gallery_ids: np.ndarray) -> None:
+    """Raise UserError unless each probe's identity is in the gallery exactly once."""
+    mates = np.bincount(_mates(probe_ids, gallery_ids)[0], minlength=len(probe_ids))
+    if (mates != 1).any():
+        probe = int(np.argmax(mates != 1))
+        raise UserError(f"subject {probe_ids[probe]} of the probes is in the two galleries {mates[probe]} times; expected once")
+
+
 def pooled_metrics(
     found: Search,
     probes_PD: np.ndarray,
@@ -204,10 +225,7 @@ def pooled_metrics(
     Its "far" is not an FPIR: the threshold is the ceil(far x P)-th highest of ALL P x (G - 1) scores with other people, and the
     rate is the share of probes whose mate scores above it. Raises UserError if a probe does not have exactly one mate.
     """
-    mates = np.bincount(_mates(probe_ids, gallery_ids)[0], minlength=len(probe_ids))
-    if (mates != 1).any():
-        probe = int(np.argmax(mates != 1))
-        raise UserError(f"subject {probe_ids[probe]} of the probes is in the two galleries {mates[probe]} times; expected once")
+    require_one_mate(probe_ids, gallery_ids)
     wanted = [math.ceil(far * len(probe_ids)) for far in fars]
     highest = _highest_other_scores(probes_PD, probe_ids, gallery_GD, gallery_ids, max(wanted))
     if len(highest) < max(wanted):

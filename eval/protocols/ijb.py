@@ -18,7 +18,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from eval.protocols.identification import Search, pooled_metrics, search, search_metrics
+from eval.protocols.identification import Search, pooled_metrics, require_one_mate, search, search_metrics
 from eval.protocols.ijb_files import FeatureRows, Images, Meta, Pairs, TemplateSubjects
 from eval.roc import Roc, roc_curve
 from utils.errors import UserError
@@ -270,17 +270,50 @@ def verification_metrics(roc: Roc) -> dict[str, float]:
 # -------------------------------------------------------------------------------------------------- one to many
 
 
+def check_protocol(meta: Meta, images: Images, pairs: Pairs | None, one_to_many: bool) -> None:
+    """Check, before features are computed, that the files of the meta folder fit together.
+
+    UserError: a template without images; pairs of one kind only; a probe that does not have exactly one mate; a gallery that has
+    no probe's mate, or every probe's.
+    """
+    templates = Templates(np.unique(images.templates), np.empty((0, 0)))
+    if pairs is not None:
+        templates.rows(pairs.first, str(pairs.path))
+        templates.rows(pairs.second, str(pairs.path))
+        if pairs.issame.all() or not pairs.issame.any():
+            raise UserError(
+                f"{pairs.path}: contains {'no different' if pairs.issame.all() else 'no same'} pairs; both are needed"
+            )
+    if not one_to_many:
+        return
+    probes, galleries = _probes_and_galleries(meta)
+    for wanted in (probes, *galleries):
+        templates.rows(wanted.templates, str(wanted.path))
+    require_one_mate(probes.subjects, np.concatenate([gallery.subjects for gallery in galleries]))
+    for gallery in galleries:
+        mated = np.isin(probes.subjects, gallery.subjects)
+        if mated.all() or not mated.any():
+            which = "all" if mated.all() else "none"
+            raise UserError(f"{gallery.path}: contains the mates of {which} of the probes of {probes.path}; expected some")
+
+
+def _probes_and_galleries(meta: Meta) -> tuple[TemplateSubjects, list[TemplateSubjects]]:
+    """The probes and the two galleries. UserError: a file is missing, or the galleries share a person."""
+    meta.need(*meta.gallery_files, meta.probe_file)
+    probes, galleries = meta.probes(), [meta.gallery(0), meta.gallery(1)]
+    shared = np.intersect1d(galleries[0].subjects, galleries[1].subjects)
+    if len(shared):
+        raise UserError(f"{galleries[0].path} and {galleries[1].path.name}: subject {shared[0]} is in both galleries")
+    return probes, galleries
+
+
 def identify(meta: Meta, templates: Templates) -> tuple[dict[str, float], list[Search]]:
     """Search the probes in the galleries. Returns the figures by two definitions, and the search in each gallery.
 
     The protocol's: each probe is searched in each of the two galleries, which share no person, so it has a mate in only one;
     figures are averaged over the galleries. And insightface's `ijb_1n`, prefixed `pooled_`: both galleries as one.
     """
-    meta.need(*meta.gallery_files, meta.probe_file)
-    probes, galleries = meta.probes(), [meta.gallery(0), meta.gallery(1)]
-    shared = np.intersect1d(galleries[0].subjects, galleries[1].subjects)
-    if len(shared):
-        raise UserError(f"{galleries[0].path} and {galleries[1].path.name}: subject {shared[0]} is in both galleries")
+    probes, galleries = _probes_and_galleries(meta)
     probe_PD, *gallery_features = (templates.of(wanted) for wanted in (probes, *galleries))
     searches = [
         search(probe_PD, probes.subjects, features_GD, gallery.subjects, gallery.path.name)

@@ -148,10 +148,23 @@ class LooseCrops:
     images: Images
     landmarks: np.ndarray
 
+    def find(self, index: int) -> Path:
+        """The file of an image. UserError: it is missing or empty."""
+        path = self._path(index)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); complete the release") from error
+        if not path.is_file() or not size:
+            raise UserError(f"{path}: an empty file or a folder instead of an image; complete the release")
+        return path
+
+    def _path(self, index: int) -> Path:
+        return self.folder / path_inside(_text(self.images.names[index]), f"{self.images.path}: image {index + 1}")
+
     def load(self, index: int) -> np.ndarray:
         """The aligned face of an image, uint8 RGB [112, 112, 3]."""
-        where = f"{self.images.path}: image {index + 1}"
-        path = self.folder / path_inside(_text(self.images.names[index]), where)
+        path = self._path(index)
         return align_face(decode_image(read_image_file(path), path), self.landmarks[index], path)
 
 

@@ -48,6 +48,13 @@ class ScFace:
             raise UserError(f"{path}: {size}, and {LANDMARKS} under {self.root} has no landmarks to align it")
         return align_face(image, points, f"{path}, by {LANDMARKS}")
 
+    def missing_probes(self) -> list[str]:
+        """Names of probes that a person lacks and others have, such as 001_cam1_1."""
+        names = {path.stem.lower() for path, distance in zip(self.images, self.distances, strict=True) if distance}
+        views = sorted({name.partition("_")[2] for name in names})
+        there = {(int(name.partition("_")[0]), name.partition("_")[2]) for name in names}
+        return [f"{person:03}_{view}" for person in np.unique(self.people) for view in views if (person, view) not in there]
+
     def evaluate(self, features_ND: np.ndarray) -> dict[str, Search]:
         """The search at each distance with images, d1 … d3; `features_ND` in the order of `images`."""
         if len(features_ND) != len(self.images):

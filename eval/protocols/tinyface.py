@@ -3,7 +3,8 @@
     DIR/aligned_pad_0.1_pad_high/{Probe,Gallery_Match,Gallery_Distractor}/   112x112 faces, as published by AdaFace's authors
     DIR/tinyface/Testing_Set/{Probe,Gallery_Match,Gallery_Distractor}/       the release, which lists the protocol's images
 
-The gallery consists of matches and distractors. An image `17_2.jpg` shows person 17. A distractor is nobody's mate.
+The gallery consists of matches and distractors. An image `17_2.jpg` shows person 17. A distractor is nobody's mate. A probe whose
+mates are all missing, for example because an aligner did not find them, counts as a failure.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from utils.errors import UserError
 from utils.images import decode_face
 
 RANKS = (1, 5, 20)
+RELEASED_PROBES = 3728
 ALIGNED, PROTOCOL = "aligned_pad_0.1_pad_high", "tinyface/Testing_Set"
 PARTS = ("Probe", "Gallery_Match", "Gallery_Distractor")
 DISTRACTOR = -1  # label
@@ -46,7 +48,7 @@ class TinyFace:
         if len(features_ND) != len(self.images):
             raise UserError(f"{self.root}: {len(features_ND)} features for {len(self.images)} images")
         p = self.probes
-        return search(features_ND[:p], self.labels[:p], features_ND[p:], self.labels[p:], str(self.root))
+        return search(features_ND[:p], self.labels[:p], features_ND[p:], self.labels[p:], str(self.root), closed_set=True)
 
 
 def find_tinyface(root: str | Path) -> TinyFace:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eval.present.tables import read_results
 from eval.protocols.identification import Search
 from eval.verification import TenFold
 from utils.errors import UserError
@@ -73,7 +73,7 @@ def read_run(path: Path) -> Run:
     results: Results = {}
     for file in [path / "results.json", *sorted((path / "eval").glob("*.json"))]:
         if file.is_file():
-            results |= _results(file)
+            results |= read_results(file)
     skipped_steps = sum("skipped" in line for line in lines)
     differences = _differences(path / "pair_differences.json")
     return Run(path, dict(config), training, _verification(lines), results, skipped_steps, differences, diagnostics)
@@ -96,13 +96,6 @@ def _verification(lines: list[dict[str, Any]]) -> dict[str, dict[str, tuple[np.n
         name: {metric: (np.array(list(at)), np.array(list(at.values()), np.float64)) for metric, at in metrics.items()}
         for name, metrics in found.items()
     }
-
-
-def _results(file: Path) -> Results:
-    content = _json(file)
-    if not all(isinstance(metrics, Mapping) for metrics in content.values()):
-        raise UserError(f"{file}: not a results file (set -> metric -> value); move it out of the run's eval folder")
-    return {name: dict(metrics) for name, metrics in content.items()}
 
 
 def _differences(file: Path) -> dict[str, dict[str, np.ndarray]]:

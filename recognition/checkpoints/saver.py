@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from recognition import signals
-from recognition.checkpoints.store import Checkpoint
+from recognition.checkpoints.store import Checkpoint, folder_of, is_complete
 from recognition.checkpoints.writer import CheckpointWriter
 from utils import dist
 from utils.config import Config
@@ -18,13 +19,20 @@ from utils.errors import UserError
 class Saver:
     """Decides when to save, and keeps track of the best verification.
 
-    capture: returns the complete state; collective. sets: names of the verification sets.
+    capture: returns the complete state; collective. sets: verification sets, name -> names of their metrics.
 
     Only rank 0 measures time, by a monotonic clock, and requests a save from all ranks.
     """
 
-    def __init__(self, output: Path, config: Config, sets: list[str], steps_per_epoch: int, capture: Callable[[], Checkpoint]):
-        self.config, self._capture = config, capture
+    def __init__(
+        self,
+        output: Path,
+        config: Config,
+        sets: Mapping[str, Collection[str]],
+        steps_per_epoch: int,
+        capture: Callable[[], Checkpoint],
+    ):
+        self.output, self.config, self._capture = output, config, capture
         self._writer = CheckpointWriter(output, config)
         by_time_alone = config.save_minutes > 0 and not config.save_every
         self._every = 0 if by_time_alone else config.save_every or steps_per_epoch
@@ -42,13 +50,20 @@ class Saver:
         """What a checkpoint stores of this object."""
         return {"best_step": self.best_step, "best_value": self.best_value, "keep_best": self.config.keep_best}
 
-    def restore(self, step: int, values: Mapping[str, Any]) -> None:
-        """Continue from the checkpoint of `step`. The best value is dropped if it belongs to another metric."""
+    def restore(self, step: int, values: Mapping[str, Any], history: Mapping[int, Mapping[str, Mapping[str, float]]]) -> None:
+        """Continue from the checkpoint of `step`.
+
+        values: of the checkpoint; its best value is dropped if it belongs to another metric. history: step -> set -> metric ->
+        value, of the run's verifications so far. A checkpoint is older than the verification of its own step.
+        """
         self._last_step = step
-        if values.get("keep_best") == self.config.keep_best:
+        if values.get("keep_best") == self.config.keep_best and math.isfinite(values["best_value"]):
             self.best_step, self.best_value = values["best_step"], values["best_value"]
-            if self.best_step >= 0:
-                self._writer.mark_best(self.best_step)
+        for done in sorted(history):
+            if self.best_step < done <= step and is_complete(folder_of(self.output, done)):
+                self._is_better(done, history[done])
+        if self.best_step >= 0:
+            self._writer.mark_best(self.best_step)
 
     # ---- when to save
 
@@ -60,25 +75,22 @@ class Saver:
             bits |= signals.SAVE * (time.monotonic() - self._last_time >= 60 * self.config.save_minutes)
         return bits
 
-    def after_step(self, step: int, requests: int, results: dict[str, dict[str, float]] | None) -> bool:
+    def after_step(self, step: int, requests: int) -> bool:
         """Save if it is time to; returns whether it was. Collective, with the same arguments on all ranks.
 
-        requests: of all ranks together. results: of the verification after this step, if there was one.
+        requests: of all ranks together.
         """
-        better = results is not None and self._is_better(step, results)
-        due = better or bool(requests & signals.SAVE) or bool(self._every and step % self._every == 0)
+        due = bool(requests & signals.SAVE) or bool(self._every and step % self._every == 0)
         if due:
             self.save(step)
         elif self._writer.has_begun and not requests & signals.WRITING:
             self._writer.finish()
-        if better:
-            self._writer.finish()
-            self._writer.mark_best(step)
         return due
 
-    def at_end(self, step: int, results: dict[str, dict[str, float]]) -> None:
-        """Mark the last checkpoint as the best one if its verification is the best. Collective."""
+    def after_verification(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Save and mark the checkpoint of `step` if its verification is the best. Collective."""
         if self._is_better(step, results):
+            self.save(step, wait=True)
             self._writer.mark_best(step)
 
     # ---- saving
@@ -94,21 +106,19 @@ class Saver:
         if wait:
             self._writer.finish()
 
-    def _is_better(self, step: int, results: dict[str, dict[str, float]]) -> bool:
+    def _is_better(self, step: int, results: Mapping[str, Mapping[str, float]]) -> bool:
+        """Whether a verification is the best so far, which is then recorded. NaN never is."""
         if not self.config.keep_best:
             return False
         name, metric = self.config.keep_best.split("/")
-        if metric not in results[name]:
-            known = ", ".join(results[name])
-            raise UserError(f"keep_best={self.config.keep_best!r}: {name} has no such metric; it has {known}")
-        value = results[name][metric]
-        if self.best_step >= 0 and not value > self.best_value:
+        value = results.get(name, {}).get(metric, math.nan)
+        if math.isnan(value) or (self.best_step >= 0 and not value > self.best_value):
             return False
         self.best_step, self.best_value = step, value
         return True
 
 
-def _check_metric(keep_best: str, sets: list[str]) -> None:
+def _check_metric(keep_best: str, sets: Mapping[str, Collection[str]]) -> None:
     """UserError unless `keep_best` is empty or names a metric of one of the verification sets."""
     if not keep_best:
         return
@@ -117,3 +127,5 @@ def _check_metric(keep_best: str, sets: list[str]) -> None:
         raise UserError(f"keep_best={keep_best!r}: must be a set and its metric, such as lfw/accuracy")
     if name not in sets:
         raise UserError(f"keep_best={keep_best!r}: {name} is not in val_targets ({', '.join(sets) or 'which is empty'})")
+    if metric not in sets[name]:
+        raise UserError(f"keep_best={keep_best!r}: {name} has no such metric; it has {', '.join(sets[name])}")

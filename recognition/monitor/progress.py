@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -121,9 +122,26 @@ class Progress:
 
     def _record(self, step: int, group: str, values: dict[str, float]) -> None:
         flat = values if group == "train" else {f"{group}/{key}": value for key, value in values.items()}
-        self._lines.write(json.dumps({"step": step, **flat}) + "\n")
+        finite = {key: value if math.isfinite(value) else None for key, value in flat.items()}  # JSON has no NaN
+        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
         for key, value in values.items():
             self._board.add_scalar(f"{group}/{key}", value, step)
+
+
+def verification_history(output: Path) -> dict[int, dict[str, dict[str, float]]]:
+    """What a run has recorded of its verifications: step -> set -> metric -> value. Damaged lines are left out."""
+    history: dict[int, dict[str, dict[str, float]]] = {}
+    path = output / "metrics.jsonl"
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            line = json.loads(text)
+            step = int(line["step"])
+            for key, value in line.items():
+                group, _, rest = key.partition("/")
+                name, _, metric = rest.rpartition("/")
+                if group == "verification" and isinstance(value, (int, float)):
+                    history.setdefault(step, {}).setdefault(name, {})[metric] = value
+    return history
 
 
 def _drop_after(path: Path, step: int) -> None:
