@@ -83,7 +83,7 @@ import {module} as command
 from tests.exits import native_threads
 sys.argv = ["command", *{arguments}]
 dist.run_command(command.main)
-print("threads:", native_threads())
+print("threads: " + str(native_threads()) + chr(10), end="", flush=True)  # one write: the ranks share the stream
 """
 
 
@@ -100,8 +100,11 @@ def _assert_clean(text: str, ranks: int) -> None:
 
 def test_a_group_that_survives_aborts_the_process():
     """What the tests below look for would be seen."""
-    exits = run_ranks(2, KEEPS_THE_GROUP + SLOW_TO_FREE + "dist.run_command(dist.start)")
-    assert exits.codes[1] == -signal.SIGABRT and ABORTED in exits.text, exits
+    for _ in range(5):  # which rank aborts, and whether one does, depends on the scheduler
+        exits = run_ranks(2, KEEPS_THE_GROUP + SLOW_TO_FREE + "dist.run_command(dist.start)")
+        if -signal.SIGABRT in exits.codes:
+            break
+    assert -signal.SIGABRT in exits.codes and ABORTED in exits.text, exits
 
 
 @pytest.mark.parametrize(("ranks", "setting"), [(1, ""), (2, ""), (3, "async_save=True"), (4, "shuffle_window=50")])
