@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -12,10 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from recognition.signals import StopSignals
+from tests.commands import run
 from tests.exits import native_threads, run_ranks
 from tests.plug import CONFIG, Run
 from tests.world import run_world
 from utils import dist
+from utils.hang import Watch
 
 ABORTED = "terminate called without an active exception"
 
@@ -141,15 +146,28 @@ def test_a_finished_evaluation_exits_with_0(demo_set, tmp_path):
 
 
 FAILS = """
-import time, torch
+import os, time, torch
+from pathlib import Path
 from utils.errors import UserError
+
+def wait_until_the_other_ranks_have_ended():
+    children, end = Path(f"/proc/{{os.getppid()}}/task/{{os.getppid()}}/children"), time.monotonic() + 20
+    while len(children.read_text().split()) > 1:
+        if time.monotonic() > end:
+            print("the other ranks are waiting for this one")
+            break
+        time.sleep(0.05)
+
 def main():
-    dist.start(1)
+    dist.start(2)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8))
     model(torch.ones(2, 8)).sum().backward()
     dist.barrier()
+    if rank == 2:
+        wait_until_the_other_ranks_have_ended()
     torch.distributed.all_reduce(torch.zeros(1), async_op=True)
     {failure}
+
 dist.run_command(main)
 """
 
@@ -164,9 +182,51 @@ dist.run_command(main)
 )
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_what_fails_exits_with_its_code(ranks, failure, code, line):
-    """With a collective under way that one rank does not enter: nobody waits for it."""
-    one_rank_is_late = "if rank == 2: time.sleep(1)\n    "
-    exits = run_ranks(ranks, FAILS.format(failure=one_rank_is_late + failure))
+    """The others do not wait for a rank that does not enter the collective that is under way."""
+    exits = run_ranks(ranks, FAILS.format(failure=failure))
     assert exits.codes == [code] * ranks, exits.text
-    assert ABORTED not in exits.text and ("Traceback" in exits.text) == (code == 1), exits.text
-    assert line in exits.text.splitlines(), exits.text
+    assert "are waiting" not in exits.text and ABORTED not in exits.text, exits.text
+    assert line in exits.text.splitlines() and ("Traceback" in exits.text) == (code == 1), exits.text
+
+
+def test_stopping_the_watch_waits_for_its_thread():
+    """Here the store takes half a second to answer."""
+    asked = threading.Event()
+
+    def publish(count: int) -> None:
+        asked.set()
+        time.sleep(0.5)
+
+    watch = Watch(0, 0.4, publish, lambda: [0])
+    watch.start()
+    assert asked.wait(10)
+    watch.stop()
+    assert "watch" not in [thread.name for thread in threading.enumerate()]
+
+
+class _SlowToEnd(StopSignals):
+    def _listen(self) -> None:
+        super()._listen()
+        time.sleep(0.5)
+
+
+def test_leaving_the_signals_waits_for_their_thread():
+    with _SlowToEnd(verbose=False):
+        assert "signals" in [thread.name for thread in threading.enumerate()]
+    assert "signals" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_no_function_of_pytorch_keeps_the_group():
+    """In a new interpreter: DistributedDataParallel imports a module that uses the default group as a default argument."""
+    code = """
+import torch
+from tests.exits import native_threads
+from utils import process_group
+torch.set_num_threads(1)
+process_group.start()
+torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8))
+process_group.stop()
+print(native_threads())
+"""
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0 and done.stdout.count("'") == 2, (done.stdout, done.stderr)
