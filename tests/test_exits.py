@@ -109,7 +109,7 @@ def test_a_group_that_survives_aborts_the_process():
         exits = run_ranks(2, KEEPS_THE_GROUP + SLOW_TO_FREE + "dist.run_command(dist.start)")
         if -signal.SIGABRT in exits.codes:
             break
-    assert -signal.SIGABRT in exits.codes and ABORTED in exits.text, exits
+    assert -signal.SIGABRT in exits.codes, exits  # the C++ library or Python aborts, each with words of its own
 
 
 @pytest.mark.parametrize(("ranks", "setting"), [(1, ""), (2, ""), (3, "async_save=True"), (4, "shuffle_window=50")])
