@@ -56,6 +56,9 @@ config.quality_threshold = 0.2  # b (eqs. 2-5); None: no partition, both losses 
 config.margin = "adaface"
 config.margin_m = 0.4  # m of adaface, arcface, cosface and curricularface
 config.margin_list = (1.0, 0.5, 0.0)  # m1, m2, m3 of "combined": s (cos(m1 theta + m2) - m3)
+# Gradient of the margin of "arcface", and of "combined" with m1 = 1 and m3 = 0. "exact": the derivative; "straight_through": the
+# target cosine's gradient passes as if there were no margin, as in arcface_torch.
+config.margin_gradient = "exact"
 config.magface = (10.0, 110.0, 0.45, 0.8, 35.0)  # l_a, u_a, l_m, u_m, lambda_g of magface
 config.scale = 64.0  # s of the classification loss
 config.head_precision = "fp32"  # of matrix products in classifier and queue: "fp32" or "bf16"; sums are always fp32

@@ -139,6 +139,8 @@ def test_a_wrong_argument_is_named(argument, complaint):
         (["views=1", "queue=none", "batch_size=1"], "batch_size=1: BatchNorm needs at least 2 images per rank"),
         (["views=1", "queue=none", "partition=views"], "partition='views' separates augmented from original views: set views=2"),
         (["margin=magface", "map_norm=True"], "map_norm=True: margin='magface' trains the norm; use another margin"),
+        (["margin_gradient=straight_through"], "margin_gradient='straight_through': needs margin='arcface', or margin='combined'"),
+        (["margin=combined", "margin_list=(1,0.3,0.2)", "margin_gradient=straight_through"], "margin_gradient='straight_through'"),
         (["magface=(110,10,0.45,0.8,35)"], "magface=(110.0, 10.0, 0.45, 0.8, 35.0): must be (l_a, u_a, l_m, u_m, lambda_g)"),
         (["milestones=(9,6)"], "milestones=(9.0, 6.0): must be in increasing order"),
         (["milestones=(6,13)"], "milestones=(6.0, 13.0): must all be <= num_epoch=12"),

@@ -24,7 +24,7 @@ from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.build import build_margin
 from tests.shared_files import ROOT
 from tests.world import run_world
-from utils.config import load
+from utils.config import from_base, load
 from utils.errors import UserError
 
 CLASSES, DIM, COUNT, STEPS, SCALE = 230, 8, 14, 2, 16.0
@@ -33,6 +33,7 @@ MARGINS = {
     "arcface": lambda: ArcFace(0.5, SCALE),
     "cosface": lambda: CosFace(0.35, SCALE),
     "combined": lambda: Combined(0.9, 0.3, 0.15, SCALE),
+    "arcface straight through": lambda: Combined(1.0, 0.5, 0.0, SCALE, epsilon=0.0, straight_through=True),
     "magface": lambda: MagFace(10.0, 110.0, 0.45, 0.8, 35.0, SCALE),
     "curricularface": lambda: CurricularFace(0.5, SCALE, rate=0.5),
 }
@@ -82,6 +83,7 @@ def _dense(name, margin, variant, weight_CD, feature_ND, label_N, share_N, t, sa
     shifted = {  # target logit / s
         "adaface": lambda: (theta_N - 0.4 * z_N).clamp(1e-3, math.pi - 1e-3).cos() - (0.4 * z_N + 0.4),
         "arcface": lambda: (theta_N + 0.5).clamp(max=math.pi - 1e-4).cos(),
+        "arcface straight through": lambda: raw_N + ((theta_N + 0.5).cos() - raw_N).detach(),
         "cosface": lambda: theta_N.cos() - 0.35,
         "combined": lambda: (0.9 * theta_N + 0.3).clamp(max=math.pi - 1e-4).cos() - 0.15,
         "magface": lambda: (theta_N + 0.45 + 0.35 * (a_N - 10) / 100).clamp(max=math.pi - 1e-4).cos(),
@@ -133,7 +135,7 @@ def _results(world: int):
     return run_world(world, _run_all)
 
 
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 @pytest.mark.parametrize("name", sorted(MARGINS))
 def test_margin_equals_its_equation(name, variant, world):
@@ -164,11 +166,22 @@ def test_the_cases_cover_what_they_claim():
 
 
 def test_margins_by_name():
-    for name, make in MARGINS.items():
+    for name in margins.names():
         config = replace(load(str(ROOT / "configs" / "base")), margin=name)
-        assert type(build_margin(config)) is type(make()) and name in margins.names()
+        assert type(build_margin(config)) is type(MARGINS[name]())
     with pytest.raises(UserError, match=r"margin='arcfaze': unknown margin 'arcfaze': did you mean 'arcface'"):
         build_margin(replace(config, margin="arcfaze"))
+
+
+def test_straight_through_has_the_value_with_the_margin_and_the_gradient_without_it():
+    margin_list = {"margin_list": (1.0, 0.5, 0.0)}
+    for settings in ({"margin": "arcface", "margin_m": 0.5}, {"margin": "combined", **margin_list}):
+        margin = build_margin(from_base(**settings, margin_gradient="straight_through"))
+        cosine_N = torch.linspace(-1, 1, 101, dtype=torch.float64, requires_grad=True)  # also where theta + m is beyond pi
+        logit_N = margin.target_logit(cosine_N, cosine_N, cosine_N)
+        torch.testing.assert_close(logit_N, 64 * (cosine_N.acos() + 0.5).cos())
+        (gradient_N,) = torch.autograd.grad(logit_N.sum(), cosine_N)
+        assert margin.cosine_limit == 1 and (gradient_N == 64).all()
 
 
 def test_a_margin_from_elsewhere(monkeypatch):
@@ -179,7 +192,7 @@ def test_a_margin_from_elsewhere(monkeypatch):
 
 
 def _numeric_gradients() -> dict[str, bool]:
-    return {name: _numeric_gradient(name) for name in MARGINS}
+    return {name: _numeric_gradient(name) for name in margins.names()}
 
 
 def _numeric_gradient(name: str) -> bool:
@@ -203,4 +216,4 @@ def _numeric_gradient(name: str) -> bool:
 
 def test_gradients_equal_numeric_differences():
     (passed,) = run_world(1, _numeric_gradients)
-    assert passed == dict.fromkeys(MARGINS, True)
+    assert passed == dict.fromkeys(margins.names(), True)

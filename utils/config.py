@@ -68,6 +68,7 @@ class Config:
     margin: str
     margin_m: NonNegativeFloat
     margin_list: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
+    margin_gradient: Literal["exact", "straight_through"]
     magface: tuple[PositiveFloat, PositiveFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     scale: PositiveFloat
     head_precision: Literal["fp32", "bf16"]
@@ -131,6 +132,10 @@ _PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: 
 _RULES: list[_Rule] = [
     (lambda c: c.views * c.batch_size > 1, "batch_size={batch_size}: BatchNorm needs at least 2 images per rank"),
     (lambda c: not c.map_norm or c.margin != "magface", "map_norm=True: margin='magface' trains the norm; use another margin"),
+    (
+        lambda c: c.margin_gradient == "exact" or c.margin == "arcface" or (c.margin == "combined" and c.margin_list[::2] == (1, 0)),
+        "margin_gradient={margin_gradient!r}: needs margin='arcface', or margin='combined' with m1 = 1 and m3 = 0",
+    ),
     (lambda c: c.partition == "norm" or c.views == 2, "partition='views' separates augmented from original views: set views=2"),
     (lambda c: c.queue == "none" or c.views == 2, "queue={queue!r} needs both views: set views=2, or queue='none'"),
     (lambda c: c.magface[0] < c.magface[1], "magface={magface}: must be (l_a, u_a, l_m, u_m, lambda_g) with l_a < u_a"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from losses.margins.combined import Combined
+from losses.margins.combined import Combined, combined_margin
 from losses.margins.margin import Margin, register
 
 
@@ -21,4 +21,4 @@ def ArcFace(margin: float, scale: float, epsilon: float = 1e-4) -> Combined:
 
 @register("arcface")
 def _from_config(config: Any) -> Margin:
-    return ArcFace(config.margin_m, config.scale)
+    return combined_margin(1.0, config.margin_m, 0.0, config)

@@ -17,6 +17,8 @@ class Combined(Margin):
         target logit = s (cos(m1 theta + m2) - m3)
 
     Departure: m1 theta + m2 is clamped to [epsilon, pi - epsilon]; arcface_torch lets the logit rise again beyond pi.
+    straight_through: the same logit, but with the gradient that arcface_torch gives it for m1 = 1 and m3 = 0 (it applies the
+    margin under no_grad): d logit / d cos(theta) = s. The angle is not clamped then.
 
     >>> import torch
     >>> cosine = torch.tensor([0.9, 0.5, -0.2])
@@ -29,14 +31,25 @@ class Combined(Margin):
     m3: float
     scale: float
     epsilon: float = 1e-4
+    straight_through: bool = False
 
     def target_logit(self, cosine_N: torch.Tensor, quality_N: torch.Tensor, norm_N: torch.Tensor) -> torch.Tensor:
+        if self.straight_through:
+            with torch.no_grad():
+                shift_N = (self.m1 * cosine_N.acos() + self.m2).cos() - self.m3 - cosine_N
+            return self.scale * (cosine_N + shift_N)
         if (self.m1, self.m2) != (1.0, 0.0):  # otherwise the angle is theta itself
             cosine_N = self.cosine_of(self.m1 * cosine_N.acos() + self.m2)
         return self.scale * (cosine_N - self.m3)
 
 
+def combined_margin(m1: float, m2: float, m3: float, config: Any) -> Combined:
+    """The margin with the configuration's scale and gradient. Straight through, cosines are clamped to +-1, as in arcface_torch."""
+    if config.margin_gradient == "straight_through":
+        return Combined(m1, m2, m3, config.scale, epsilon=0.0, straight_through=True)
+    return Combined(m1, m2, m3, config.scale)
+
+
 @register("combined")
 def _from_config(config: Any) -> Margin:
-    m1, m2, m3 = config.margin_list
-    return Combined(m1, m2, m3, config.scale)
+    return combined_margin(*config.margin_list, config)
