@@ -63,7 +63,9 @@ config.magface = (10.0, 110.0, 0.45, 0.8, 35.0)  # l_a, u_a, l_m, u_m, lambda_g 
 config.scale = 64.0  # s of the classification loss
 config.head_precision = "fp32"  # of matrix products in classifier and queue: "fp32" or "bf16"; sums are always fp32
 config.sample_rate = 1.0  # share of the classes that each step compares with (partial FC)
-config.interclass_filtering_threshold = 0.0  # leave out negatives with a larger cosine (label noise); 0: keep all
+config.interclass_filtering_threshold = 0.0  # filter negatives with a larger cosine (label noise); 0: keep all
+# What becomes of them. "dropped": left out of the sum over classes; "zeroed": their cosine is set to 0, as in arcface_torch.
+config.filtered_negatives = "dropped"
 # Negatives of the contrastive loss. "proxy": the paper's queue; "batch": the features of the current step; "momentum": a queue
 # filled by a slowly following encoder, which also computes the positives (MoCo); "none": no contrastive loss.
 config.queue = "proxy"

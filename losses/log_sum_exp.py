@@ -93,8 +93,11 @@ class KeyShard(ABC):
         """Keys start..stop, not normalised: [c, D]."""
 
     @abstractmethod
-    def exclude_(self, logits_NC: Tensor, start: int, stop: int) -> None:
-        """Set the logits of excluded (query, key) pairs with keys start..stop to -inf, in place."""
+    def exclude_(self, logits_NC: Tensor, start: int, stop: int) -> Tensor | None:
+        """Set the logits of excluded (query, key) pairs with keys start..stop to -inf, in place.
+
+        Return how many excluded pairs of each query still count in the sum, as the constant exp(0): int64 [N]; None for none.
+        """
 
     def own_row(self) -> Tensor | None:
         """int64 [N]: each query's own row of the weight, -1 if another rank holds it. None: queries have no own row."""
@@ -191,8 +194,10 @@ class _Visits:
         for chunk in self.chunks:
             rows_CD = self.keys.rows(chunk.start, chunk.stop)
             chunk.inverse_norm_C = _inverse_norms(rows_CD)
-            scaled_NC = self._scaled_cosines(chunk, rows_CD, memory)
+            scaled_NC, ones_N = self._scaled_cosines(chunk, rows_CD, memory)
             sum_N = self.sum.add(sum_N, scaled_NC)
+            if ones_N is not None:
+                sum_N = self.sum.add_ones(sum_N, ones_N)
             chunk.exponential_NC = scaled_NC if chunk.keep else None
         return self.sum.log(sum_N)
 
@@ -217,17 +222,18 @@ class _Visits:
         exponential_NC, chunk.exponential_NC = chunk.exponential_NC, None  # freed now; a second backward pass computes it again
         if exponential_NC is not None:
             return _drop_clamped_(exponential_NC, self.options.limit)
-        return self.sum.slopes(self._scaled_cosines(chunk, rows_CD, memory), total_N)
+        scaled_NC, _ = self._scaled_cosines(chunk, rows_CD, memory)
+        return self.sum.slopes(scaled_NC, total_N)
 
-    def _scaled_cosines(self, chunk: _Chunk, rows_CD: Tensor, memory: Tensor) -> Tensor:
-        """s cos of a chunk, clamped, -inf for excluded pairs: [N, c], in `memory` unless the chunk is kept."""
+    def _scaled_cosines(self, chunk: _Chunk, rows_CD: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None]:
+        """s cos of a chunk, clamped, -inf for excluded pairs: [N, c], in `memory` unless the chunk is kept; and the number of
+        excluded pairs that count as exp(0) (`KeyShard.exclude_`)."""
         queries, columns, limit = len(self.unit_ND), len(rows_CD), self.options.limit
         out = None if chunk.keep else memory[: queries * columns].view(queries, columns)
         scaled_NC = _multiply(self.scaled_ND, rows_CD.T, out).mul_(chunk.inverse_norm_C)
         if limit < torch.inf:
             scaled_NC.clamp_(-limit, limit)
-        self.keys.exclude_(scaled_NC, chunk.start, chunk.stop)
-        return scaled_NC
+        return scaled_NC, self.keys.exclude_(scaled_NC, chunk.start, chunk.stop)
 
     def _shared_memory(self) -> Tensor:
         """Room for the logits of one chunk, which all chunks use that are not kept."""
@@ -254,6 +260,10 @@ class _PlainSum:
         """The sum with a chunk added. Leaves the exponentials in `scaled_NC`."""
         return sum_N.add_(scaled_NC.exp_().sum(dim=1))
 
+    def add_ones(self, sum_N: Tensor, ones_N: Tensor) -> Tensor:
+        """The sum with ones_N times exp(0) added."""
+        return sum_N.add_(ones_N)
+
     def log(self, sum_N: Tensor) -> Tensor:
         return sum_N.log_()
 
@@ -275,6 +285,9 @@ class _RunningSum:
     def add(self, sum_N: Tensor, scaled_NC: Tensor) -> Tensor:
         logits_NC = scaled_NC if self.rule is None else self.rule.logits(scaled_NC)
         return torch.logaddexp(sum_N, logits_NC.logsumexp(dim=1))
+
+    def add_ones(self, sum_N: Tensor, ones_N: Tensor) -> Tensor:
+        return torch.logaddexp(sum_N, ones_N.to(sum_N.dtype).log())
 
     def log(self, sum_N: Tensor) -> Tensor:
         return sum_N

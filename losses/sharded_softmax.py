@@ -14,6 +14,7 @@ D embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -45,14 +46,16 @@ class HeadOptions:
     """Options of the classifier besides its margin.
 
     sample_rate: fraction of the classes, in (0, 1], that a step compares with, in addition to those of the batch
-    (`losses.sampling`). filter_above: inter-class filtering: negatives with a larger cosine are left out of the sum; 0 for none
-    (An et al., section 3.3. Departure: they set the cosine to 0, which still counts). plan, precision: see `losses.log_sum_exp`.
+    (`losses.sampling`). filter_above: inter-class filtering of negatives with a larger cosine; 0 for none (An et al., section
+    3.3). filtered: "dropped" leaves them out of the sum; "zeroed" sets their cosines to the constant 0, as An et al. do, so that
+    each counts as exp(0), without gradient. plan, precision: see `losses.log_sum_exp`.
     """
 
     sample_rate: float = 1.0
     filter_above: float = 0.0
     plan: ChunkPlan | None = None
     precision: HeadPrecision = "fp32"
+    filtered: Literal["dropped", "zeroed"] = "dropped"
 
 
 class ShardedSoftmax(nn.Module):
@@ -105,7 +108,8 @@ class ShardedSoftmax(nn.Module):
         needed = Selection(share_N, self.options.plan)
         unit_MD, label_M, quality_M, share_M, norm_M = needed.take(unit_ND, label_N, quality_N, share_N, norm_N)
         own_M = torch.where(self.shard.owns(label_M), label_M - self.shard.start, -1)
-        keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above())
+        zeroed = self.options.filtered == "zeroed"
+        keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above(), zeroed)
         margin, limit = self.margin, self.margin.cosine_limit
         rule_of = (lambda cosine_M: margin.rule_for_negatives(cosine_M, share_M)) if margin.touches_negatives else None
         others_M, cosine_M = ShardedLogSumExp.apply(unit_MD, self.weight, keys, self.sum_options, rule_of)
@@ -123,7 +127,7 @@ class ShardedSoftmax(nn.Module):
         return self.sampler.rows(self.draws - 1, host_label_N, device)
 
     def _filtered_above(self) -> float:
-        """The logit above which negatives are left out."""
+        """The logit above which negatives are filtered."""
         return self.margin.scale * self.options.filter_above if self.options.filter_above > 0 else torch.inf
 
     def rows_of(self, label_K: torch.Tensor) -> torch.Tensor:
@@ -133,10 +137,11 @@ class ShardedSoftmax(nn.Module):
 
 class _ClassKeys(KeyShard):
     """The classifier's rows as keys. Excluded are each query's own class and, with inter-class filtering, every class whose logit
-    is above a threshold: presumably the same person under another label."""
+    is above a threshold: presumably the same person under another label. zeroed: filtered classes count as exp(0)."""
 
-    def __init__(self, weight_KD, own_N: torch.Tensor, visited_S: torch.Tensor | None, filtered_above: float):
-        self.weight_KD, self.own_N, self.visited_S, self.filtered_above = weight_KD, own_N, visited_S, filtered_above
+    def __init__(self, weight_KD, own_N: torch.Tensor, visited_S: torch.Tensor | None, filtered_above: float, zeroed: bool):
+        self.weight_KD, self.own_N, self.visited_S = weight_KD, own_N, visited_S
+        self.filtered_above, self.zeroed = filtered_above, zeroed
         self.place_N = own_N if visited_S is None else torch.searchsorted(visited_S, own_N.clamp_min(0))
         self.place_N = torch.where(own_N >= 0, self.place_N, -1)
 
@@ -148,13 +153,16 @@ class _ClassKeys(KeyShard):
             return self.weight_KD[start:stop]
         return self.weight_KD.index_select(0, self.visited_S[start:stop])
 
-    def exclude_(self, logits_NC: torch.Tensor, start: int, stop: int) -> None:
-        if self.filtered_above < torch.inf:
-            logits_NC.masked_fill_(logits_NC > self.filtered_above, -torch.inf)
+    def exclude_(self, logits_NC: torch.Tensor, start: int, stop: int) -> torch.Tensor | None:
         place_N1 = self.place_N[:, None]
         inside_N1 = (place_N1 >= start) & (place_N1 < stop)
         column_N1 = (place_N1 - start).clamp(0, stop - start - 1)
         logits_NC.scatter_(1, column_N1, logits_NC.gather(1, column_N1).masked_fill(inside_N1, -torch.inf))
+        if self.filtered_above == torch.inf:
+            return None
+        filtered_NC = logits_NC > self.filtered_above
+        logits_NC.masked_fill_(filtered_NC, -torch.inf)
+        return filtered_NC.sum(dim=1) if self.zeroed else None
 
     def own_row(self) -> torch.Tensor:
         return self.own_N

@@ -132,7 +132,12 @@ def build_margin(config: Config) -> margins.Margin:
 
 def build_joint_loss(config: Config, world: World) -> JointLoss:
     """Classifier shard, quality statistics, partition, queue and contrastive term, on the device."""
-    options = HeadOptions(config.sample_rate, config.interclass_filtering_threshold, precision=config.head_precision)
+    options = HeadOptions(
+        config.sample_rate,
+        config.interclass_filtering_threshold,
+        precision=config.head_precision,
+        filtered=config.filtered_negatives,
+    )
     margin = build_margin(config)
     classifier = ShardedSoftmax(config.num_classes, config.embedding_size, margin, config.seed, options)
     quality = QualityStatistics(config.quality_concentration, config.quality_rate, config.quality_mean, config.quality_std)

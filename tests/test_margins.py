@@ -41,6 +41,7 @@ VARIANTS = {
     "plain": HeadOptions(plan=ChunkPlan(COUNT * 64, COUNT * 64 * 4)),  # one chunk kept, the others computed again
     "sampled": HeadOptions(sample_rate=0.3, plan=ChunkPlan(COUNT * 64, 0)),
     "filtered": HeadOptions(filter_above=0.3),
+    "zeroed": HeadOptions(filter_above=0.3, filtered="zeroed", plan=ChunkPlan(COUNT * 64, COUNT * 64 * 4)),
     "large scale": HeadOptions(),  # exp(100) is not a float32: the running sum
 }
 
@@ -98,6 +99,8 @@ def _dense(name, margin, variant, weight_CD, feature_ND, label_N, share_N, t, sa
     left_out_NC = torch.zeros_like(own_NC)
     if variant == "sampled":
         left_out_NC |= ~torch.isin(torch.arange(CLASSES), sampled)[None]
+    if variant == "zeroed":
+        logits_NC = torch.where((cosine_NC > 0.3) & ~own_NC, 0.0, logits_NC)
     if variant == "filtered":
         left_out_NC |= cosine_NC > 0.3
     loss_N = F.cross_entropy(logits_NC.masked_fill(left_out_NC & ~own_NC, -torch.inf), label_N, reduction="none")

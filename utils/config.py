@@ -74,6 +74,7 @@ class Config:
     head_precision: Literal["fp32", "bf16"]
     sample_rate: Annotated[float, (">=", 0.1), ("<=", 1)]
     interclass_filtering_threshold: Annotated[float, (">=", 0), ("<", 1)]
+    filtered_negatives: Literal["dropped", "zeroed"]
     queue: Literal["none", "batch", "momentum", "proxy"]
     queue_size: NonNegativeInt
     queue_momentum: Annotated[float, (">=", 0), ("<", 1)]
@@ -133,7 +134,7 @@ _RULES: list[_Rule] = [
     (lambda c: c.views * c.batch_size > 1, "batch_size={batch_size}: BatchNorm needs at least 2 images per rank"),
     (lambda c: not c.map_norm or c.margin != "magface", "map_norm=True: margin='magface' trains the norm; use another margin"),
     (
-        lambda c: c.margin_gradient == "exact" or c.margin == "arcface" or (c.margin == "combined" and c.margin_list[::2] == (1, 0)),
+        lambda c: c.margin_gradient == "exact" or c.margin == "arcface" or (c.margin, *c.margin_list[::2]) == ("combined", 1, 0),
         "margin_gradient={margin_gradient!r}: needs margin='arcface', or margin='combined' with m1 = 1 and m3 = 0",
     ),
     (lambda c: c.partition == "norm" or c.views == 2, "partition='views' separates augmented from original views: set views=2"),

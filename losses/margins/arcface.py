@@ -21,4 +21,4 @@ def ArcFace(margin: float, scale: float, epsilon: float = 1e-4) -> Combined:
 
 @register("arcface")
 def _from_config(config: Any) -> Margin:
-    return combined_margin(1.0, config.margin_m, 0.0, config)
+    return combined_margin(config, 1.0, config.margin_m, 0.0)

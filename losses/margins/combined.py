@@ -43,8 +43,8 @@ class Combined(Margin):
         return self.scale * (cosine_N - self.m3)
 
 
-def combined_margin(m1: float, m2: float, m3: float, config: Any) -> Combined:
-    """The margin with the configuration's scale and gradient. Straight through, cosines are clamped to +-1, as in arcface_torch."""
+def combined_margin(config: Any, m1: float, m2: float, m3: float) -> Combined:
+    """The margin with the configuration's scale and gradient. If it is straight through, cosines are clamped to +-1, as there."""
     if config.margin_gradient == "straight_through":
         return Combined(m1, m2, m3, config.scale, epsilon=0.0, straight_through=True)
     return Combined(m1, m2, m3, config.scale)
@@ -52,4 +52,4 @@ def combined_margin(m1: float, m2: float, m3: float, config: Any) -> Combined:
 
 @register("combined")
 def _from_config(config: Any) -> Margin:
-    return combined_margin(*config.margin_list, config)
+    return combined_margin(config, *config.margin_list)
