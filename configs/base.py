@@ -83,17 +83,22 @@ config.partition_warmup_epoch = 0.0  # number of epochs at the start in which ev
 # --- optimisation ---------------------------------------------------------------------------------------------------
 config.batch_size = 128  # images per rank per step (each in `views` views)
 config.global_batch_size = 0  # images per step over all ranks; replaces batch_size unless 0
-config.gradient_acc = 1  # batches per step; their gradients are averaged
+config.gradient_acc = 1  # batches per step
+# How the gradients of a step's batches are combined: "mean", or "sum", as in arcface_torch.
+config.accumulation = "mean"
 config.num_epoch = 12  # number of epochs
 config.max_steps = 0  # stop after this many steps (the schedule is still that of num_epoch); 0: after num_epoch
 config.optimizer = "sgd"  # "sgd" or "adamw"
 config.lr = 0.2  # learning rate after the warm-up
 config.momentum = 0.9  # of SGD
-config.weight_decay = 5e-4  # not applied to normalisation layers
+config.weight_decay = 5e-4  # of all parameters but those of normalisation layers
+config.decay_norms = False  # apply it to normalisation layers too, as arcface_torch does
 config.schedule = "multistep"  # "multistep": lr / 10 from each milestone on; "polynomial": power 2; "cosine"; all per step
 config.milestones = (6, 9)  # epochs, for "multistep"
 config.warmup_epoch = 0.0  # epochs of linear warm-up
-config.max_grad_norm = 0.0  # clip the norm of all gradients together, over all ranks; 0: no clipping, as in the paper
+config.max_grad_norm = 0.0  # clip the gradient's norm, over all ranks; 0: no clipping, as in the paper
+# Whose gradient max_grad_norm limits: "all" parameters together; the "encoder" alone, as in arcface_torch (to 5).
+config.clip = "all"
 config.max_skipped = 10  # stop after this many steps in a row with a non-finite loss or gradient; such steps are not applied
 config.seed = 2048  # of all random numbers
 

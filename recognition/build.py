@@ -170,5 +170,7 @@ def build_train_step(config: Config, world: World, state: TrainState, on_outcome
         device=world.device,
         autocast=autocast_type(config.precision, world.device),
         max_grad_norm=config.max_grad_norm,
+        clip_head=config.clip == "all",
+        average_batches=config.accumulation == "mean",
         on_outcome=on_outcome,
     )

@@ -4,8 +4,8 @@ With partial FC a step sees only some rows of the classifier. A sparse gradient 
 optimiser's state move as the dense optimiser would move them; all other rows, weight decay and momentum included, stay bit
 for bit as they were. Dense gradients take PyTorch's own path.
 
-A gradient norm counts every parameter of the world once: the encoder's, which are equal on all ranks, and all shards of the
-classifier.
+A gradient norm counts every parameter of the world once: the encoder's, which are equal on all ranks, and, unless it is that of
+the encoder alone, all shards of the classifier.
 
 Shapes: W ranks, K rows of a parameter, S rows in a sparse gradient (increasing, each once), D columns.
 """
@@ -27,18 +27,18 @@ _ROWS_AT_A_TIME = 4096  # bounds the temporary copies
 
 def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> RowOptimiser:
     """SGD with momentum, as in the paper, or AdamW."""
-    groups = parameter_groups(encoder, head, config.weight_decay)
+    groups = parameter_groups(encoder, head, config.weight_decay, config.decay_norms)
     if config.optimizer == "adamw":
         return RowAdamW(groups, lr=config.lr, fused=True)
     return RowSGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
 
 
-def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: with weight decay, and without it (all parameters of normalisation layers)."""
+def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict]:
+    """Two groups: with weight decay, and without it (unless `decay_norms`, all parameters of normalisation layers)."""
     undecayed = {
         id(parameter)
         for module in encoder.modules()
-        if isinstance(module, _NORMALISATION)
+        if isinstance(module, _NORMALISATION) and not decay_norms
         for parameter in module.parameters(recurse=False)
     }
     parameters = [p for module in (encoder, head) for p in module.parameters() if p.requires_grad]
@@ -51,8 +51,10 @@ def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float) -
 # ------------------------------------------------------------------------------------------------ gradients
 
 
-def global_gradient_norm(encoder: nn.Module, head: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def global_gradient_norm(encoder: nn.Module, head: nn.Module, with_head: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """L2 norm of all gradients of the world (float64 scalar), and whether each rank's gradients are finite (bool [W]).
+
+    with_head: include the head's gradients in the norm. Whether they are finite is checked in any case.
 
     Both are on the device and equal on all ranks. The encoder's gradients are sums over the ranks: if one rank's are not
     finite, no rank's are.
@@ -60,7 +62,8 @@ def global_gradient_norm(encoder: nn.Module, head: nn.Module) -> tuple[torch.Ten
     shared = torch.nn.utils.get_total_norm(_gradients(encoder)).double().square()
     sharded = torch.nn.utils.get_total_norm(_gradients(head)).double().square()
     sharded_W = gather_stack(sharded)
-    return (shared + sharded_W.sum()).sqrt(), (shared + sharded_W).isfinite()
+    squared_norm = shared + sharded_W.sum() if with_head else shared
+    return squared_norm.sqrt(), (shared + sharded_W).isfinite()
 
 
 def coalesce_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -34,7 +34,8 @@ ALL_DAMAGED = "every record of the batch is damaged"
 class StepResult:
     """What the host knows of a step right after it. Tensors are on the device: reading one waits for it.
 
-    terms, gradient_norm: None if every record of a batch is damaged. damaged_records: left out by the ranks together.
+    terms, gradient_norm: None if every record of a batch is damaged. gradient_norm: of the gradients that are clipped, before
+    that. damaged_records: left out by the ranks together.
     requests: of all ranks (recognition/signals.py).
     """
 
@@ -71,6 +72,8 @@ class TrainStep:
     sampler are not final: call `finish_step` before reading the state.
 
     encoder: `state.encoder` in DDP. autocast: number format of the encoder; None for fp32. max_grad_norm: 0 for no clipping.
+    clip_head: clip the norm of all gradients together, else that of the encoder's gradients, and leave the classifier's alone.
+    average_batches: the step's gradient is the mean of its batches' gradients, else their sum.
     """
 
     def __init__(
@@ -81,10 +84,13 @@ class TrainStep:
         device: torch.device,
         autocast: torch.dtype | None,
         max_grad_norm: float,
+        clip_head: bool,
+        average_batches: bool,
         on_outcome: Callable[[str], None],
     ):
         self.state, self.encoder, self.device, self.autocast = state, encoder, device, autocast
-        self.max_grad_norm, self._on_outcome = max_grad_norm, on_outcome
+        self.max_grad_norm, self.clip_head, self.average_batches = max_grad_norm, clip_head, average_batches
+        self._on_outcome = on_outcome
         self._snapshot = Snapshot([*running_statistics(state.encoder, state.momentum_encoder), *state.joint.buffers()])
         self._pending: FiniteCheck | str | None = None  # the last step's check, or why the host skipped it
         self._skip_reason = ""  # of the last step that is not pending
@@ -124,12 +130,13 @@ class TrainStep:
                 terms = state.joint(features_VGD, host_label_G, momentum_VGD)
 
                 # Backward: reduce-scatter of feature gradients; DDP's all-reduce in the last pass.
-                (terms.loss * (state.loss_scale.value / len(batches))).backward()
+                divisor = len(batches) if self.average_batches else 1
+                (terms.loss * (state.loss_scale.value / divisor)).backward()
 
         return StepResult(terms, self._optimise(features_finite_W), damaged_records, requests)
 
     def _optimise(self, features_finite_W: torch.Tensor) -> torch.Tensor:
-        """Check, clip, update; without effect, on the device, if the check fails. Return the norm of the gradients."""
+        """Check, clip, update; without effect, on the device, if the check fails. Return the norm before clipping."""
         state, parameters = self.state, self._parameters()
 
         # Gradients of the whole step, without the loss scale.
@@ -138,13 +145,14 @@ class TrainStep:
             scale_gradients(parameters, 1 / state.loss_scale.value)
 
         # All ranks agree whether the step is finite.
-        norm, gradients_finite_W = global_gradient_norm(state.encoder, state.joint.classifier)
+        norm, gradients_finite_W = global_gradient_norm(state.encoder, state.joint.classifier, self.clip_head)
         check = FiniteCheck(features_finite_W, gradients_finite_W)
         state.loss_scale.update(features_finite_W.all(), gradients_finite_W.all())
 
         # Clip and update.
         if self.max_grad_norm > 0:
-            scale_gradients(parameters, (self.max_grad_norm / norm).clamp(max=1.0).float())
+            clipped = parameters if self.clip_head else state.encoder.parameters()
+            scale_gradients(clipped, (self.max_grad_norm / norm).clamp(max=1.0).float())
         state.optimiser.step_if(check.passed)
         state.optimiser.zero_grad(set_to_none=True)
         if state.momentum_encoder is not None:

@@ -71,6 +71,8 @@ class SmallStep:
             device=device,
             autocast=None,
             max_grad_norm=5.0,
+            clip_head=True,
+            average_batches=True,
             on_outcome=self.outcomes.append,
         )
 

@@ -21,13 +21,15 @@ from utils.config import from_base
 
 def test_normalisation_layers_have_no_weight_decay():
     encoder, head = backbones.build("tiny", embedding_size=16), nn.Linear(16, 3)
-    decayed, undecayed = parameter_groups(encoder, head, 5e-4)
+    decayed, undecayed = parameter_groups(encoder, head, 5e-4, decay_norms=False)
     norms = {id(p) for m in encoder.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for p in m.parameters()}
     assert decayed["weight_decay"] == 5e-4 and undecayed["weight_decay"] == 0
     assert {id(p) for p in undecayed["params"]} == {id(p) for p in encoder.parameters() if id(p) in norms and p.requires_grad}
     everything = {id(p) for m in (encoder, head) for p in m.parameters() if p.requires_grad}
     assert {id(p) for group in (decayed, undecayed) for p in group["params"]} == everything
     assert id(head.bias) in {id(p) for p in decayed["params"]}
+    decayed, undecayed = parameter_groups(encoder, head, 5e-4, decay_norms=True)
+    assert {id(p) for p in decayed["params"]} == everything and undecayed["params"] == []
 
 
 @pytest.mark.parametrize(

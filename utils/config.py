@@ -88,16 +88,19 @@ class Config:
     batch_size: PositiveInt
     global_batch_size: NonNegativeInt
     gradient_acc: PositiveInt
+    accumulation: Literal["mean", "sum"]
     num_epoch: PositiveInt
     max_steps: NonNegativeInt
     optimizer: Literal["sgd", "adamw"]
     lr: PositiveFloat
     momentum: Annotated[float, (">=", 0), ("<", 1)]
     weight_decay: NonNegativeFloat
+    decay_norms: bool
     schedule: Literal["multistep", "polynomial", "cosine"]
     milestones: tuple[NonNegativeFloat, ...]
     warmup_epoch: NonNegativeFloat
     max_grad_norm: NonNegativeFloat
+    clip: Literal["all", "encoder"]
     max_skipped: PositiveInt
     seed: NonNegativeInt
     # output
