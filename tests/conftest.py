@@ -1,4 +1,4 @@
-"""A small real set that every test can train on: procedural faces, packed once a test run."""
+"""A small real set that every test can train on: procedural faces, packed once per test run. Skips GPU tests without a GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from recognition.data.demo_faces import make_demo_set
 
@@ -19,3 +20,8 @@ def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "set"
     make_demo_set(folder, identities=13, images_per_identity=8, unseen=6, pairs=20, workers=2)
     return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU on this machine")

@@ -261,17 +261,3 @@ def test_prefetching_on_the_cpu_does_not_change_batches(faces, keep):
     loader.close()
     found = [(np.asarray(b.images_VBHWC), np.asarray(b.labels_B), b.indices_B) for b in batches]
     assert _same(found, _epoch(faces, 0))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_prefetching_to_a_gpu(faces):
-    loader = Loader(FaceDataset(faces), _spec(), 2)
-    prefetcher = Prefetcher(torch.device("cuda", 0), loader.slots)
-    batches = []
-    for batch in prefetcher(loader.epoch(1)):
-        assert batch.images_VBHWC.device.type == "cuda" and batch.labels_B.device.type == "cpu"
-        batches.append((batch.images_VBHWC.cpu().numpy(), batch.labels_B.numpy(), batch.indices_B))
-    assert all(torch.from_numpy(slot).is_pinned() for slot in loader.slots)
-    prefetcher.close()
-    loader.close()
-    assert _same(batches, _epoch(faces, 0))

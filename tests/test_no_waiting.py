@@ -213,7 +213,7 @@ def test_the_watch_notes_what_would_wait(name):
     assert expected in [what for what, _ in watch.noted]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", sorted(PARTS))
 def test_whole_steps_on_a_gpu_never_wait(alone, name):
     small = SmallStep(PARTS[name], alone.device)
