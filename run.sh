@@ -5,6 +5,7 @@
 #   ./run.sh test [pytest options]      the tests
 #   ./run.sh train CONFIG [key=value]   training on all GPUs of this machine, or on up to two CPU cores
 #   ./run.sh python [arguments]         the environment's Python, such as ./run.sh python -m eval verify ...
+#   ./run.sh gpu                        acceptance on a machine with GPUs: tests, trainings and speed, as one page
 #   ./run.sh docs                       the documentation as a site, in site/
 #   ./run.sh setup                      set-up only
 #   ./run.sh help                       this text
@@ -96,8 +97,9 @@ case $command in
     test) setup; run_tests "$@" ;;
     train) [ $# -gt 0 ] || fail "usage: $0 train CONFIG [key=value ...]"; setup; train "$@" ;;
     python) setup; exec "$VENV/bin/python" "$@" ;;
+    gpu) setup; exec "$VENV/bin/python" -m benchmarks.gpu "$@" ;;
     docs) setup; docs "$@" ;;
     setup) setup ;;
     help | -h | --help) print_help ;;
-    *) fail "unknown command '$command'; known: demo (default), test, train, python, docs, setup, help" ;;
+    *) fail "unknown command '$command'; known: demo (default), test, train, python, gpu, docs, setup, help" ;;
 esac

@@ -79,14 +79,16 @@ def measure(config: Config, steps: int, world: World, profile: Path | None) -> F
         state.optimiser.zero_grad(set_to_none=True)
 
     timed = _Timer(world.device, steps)
+    if world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(world.device)
     figures = Figures(
         fed=timed(lambda: train([next(batches)])),
         at_hand=timed(lambda: train([batch])),
         encoder=timed(alone),
         images=config.batch_size * world.size,
         operations=3 * 2 * backbones.multiply_adds(state.encoder) * config.views * config.batch_size,
-        peak=_peak(world.device, train.autocast or torch.float32),
         memory_gb=torch.cuda.max_memory_allocated() / 1e9 if world.device.type == "cuda" else 0.0,
+        peak=_peak(world.device, train.autocast or torch.float32),
     )
     if profile is not None:
         _profile(train, batch, profile, world)
