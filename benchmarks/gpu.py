@@ -35,7 +35,6 @@ from utils.errors import UserError, exit_on_user_error
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 64
-STEPS, SAVED = 40, 20  # of the short trainings; the killed one is killed once the checkpoint of step SAVED is complete
 RESUMED_TOLERANCE = 0.05  # of a step's loss: GPU kernels add up in varying order
 
 
@@ -50,11 +49,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the checks run on. ranks: processes, one per GPU. batch: images per rank in the short trainings."""
+    """What the checks run on.
+
+    ranks: processes, one per GPU. network, batch, steps: of the short trainings; batch: images per rank. The killed training is
+    killed after half of the steps.
+    """
 
     ranks: int
     network: str
     batch: int
+    steps: int
     precisions: tuple[str, ...]
     title: str
 
@@ -62,14 +66,14 @@ class Machine:
     def here(cls, rehearse: bool) -> Machine:
         if rehearse:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-            return cls(2, "tiny", 16, ("fp32",), "rehearsal on the CPU: the figures mean nothing")
+            return cls(2, "tiny", 16, 10, ("fp32",), "rehearsal on the CPU: the figures mean nothing")
         if not torch.cuda.is_available():
             raise UserError(
                 f"torch {torch.__version__} finds no GPU on this machine; `./run.sh gpu --rehearse` tries the command on the CPU"
             )
         count = torch.cuda.device_count()
         title = f"{count} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-        return cls(count, "r18", 64, ("bf16", "fp16"), title)
+        return cls(count, "r18", 64, 40, ("bf16", "fp16"), title)
 
 
 class Acceptance:
@@ -91,20 +95,21 @@ class Acceptance:
         code, _ = self._run(name, *self._training(name, precision))
         if code:
             return Check(name, False, f"exit code {code}; see {name}.log")
-        losses, skipped = self._losses(name), self._skipped(name)
-        first, last = (sum(part.values()) / len(part) for part in (_part(losses, 1, 10), _part(losses, STEPS - 9, STEPS)))
+        steps, losses, skipped = self.machine.steps, self._losses(name), self._skipped(name)
+        quarters = _part(losses, 1, steps // 4), _part(losses, steps - steps // 4 + 1, steps)
+        first, last = (sum(part.values()) / len(part) for part in quarters)
         results = json.loads((self.folder / name / "results.json").read_text())
-        finding = f"loss {first:.2f} -> {last:.2f} in {STEPS} steps, {skipped} skipped; {len(results)} sets verified"
+        finding = f"loss {first:.2f} -> {last:.2f} in {steps} steps, {skipped} skipped; {len(results)} sets verified"
         return Check(f"training in {precision}, {self.machine.ranks} rank(s)", last < first and skipped < 5, finding)
 
     def killed_and_resumed(self, reference: str) -> Check:
         """A run that is killed without warning and started again continues as run `reference` did."""
-        name, title = "killed", "kill -9 and resume"
+        name, title, saved = "killed", "kill -9 and resume", self.machine.steps // 2
         arguments = self._training(name, self.machine.precisions[0])
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log, env=self._environment)
             output, limit = self.folder / name, time.monotonic() + 300
-            while not store.is_complete(store.folder_of(output, SAVED)) and process.poll() is None and time.monotonic() < limit:
+            while not store.is_complete(store.folder_of(output, saved)) and process.poll() is None and time.monotonic() < limit:
                 time.sleep(0.02)
             for rank in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
                 os.kill(int(rank), signal.SIGKILL)
@@ -114,10 +119,10 @@ class Acceptance:
         code, _ = self._run("resumed", *arguments)
         if code:
             return Check(title, False, f"exit code {code}; see resumed.log")
-        resumed, uninterrupted = (_part(self._losses(run), SAVED + 1, STEPS) for run in (name, reference))
+        resumed, uninterrupted = (_part(self._losses(run), saved + 1, self.machine.steps) for run in (name, reference))
         deviation = max(abs(resumed[step] / loss - 1) for step, loss in uninterrupted.items())
         finding = f"killed after step {before}; later losses differ by at most {deviation:.1e} from the uninterrupted run's"
-        return Check(title, before < STEPS and deviation <= RESUMED_TOLERANCE, finding)
+        return Check(title, before < self.machine.steps and deviation <= RESUMED_TOLERANCE, finding)
 
     def loader(self) -> Check:
         """Image pairs per second from the records to one device."""
@@ -180,8 +185,8 @@ class Acceptance:
     def _training(self, name: str, precision: str) -> list[str]:
         settings = {
             "rec": self.faces, "output": self.folder / name, "network": self.machine.network, "precision": precision,
-            "global_batch_size": self.machine.batch * self.machine.ranks, "num_epoch": 64, "max_steps": STEPS, "lr": 0.05,
-            "save_every": SAVED, "verbose": STEPS, "frequent": 1, "diagnose_every": 0,
+            "global_batch_size": self.machine.batch * self.machine.ranks, "num_epoch": 64, "max_steps": self.machine.steps, "lr": 0.05,
+            "save_every": self.machine.steps // 2, "verbose": self.machine.steps, "frequent": 1, "diagnose_every": 0,
         }  # fmt: skip
         return [*self._torchrun, "train.py", "configs/demo_qg", *(f"{key}={value}" for key, value in settings.items())]
 
