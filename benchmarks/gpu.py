@@ -66,7 +66,7 @@ class Machine:
     def here(cls, rehearse: bool) -> Machine:
         if rehearse:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-            return cls(2, "tiny", 16, 10, ("fp32",), "rehearsal on the CPU: the figures mean nothing")
+            return cls(2, "tiny", 8, 40, ("fp32",), "rehearsal on the CPU: the figures mean nothing")
         if not torch.cuda.is_available():
             raise UserError(
                 f"torch {torch.__version__} finds no GPU on this machine; `./run.sh gpu --rehearse` tries the command on the CPU"
@@ -183,10 +183,11 @@ class Acceptance:
         return done.returncode, path.read_text(errors="replace")
 
     def _training(self, name: str, precision: str) -> list[str]:
+        ranks, steps = self.machine.ranks, self.machine.steps
         settings = {
             "rec": self.faces, "output": self.folder / name, "network": self.machine.network, "precision": precision,
-            "global_batch_size": self.machine.batch * self.machine.ranks, "num_epoch": 64, "max_steps": self.machine.steps, "lr": 0.05,
-            "save_every": self.machine.steps // 2, "verbose": self.machine.steps, "frequent": 1, "diagnose_every": 0,
+            "global_batch_size": self.machine.batch * ranks, "num_epoch": 64, "max_steps": steps, "lr": 0.05,
+            "save_every": steps // 2, "verbose": steps, "frequent": 1, "diagnose_every": 0,
         }  # fmt: skip
         return [*self._torchrun, "train.py", "configs/demo_qg", *(f"{key}={value}" for key, value in settings.items())]
 
