@@ -54,8 +54,8 @@ config.quality_threshold = 0.2  # b (eqs. 2-5); None: no partition, both losses 
 # Margin of the classification loss: "adaface", "arcface", "cosface", "magface", "curricularface", or "combined" (margin_list).
 # "curricularface" also changes the logits of the other classes and is slower.
 config.margin = "adaface"
-config.margin_m = 0.4  # m of adaface, arcface, cosface and curricularface
-config.margin_list = (1.0, 0.5, 0.0)  # m1, m2, m3 of "combined": s (cos(m1 theta + m2) - m3)
+config.margin_m = None  # m; None: 0.4 for adaface and cosface, 0.5 for arcface and curricularface
+config.margin_list = None  # m1, m2, m3 of "combined": s (cos(m1 theta + m2) - m3); None: (1.0, 0.5, 0.0)
 # Gradient of the margin of "arcface", and of "combined" with m1 = 1 and m3 = 0. "exact": the derivative; "straight_through": the
 # target cosine's gradient passes as if there were no margin, as in arcface_torch.
 config.margin_gradient = "exact"

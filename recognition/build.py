@@ -57,7 +57,7 @@ def resolve_config(config: Config, dataset: FaceDataset, world: World) -> Config
             raise UserError(f"global_batch_size={config.global_batch_size} cannot be divided by {world.size} ranks")
     num_classes = config.num_classes or dataset.num_classes
     return replace(
-        config,
+        with_margin(config),
         batch_size=batch_size,
         num_classes=num_classes,
         num_image=len(dataset),
@@ -122,12 +122,18 @@ def build_train_state(config: Config, world: World) -> TrainState:
     )
 
 
-def build_margin(config: Config) -> margins.Margin:
-    """The margin that the configuration names. UserError: there is no such margin."""
+def with_margin(config: Config) -> Config:
+    """Fill in the margin's default of `margin_m`. UserError: there is no such margin."""
     try:
-        return margins.build(config.margin, config)
+        default = margins.default_m(config.margin)
     except ValueError as fault:
         raise UserError(f"margin={config.margin!r}: {fault}") from fault
+    return config if config.margin_m is not None else replace(config, margin_m=default)
+
+
+def build_margin(config: Config) -> margins.Margin:
+    """The margin that the configuration names. UserError: there is no such margin."""
+    return margins.build(config.margin, with_margin(config))
 
 
 def build_joint_loss(config: Config, world: World) -> JointLoss:

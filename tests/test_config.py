@@ -71,7 +71,7 @@ def test_the_papers_setting_is_the_papers():
     paper = config.load(str(ROOT / "configs" / "vgg2_r34_qg"))
     assert (paper.network, paper.batch_size, paper.num_epoch, paper.milestones) == ("r34", 128, 12, (6, 9))
     assert (paper.lr, paper.momentum, paper.weight_decay, paper.optimizer) == (0.2, 0.9, 5e-4, "sgd")
-    assert (paper.num_classes, paper.margin, paper.margin_m) == (8631, "adaface", 0.4)
+    assert (paper.num_classes, paper.margin, paper.margin_m) == (8631, "adaface", None)  # AdaFace's own m, 0.4
     assert (paper.scale, paper.contrastive_scale) == (64, 64)
     assert (paper.quality_concentration, paper.quality_rate, paper.quality_mean, paper.quality_std) == (0.333, 0.01, 20, 100)
     assert (paper.quality_threshold, paper.queue, paper.contrastive_weight, paper.views) == (0.2, "proxy", 1.0, 2)
@@ -143,6 +143,7 @@ def test_a_wrong_argument_is_named(argument, complaint):
         (["margin=combined", "margin_list=(1,0.3,0.2)", "margin_gradient=straight_through"], "margin_gradient="),
         (["magface=(110,10,0.45,0.8,35)"], "magface=(110.0, 10.0, 0.45, 0.8, 35.0): must be (l_a, u_a, l_m, u_m, lambda_g)"),
         (["milestones=(9,6)"], "milestones=(9.0, 6.0): must be in increasing order"),
+        (["margin_list=(1,0.5,0)"], "margin_list=(1.0, 0.5, 0.0): margin='adaface' does not use it; set margin='combined'"),
         (["milestones=(6,13)"], "milestones=(6.0, 13.0): must all be <= num_epoch=12"),
         (["warmup_epoch=12.5"], "warmup_epoch=12.5: must be <= num_epoch=12"),
         (["partition_warmup_epoch=13"], "partition_warmup_epoch=13.0: must be <= num_epoch=12"),
@@ -204,8 +205,10 @@ def test_saved_configuration_comes_back_equal(tmp_path):
 def test_a_finished_run_can_be_read_whatever_its_schedule(tmp_path):
     config.from_base(num_epoch=2, schedule="cosine").save(tmp_path / "config.json")
     saved = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(saved.replace('"cosine"', '"multistep"'))
-    assert config.load_json(tmp_path / "config.json").milestones == (6, 9)
+    saved = saved.replace('"cosine"', '"multistep"').replace('"margin_list": null', '"margin_list": [1.0, 0.5, 0.0]')
+    (tmp_path / "config.json").write_text(saved)
+    loaded = config.load_json(tmp_path / "config.json")
+    assert (loaded.milestones, loaded.margin, loaded.margin_list) == ((6, 9), "adaface", (1.0, 0.5, 0.0))
 
 
 def test_file_mistakes_are_named(tmp_path):

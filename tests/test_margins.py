@@ -21,7 +21,7 @@ from losses.margins.cosface import CosFace
 from losses.margins.curricularface import CurricularFace
 from losses.margins.magface import MagFace
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
-from recognition.build import build_margin
+from recognition.build import build_margin, with_margin
 from tests.shared_files import ROOT
 from tests.world import run_world
 from utils.config import from_base, load
@@ -176,6 +176,14 @@ def test_margins_by_name():
         build_margin(replace(config, margin="arcfaze"))
 
 
+def test_each_margin_has_its_own_default():
+    for name, m in {"adaface": 0.4, "arcface": 0.5, "cosface": 0.4, "curricularface": 0.5}.items():
+        assert with_margin(from_base(margin=name)).margin_m == m
+        assert with_margin(from_base(margin=name, margin_m=0.2)).margin_m == 0.2
+    assert build_margin(from_base(margin="arcface")) == ArcFace(0.5, 64.0)
+    assert build_margin(from_base(margin="combined")) == Combined(1.0, 0.5, 0.0, 64.0)
+
+
 def test_straight_through_has_the_value_with_the_margin_and_the_gradient_without_it():
     margin_list = {"margin_list": (1.0, 0.5, 0.0)}
     for settings in ({"margin": "arcface", "margin_m": 0.5}, {"margin": "combined", **margin_list}):
@@ -188,7 +196,8 @@ def test_straight_through_has_the_value_with_the_margin_and_the_gradient_without
 
 
 def test_a_margin_from_elsewhere(monkeypatch):
-    monkeypatch.setattr(margin_module, "_BUILDERS", dict(margin_module._BUILDERS))
+    for table in ("_BUILDERS", "_DEFAULT_M"):
+        monkeypatch.setattr(margin_module, table, dict(getattr(margin_module, table)))
     margins.register("cosface of a test")(lambda config: CosFace(2 * config.margin_m, config.scale))
     config = replace(load(str(ROOT / "configs" / "base")), margin="cosface of a test")
     assert build_margin(config) == CosFace(0.8, 64.0)

@@ -66,8 +66,8 @@ class Config:
     partition: Literal["norm", "views"]
     quality_threshold: Annotated[float, (">=", 0), ("<=", 1)] | None
     margin: str
-    margin_m: NonNegativeFloat
-    margin_list: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
+    margin_m: NonNegativeFloat | None
+    margin_list: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None
     margin_gradient: Literal["exact", "straight_through"]
     magface: tuple[PositiveFloat, PositiveFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     scale: PositiveFloat
@@ -137,7 +137,11 @@ _RULES: list[_Rule] = [
     (lambda c: c.views * c.batch_size > 1, "batch_size={batch_size}: BatchNorm needs at least 2 images per rank"),
     (lambda c: not c.map_norm or c.margin != "magface", "map_norm=True: margin='magface' trains the norm; use another margin"),
     (
-        lambda c: c.margin_gradient == "exact" or c.margin == "arcface" or (c.margin, *c.margin_list[::2]) == ("combined", 1, 0),
+        lambda c: (
+            c.margin_gradient == "exact"
+            or c.margin == "arcface"
+            or (c.margin == "combined" and (c.margin_list or (1, 0.5, 0))[::2] == (1, 0))
+        ),
         "margin_gradient={margin_gradient!r}: needs margin='arcface', or margin='combined' with m1 = 1 and m3 = 0",
     ),
     (lambda c: c.partition == "norm" or c.views == 2, "partition='views' separates augmented from original views: set views=2"),
@@ -148,6 +152,10 @@ _RULES: list[_Rule] = [
 
 # Checked before training only: a run that an earlier version trained otherwise can still be evaluated.
 _PLAN_RULES: list[_Rule] = [
+    (
+        lambda c: c.margin_list is None or c.margin == "combined",
+        "margin_list={margin_list}: margin={margin!r} does not use it; set margin='combined', or leave it out",
+    ),
     (lambda c: c.warmup_epoch <= c.num_epoch, "warmup_epoch={warmup_epoch}: must be <= num_epoch={num_epoch}"),
     (
         lambda c: c.partition_warmup_epoch <= c.num_epoch,

@@ -34,6 +34,6 @@ class AdaFace(Margin):
         return self.scale * (self.cosine_of(cosine_N.acos() + angular_N) - additive_N)
 
 
-@register("adaface")
+@register("adaface", m=0.4)
 def _from_config(config: Any) -> Margin:
     return AdaFace(config.margin_m, config.scale)

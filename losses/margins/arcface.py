@@ -19,6 +19,6 @@ def ArcFace(margin: float, scale: float, epsilon: float = 1e-4) -> Combined:
     return Combined(1.0, margin, 0.0, scale, epsilon)
 
 
-@register("arcface")
+@register("arcface", m=0.5)
 def _from_config(config: Any) -> Margin:
     return combined_margin(config, 1.0, config.margin_m, 0.0)

@@ -52,4 +52,4 @@ def combined_margin(config: Any, m1: float, m2: float, m3: float) -> Combined:
 
 @register("combined")
 def _from_config(config: Any) -> Margin:
-    return combined_margin(config, *config.margin_list)
+    return combined_margin(config, *(config.margin_list or (1.0, 0.5, 0.0)))

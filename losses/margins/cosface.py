@@ -19,6 +19,6 @@ def CosFace(margin: float, scale: float, epsilon: float = 1e-4) -> Combined:
     return Combined(1.0, 0.0, margin, scale, epsilon)
 
 
-@register("cosface")
+@register("cosface", m=0.4)
 def _from_config(config: Any) -> Margin:
     return CosFace(config.margin_m, config.scale)

@@ -70,6 +70,6 @@ class CurricularFace(nn.Module, Margin):
         return HardNegatives(boundary_N, self.t.clone(), self.scale)
 
 
-@register("curricularface")
+@register("curricularface", m=0.5)
 def _from_config(config: Any) -> Margin:
     return CurricularFace(config.margin_m, config.scale)

@@ -60,13 +60,17 @@ class Margin(ABC):
 
 
 _BUILDERS: dict[str, Callable[[Any], Margin]] = {}
+_DEFAULT_M: dict[str, float] = {}
 
 
-def register(name: str) -> Callable[[Callable[[Any], Margin]], Callable[[Any], Margin]]:
-    """Decorator: `margin=name` in the configuration builds the margin with this function of the configuration."""
+def register(name: str, m: float = 0.4) -> Callable[[Callable[[Any], Margin]], Callable[[Any], Margin]]:
+    """Decorator: `margin=name` in the configuration builds the margin with this function of the configuration.
+
+    m: the margin's default of `margin_m`.
+    """
 
     def keep(builder: Callable[[Any], Margin]) -> Callable[[Any], Margin]:
-        _BUILDERS[name] = builder
+        _BUILDERS[name], _DEFAULT_M[name] = builder, m
         return builder
 
     return keep
@@ -77,13 +81,15 @@ def names() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def build(name: str, config: Any) -> Margin:
-    """The margin of that name, with the configuration's scale and parameters.
-
-    Raises ValueError for an unknown name, with the nearest known one.
-    """
+def default_m(name: str) -> float:
+    """The default of `margin_m` for the margin of that name. ValueError: there is no such margin, with the nearest known one."""
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, _BUILDERS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown margin {name!r}: {hint}known are {', '.join(names())}")
+    return _DEFAULT_M[name]
+
+
+def build(name: str, config: Any) -> Margin:
+    """The margin of that name, with the scale and parameters of a configuration whose `margin_m` is not None."""
     return _BUILDERS[name](config)

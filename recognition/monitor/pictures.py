@@ -44,7 +44,7 @@ def sheet_of_pairs(images_VBHWC: torch.Tensor, quality_VB: torch.Tensor, high_VB
 
 def gradient_scale(config: Config, mean: float, std: float, threshold: float | None) -> Figure | None:
     """The paper's figure 2 for the run's margin, scale and classes and the current mu, sigma and b; None for other margins."""
-    if config.margin != "adaface":
+    if config.margin != "adaface" or config.margin_m is None:
         return None
     quality = QualityScale(mean, std, config.quality_concentration, threshold)
     return draw_gradient_scale(gradient_map(config.margin_m, config.scale, config.num_classes, quality))
