@@ -39,8 +39,8 @@ class Schedule:
         return 0.1 ** sum(step >= epoch * self.steps_per_epoch for epoch in self._config.milestones)
 
     def _polynomial(self, step: int) -> float:
-        """(1 - progress)^2, as in arcface_torch."""
-        return (1 - self._progress(step)) ** 2
+        """(1 - progress)^power, as in arcface_torch."""
+        return (1 - self._progress(step)) ** self._config.polynomial_power
 
     def _cosine(self, step: int) -> float:
         """Half a period, from 1 to 0."""

@@ -38,6 +38,7 @@ def test_normalisation_layers_have_no_weight_decay():
         ({"schedule": "multistep", "milestones": (6, 9)}, {0: 1, 59: 1, 60: 0.1, 89: 0.1, 90: 0.01, 119: 0.01}),
         ({"schedule": "polynomial"}, {0: 1, 60: 0.25, 90: 0.0625, 120: 0}),
         ({"schedule": "polynomial", "warmup_epoch": 2}, {0: 1 / 20, 9: 0.5, 19: 1, 20: 1, 70: 0.25}),
+        ({"schedule": "polynomial", "polynomial_power": 1.0, "warmup_epoch": 2}, {0: 1 / 20, 19: 1, 20: 1, 45: 0.75, 119: 0.01}),
         ({"schedule": "cosine"}, {0: 1, 60: 0.5, 30: (1 + math.cos(math.pi / 4)) / 2}),
         ({"schedule": "cosine", "warmup_epoch": 0.5}, {0: 0.2, 4: 1, 5: 1}),
     ],
@@ -46,6 +47,19 @@ def test_schedules(settings, expected):
     learning_rate = Schedule(from_base(lr=0.2, num_epoch=12, **settings), 10, Partition(0.2)).learning_rate
     for step, factor in expected.items():
         assert learning_rate(step) == pytest.approx(0.2 * factor), step
+
+
+@pytest.mark.parametrize(("power", "warmup_epochs"), [(1.0, 0), (1.0, 2), (2.0, 3)])
+def test_polynomial_schedule_is_arcface_torchs_after_the_warm_up(power, warmup_epochs):
+    """PolynomialLRWarmup at step l of T: l / w in the warm-up of w steps, but 1 at step 0; then (1 - (l - w) / (T - w))^power.
+    Ours reaches the full rate one step earlier, and starts at 1 / w."""
+    settings = {"schedule": "polynomial", "polynomial_power": power, "warmup_epoch": warmup_epochs}
+    learning_rate = Schedule(from_base(lr=0.2, num_epoch=12, **settings), 10, Partition(0.2)).learning_rate
+    warmup, total = 10 * warmup_epochs, 120
+    for step in range(warmup, total):
+        assert learning_rate(step) == pytest.approx(0.2 * (1 - (step - warmup) / (total - warmup)) ** power)
+    for step in range(1, warmup):
+        assert learning_rate(step - 1) == pytest.approx(0.2 * step / warmup)
 
 
 def _norm_on_this_rank() -> float:

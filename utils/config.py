@@ -97,6 +97,7 @@ class Config:
     weight_decay: NonNegativeFloat
     decay_norms: bool
     schedule: Literal["multistep", "polynomial", "cosine"]
+    polynomial_power: PositiveFloat
     milestones: tuple[NonNegativeFloat, ...]
     warmup_epoch: NonNegativeFloat
     max_grad_norm: NonNegativeFloat
