@@ -62,7 +62,12 @@ config.margin_gradient = "exact"
 config.magface = (10.0, 110.0, 0.45, 0.8, 35.0)  # l_a, u_a, l_m, u_m, lambda_g of magface
 config.scale = 64.0  # s of the classification loss
 config.head_precision = "fp32"  # of matrix products in classifier and queue: "fp32" or "bf16"; sums are always fp32
-config.sample_rate = 1.0  # share of the classes that each step compares with (partial FC)
+# Share of the classes that each step draws to compare with, in addition to those of the batch (partial FC), in whole percent; 0:
+# the classes of the batch alone.
+config.sample_rate = 1.0
+# Rows of the classifier that a step does not compare with. "kept": left as they are; "moved": weight decay and momentum move
+# them, as in arcface_torch, which takes the time and memory of a full update.
+config.unsampled_rows = "kept"
 config.interclass_filtering_threshold = 0.0  # filter negatives with a larger cosine (label noise); 0: keep all
 # What becomes of them. "dropped": left out of the sum over classes; "zeroed": their cosine is set to 0, as in arcface_torch.
 config.filtered_negatives = "dropped"

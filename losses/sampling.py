@@ -25,7 +25,7 @@ _HASH_MASK = ~127 & torch.iinfo(torch.int64).max  # not negative, with 7 bits fr
 
 @dataclass(frozen=True)
 class ClassSampler:
-    """Draws the sample of one rank's shard. rate: the fraction of the classes that is drawn, in (0, 1].
+    """Draws the sample of one rank's shard. rate: the fraction of the classes that is drawn, in [0, 1], in whole percent.
 
     >>> import torch
     >>> sampler = ClassSampler(ShardRange(total=10, start=0, stop=10), rate=0.3, seed=1)

@@ -45,7 +45,7 @@ def initial_rows(total: int, dim: int, shard: ShardRange, seed: int) -> torch.Te
 class HeadOptions:
     """Options of the classifier besides its margin.
 
-    sample_rate: fraction of the classes, in (0, 1], that a step compares with, in addition to those of the batch
+    sample_rate: fraction of the classes, in [0, 1], that a step compares with, in addition to those of the batch
     (`losses.sampling`). filter_above: inter-class filtering of negatives with a larger cosine; 0 for none (An et al., section
     3.3). filtered: "dropped" leaves them out of the sum; "zeroed" sets their cosines to the constant 0, as An et al. do, so that
     each counts as exp(0), without gradient. plan, precision: see `losses.log_sum_exp`.

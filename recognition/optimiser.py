@@ -2,7 +2,7 @@
 
 With partial FC a step sees only some rows of the classifier. A sparse gradient names those rows: they and their rows of the
 optimiser's state move as the dense optimiser would move them; all other rows, weight decay and momentum included, stay bit
-for bit as they were. Dense gradients take PyTorch's own path.
+for bit as they were, unless `move_all_rows` is set. Dense gradients take PyTorch's own path.
 
 A gradient norm counts every parameter of the world once: the encoder's, which are equal on all ranks, and, unless it is that of
 the encoder alone, all shards of the classifier.
@@ -28,9 +28,13 @@ _ROWS_AT_A_TIME = 4096  # bounds the temporary copies
 def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> RowOptimiser:
     """SGD with momentum, as in the paper, or AdamW."""
     groups = parameter_groups(encoder, head, config.weight_decay, config.decay_norms)
+    optimiser: RowOptimiser
     if config.optimizer == "adamw":
-        return RowAdamW(groups, lr=config.lr, fused=True)
-    return RowSGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        optimiser = RowAdamW(groups, lr=config.lr, fused=True)
+    else:
+        optimiser = RowSGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    optimiser.move_all_rows = config.unsampled_rows == "moved"
+    return optimiser
 
 
 def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict]:
@@ -96,8 +100,12 @@ def _values(gradient: torch.Tensor) -> torch.Tensor:
 
 
 class RowOptimiser(torch.optim.Optimizer):
-    """Mixin that keeps sparse gradients away from PyTorch's optimiser and passes them to `_move_rows`."""
+    """Mixin that keeps sparse gradients away from PyTorch's optimiser and passes them to `_move_rows`.
 
+    move_all_rows: treat them as dense gradients instead, zero in the other rows, which weight decay and momentum then move too.
+    """
+
+    move_all_rows = False
     found_inf: torch.Tensor | None = None  # PyTorch's name: its fused kernels change nothing if it is 1
 
     @torch.no_grad()
@@ -117,6 +125,8 @@ class RowOptimiser(torch.optim.Optimizer):
         sparse: list[tuple[dict, nn.Parameter, torch.Tensor]] = []
         for group in self.param_groups:
             for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse and self.move_all_rows:
+                    parameter.grad = parameter.grad.to_dense()
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     sparse.append((group, parameter, parameter.grad.coalesce()))
                     parameter.grad = None

@@ -40,6 +40,7 @@ MARGINS = {
 VARIANTS = {
     "plain": HeadOptions(plan=ChunkPlan(COUNT * 64, COUNT * 64 * 4)),  # one chunk kept, the others computed again
     "sampled": HeadOptions(sample_rate=0.3, plan=ChunkPlan(COUNT * 64, 0)),
+    "positives": HeadOptions(sample_rate=0.0, plan=ChunkPlan(COUNT * 64, COUNT * 64 * 4)),
     "filtered": HeadOptions(filter_above=0.3),
     "zeroed": HeadOptions(filter_above=0.3, filtered="zeroed", plan=ChunkPlan(COUNT * 64, COUNT * 64 * 4)),
     "large scale": HeadOptions(),  # exp(100) is not a float32: the running sum
@@ -97,7 +98,9 @@ def _dense(name, margin, variant, weight_CD, feature_ND, label_N, share_N, t, sa
         negative_NC = torch.where(cosine_NC > shifted.detach()[:, None], cosine_NC * (t + cosine_NC), cosine_NC)
     logits_NC = s * torch.where(own_NC, shifted[:, None], negative_NC)
     left_out_NC = torch.zeros_like(own_NC)
-    if variant == "sampled":
+    if variant == "positives":
+        assert torch.equal(sampled, label_N.unique())
+    if variant in ("sampled", "positives"):
         left_out_NC |= ~torch.isin(torch.arange(CLASSES), sampled)[None]
     if variant == "zeroed":
         logits_NC = torch.where((cosine_NC > 0.3) & ~own_NC, 0.0, logits_NC)

@@ -28,7 +28,7 @@ def _sample(classes: int, rate: float, draw: int, labels: torch.Tensor, seed: in
 
 
 @pytest.mark.parametrize("classes", [1, 7, 99, 100, 101, 530, 20_011])
-@pytest.mark.parametrize("rate", [0.1, 0.33, 0.99])
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 0.33, 0.99])
 def test_sample_is_the_same_for_any_number_of_ranks_and_holds_the_positives(classes, rate):
     labels = torch.randint(0, classes, (20,), generator=torch.Generator().manual_seed(1))
     whole = _sample(classes, rate, 3, labels)

@@ -72,7 +72,8 @@ class Config:
     magface: tuple[PositiveFloat, PositiveFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     scale: PositiveFloat
     head_precision: Literal["fp32", "bf16"]
-    sample_rate: Annotated[float, (">=", 0.1), ("<=", 1)]
+    sample_rate: Annotated[float, (">=", 0), ("<=", 1)]
+    unsampled_rows: Literal["kept", "moved"]
     interclass_filtering_threshold: Annotated[float, (">=", 0), ("<", 1)]
     filtered_negatives: Literal["dropped", "zeroed"]
     queue: Literal["none", "batch", "momentum", "proxy"]
@@ -147,6 +148,7 @@ _RULES: list[_Rule] = [
     ),
     (lambda c: c.partition == "norm" or c.views == 2, "partition='views' separates augmented from original views: set views=2"),
     (lambda c: c.queue == "none" or c.views == 2, "queue={queue!r} needs both views: set views=2, or queue='none'"),
+    (lambda c: not 0 < c.sample_rate < 0.01, "sample_rate={sample_rate}: must be 0 (the classes of the batch alone) or >= 0.01"),
     (lambda c: c.magface[0] < c.magface[1], "magface={magface}: must be (l_a, u_a, l_m, u_m, lambda_g) with l_a < u_a"),
     (lambda c: list(c.milestones) == sorted(c.milestones), "milestones={milestones}: must be in increasing order"),
 ]

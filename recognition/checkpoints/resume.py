@@ -23,6 +23,7 @@ _MUST_MATCH = (
     "queue",
     "queue_size",
     "sample_rate",
+    "unsampled_rows",
 )
 
 
