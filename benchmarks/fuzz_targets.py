@@ -22,10 +22,12 @@ from recognition.checkpoints import manifest, store
 from recognition.data import RecordReader, RecordWriter
 from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
+from recognition.data.pack.commands.pairs import read_pairs
 from recognition.data.pack.landmarks import read_landmarks
-from recognition.data.pack.listing import numbered_lines, read_classes
+from recognition.data.pack.listing import ImageList, read_classes
 from utils import config
 from utils.errors import UserError
+from utils.files import numbered_lines
 from utils.images import FACE_SIZE, decode_face
 
 _ENDINGS = {"jpeg": ".jpg", "png": ".png"}
@@ -237,7 +239,7 @@ class Checkpoints(Target):
 
 
 class Lists(Target):
-    """Text: class maps, landmark tables, lists of pairs."""
+    """Text: class maps, image lists, landmark tables, lists of pairs."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -246,11 +248,18 @@ class Lists(Target):
             b"label,name,images\n0,Ada,3\n1,Bo,2\n",
             f"a/1.jpg {points}\nb/2.jpg {points}\n".encode(),
             b"2 300\nAda 1 2\nAda 1 Bo 2\n",
+            b"image,label,path\n0,0,a.jpg\n1,1,b.jpg\n",
         ]
 
     def read(self, content: bytes) -> None:
         path = self._file("list.txt", content)
-        for reader in (lambda: read_classes(path, 2), lambda: read_landmarks(path), lambda: list(numbered_lines(path))):
+        for reader in (
+            lambda: read_classes(path, 2),
+            lambda: read_landmarks(path),
+            lambda: list(numbered_lines(path)),
+            lambda: read_pairs(path),
+            lambda: [ImageList(path, 2).path_of(image, image) for image in range(2)],
+        ):
             try:
                 reader()
             except UserError:

@@ -21,6 +21,7 @@ from recognition.checkpoints import store
 from recognition.data.batch import sample_views
 from recognition.encoders.load import load_encoder
 from utils.errors import UserError, exit_on_user_error
+from utils.files import open_text
 
 IMAGES, BATCH = 1200, 100
 
@@ -34,7 +35,7 @@ def _measure(run: str) -> tuple[float, float, float]:
         raise UserError(f"{run}: its set {config.rec} has no degraded.csv, which `pack degrade` writes")
     if quality is None or quality.threshold is None:
         raise UserError(f"{run}: has no partition (quality_threshold=None)")
-    with open(table, encoding="utf-8") as lines:
+    with open_text(table) as lines:
         degraded = {int(row["image"]) for row in csv.DictReader(lines)}
     originals, _ = sample_views(config, IMAGES)
     numbers = np.unique(np.linspace(0, config.num_image - 1, IMAGES).astype(np.int64))

@@ -287,7 +287,7 @@ def test_folders_and_property(tmp_path: Path) -> None:
         if size:
             assert FaceDataset(tmp_path).image_size == size
         else:
-            with pytest.raises(UserError, match="property: must contain"):
+            with pytest.raises(UserError, match=r"property: line 1: must contain"):
                 _ = FaceDataset(tmp_path).image_size
 
 

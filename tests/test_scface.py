@@ -120,10 +120,10 @@ def test_bad_landmarks_and_images_are_named(tmp_path):
     with pytest.raises(UserError, match="coincide"):
         find_scface(tmp_path).load(0)
     (tmp_path / "all.txt").write_text("\n001_frontal 1 2 3\n")
-    with pytest.raises(UserError, match=r"all\.txt, line 2: 3 coordinates"):
+    with pytest.raises(UserError, match=r"all\.txt: line 2: 3 coordinates"):
         find_scface(tmp_path)
     (tmp_path / "all.txt").write_text("001_frontal 1 two")
-    with pytest.raises(UserError, match=r"all\.txt, line 1: .*two"):
+    with pytest.raises(UserError, match=r"all\.txt: line 1: .*two"):
         find_scface(tmp_path)
     with pytest.raises(UserError, match="3 features for 21 images"):
         data.evaluate(np.ones((3, 4)))

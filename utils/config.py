@@ -203,7 +203,7 @@ def from_base(**changes: Any) -> Config:
 def load_json(path: Path) -> Config:
     """Load a configuration that `Config.save` wrote. Keys that did not exist at that time have today's defaults."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as fault:  # ValueError: not JSON, not UTF-8, a number with thousands of digits
         raise UserError(f"{path}: cannot be read as a saved configuration ({fault})") from fault
     if not isinstance(values, dict):

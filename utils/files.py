@@ -1,22 +1,27 @@
-"""Files and folders that appear under their names whole or not at all.
+"""Files and folders that appear under their names whole or not at all, and the reader of text that users provide.
 
 Each is written under a temporary name in the same folder, and renamed once it is complete and on the disk. A write that
 fails leaves nothing behind and keeps what had the name before. A killed process leaves a `.NAME.….partial`, which
 nothing takes for a result.
+
+Text may have a byte-order mark, any line ends, blank lines, and no newline at its end. Errors name file and line.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import TextIO
 
 from utils.errors import UserError
 
 PARTIAL = ".partial"
+_LONGEST_LINE = 100_000  # characters
 
 
 @contextlib.contextmanager
@@ -109,3 +114,55 @@ def path_inside(text: str, where: object) -> PurePosixPath:
         problem = f"{text!r} is not a path inside the folder"
         raise UserError(f"{where}: {problem}; write it without '..', leading '/', backslash and control characters")
     return path
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+@contextlib.contextmanager
+def open_text(path: Path, *, newline: str | None = None, errors: str = "strict") -> Iterator[TextIO]:
+    """Open a UTF-8 text file for reading, with or without a byte-order mark. newline, errors: as for `open`.
+
+    UserError, also for reads within the block: the file cannot be read or is not UTF-8 (names the line).
+    """
+    try:
+        refuse_utf16(path)
+        with path.open(encoding="utf-8-sig", newline=newline, errors=errors) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: line {_first_not_utf8(path)}: is not UTF-8 text; save the file as UTF-8") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (`PATH: line N`, text) of each line that is not blank, without blanks at its ends. UserError as for `open_text`."""
+    number = 0
+    with open_text(path) as file:
+        while line := file.readline(_LONGEST_LINE + 1):
+            number += 1
+            if len(line) > _LONGEST_LINE:
+                raise UserError(f"{path}: line {number}: has more than {_LONGEST_LINE:,} characters; is this a text file?")
+            if text := line.strip():
+                yield f"{path}: line {number}", text
+
+
+def refuse_utf16(path: Path) -> None:
+    """UserError if a file begins like UTF-16 or UTF-32 text. OSError: it cannot be read."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+        raise UserError(f"{path}: line 1: is UTF-16 text, or not text; save the file as UTF-8")
+
+
+def _first_not_utf8(path: Path) -> int:
+    """The number, from 1, of the first line that is not UTF-8."""
+    decoder, number = codecs.getincrementaldecoder("utf-8")(), 1
+    with path.open("rb") as file:
+        while block := file.readline(_LONGEST_LINE):
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError:
+                break
+            number += block.endswith(b"\n")
+    return number

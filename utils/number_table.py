@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import numbered_lines, open_text, refuse_utf16
 
 _LONGEST_LINE = 1 << 20  # bytes; lines up to twice as long may pass
 _LINES_AT_ONCE = 10_000  # when searching for the malformed line
@@ -27,7 +28,7 @@ def read_numbers(
     usecols: Sequence[int] | None = None,
     skip_lines: int = 0,
 ) -> np.ndarray:
-    """Read a text file as a table [lines, columns]. Integers must not be negative; blank lines are skipped.
+    """Read a text file as a table [lines, columns], without blank lines. Integers must be at least 0, floats finite.
 
     expected: what a line should contain, for errors. delimiter: None means any whitespace. usecols: the columns to read; None
     means all. skip_lines: the number of heading lines.
@@ -36,6 +37,7 @@ def read_numbers(
     """
     parse = partial(_parse, columns=columns, dtype=dtype, delimiter=delimiter, usecols=usecols)
     try:
+        refuse_utf16(path)
         _refuse_endless_line(path)
         return parse(path, skiprows=skip_lines)
     except UserError:
@@ -44,16 +46,21 @@ def read_numbers(
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError:
         number, line = _first_malformed(path, parse, skip_lines)
-        raise UserError(f"{path}, line {number}: {line[:60].strip()!r} is not {expected}") from None
+        raise UserError(f"{path}: line {number}: {line[:60].strip()!r} is not {expected}") from None
+
+
+def place_of_row(path: Path, row: int, heading_lines: int = 0) -> str:
+    """`PATH: line N` of a table's row, numbered from 0, for errors."""
+    return next(islice(numbered_lines(path), heading_lines + row, None))[0]
 
 
 def _parse(source: Path | list[str], *, columns: int, dtype: type, **options: Any) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="loadtxt: input contained no data")
-        table: np.ndarray = np.loadtxt(source, dtype, comments=None, ndmin=2, encoding="utf-8", **options)
+        table: np.ndarray = np.loadtxt(source, dtype, comments=None, ndmin=2, encoding="utf-8-sig", **options)
     if table.size == 0:
         return table.reshape(0, columns)
-    if table.shape[1] != columns or (table.dtype.kind == "i" and table.min() < 0):
+    if table.shape[1] != columns or not (table.min() >= 0 if table.dtype.kind == "i" else np.isfinite(table).all()):
         raise ValueError
     return table
 
@@ -68,7 +75,7 @@ def _first_malformed(path: Path, parse: Callable[[list[str]], object], skip_line
             return False
         return True
 
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open_text(path, errors="replace") as file:
         number = 1 + len(list(islice(file, skip_lines)))
         while lines := list(islice(file, _LINES_AT_ONCE)):
             if not is_sound(lines):
@@ -84,5 +91,5 @@ def _refuse_endless_line(path: Path) -> None:
         while block := file.read(_LONGEST_LINE):
             newlines = block.count(b"\n")
             if not newlines and len(block) == _LONGEST_LINE:
-                raise UserError(f"{path}, line {number}: more than {_LONGEST_LINE:,} bytes long; is this a text file?")
+                raise UserError(f"{path}: line {number}: more than {_LONGEST_LINE:,} bytes long; is this a text file?")
             number += newlines

@@ -140,7 +140,7 @@ def write_results(path: str | Path, results: Mapping, label: str = "") -> None:
 def read_results(path: Path) -> dict[str, dict[str, float]]:
     """Read what `write_results` wrote: set -> metric -> value. UserError: unreadable, something else, or not finite."""
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as fault:
         raise UserError(f"{path}: cannot be read ({fault}); restore it, or evaluate again") from fault
     sets = list(results.values()) if isinstance(results, dict) else [None]

@@ -23,9 +23,9 @@ import numpy as np
 from eval.feature_cache import UNREADABLE_NPZ
 from utils.alignment import align_face
 from utils.errors import UserError
-from utils.files import path_inside
+from utils.files import numbered_lines, path_inside
 from utils.images import decode_image, read_image_file
-from utils.number_table import read_numbers
+from utils.number_table import place_of_row, read_numbers
 
 TARGETS = ("IJBB", "IJBC")
 
@@ -35,7 +35,7 @@ class Images:
     """The template and the media that each image belongs to, in the file's order; int64 [N] each."""
 
     path: Path
-    names: list[bytes]
+    names: list[str]
     templates: np.ndarray
     medias: np.ndarray
 
@@ -109,26 +109,24 @@ class Meta:
         label = table[:, 2]
         if label.max() > 1:
             row = int(np.argmax(label > 1))
-            raise UserError(f"{self.pairs_file}: pair {row + 1} is marked {label[row]}, neither 1 (same) nor 0 (different)")
+            where = place_of_row(self.pairs_file, row)
+            raise UserError(f"{where}: the pair is marked {label[row]}, neither 1 (same) nor 0 (different)")
         return Pairs(self.pairs_file, table[:, 0].copy(), table[:, 1].copy(), label == 1)
 
     def landmarks(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
         """Reads the landmarks, float64 [N, 5, 2], and the detector's scores, float32 [N], of the images, in their order."""
         self.need(self.landmarks_file)
-        expected = "image, ten coordinates, score"
+        expected = "image, ten coordinates, score (finite numbers)"
         names = _names(self.landmarks_file, 12, expected)
         if len(names) != len(images):
             raise UserError(f"{self.landmarks_file}: {len(names)} images, but {len(images)} in {images.path.name}")
         for index, (name, wanted) in enumerate(zip(names, images.names, strict=True), 1):
             if name != wanted:
                 raise UserError(
-                    f"{self.landmarks_file}: image {index} is {_text(name)}, but {_text(wanted)} in {images.path.name}: "
+                    f"{self.landmarks_file}: image {index} is {name}, but {wanted} in {images.path.name}: "
                     "the two files must list the images in the same order"
                 )
         numbers = read_numbers(self.landmarks_file, 11, expected, np.float64, usecols=range(1, 12))
-        if not np.isfinite(numbers).all():
-            bad = int(np.argmin(np.isfinite(numbers).all(axis=1)))
-            raise UserError(f"{self.landmarks_file}: image {bad + 1} has a coordinate or score that is not finite")
         return numbers[:, :10].reshape(-1, 5, 2), numbers[:, 10].astype(np.float32)
 
     def gallery(self, number: int) -> TemplateSubjects:
@@ -160,7 +158,7 @@ class LooseCrops:
         return path
 
     def _path(self, index: int) -> Path:
-        return self.folder / path_inside(_text(self.images.names[index]), f"{self.images.path}: image {index + 1}")
+        return self.folder / path_inside(self.images.names[index], f"{self.images.path}: image {index + 1}")
 
     def load(self, index: int) -> np.ndarray:
         """The aligned face of an image, uint8 RGB [112, 112, 3]."""
@@ -168,19 +166,15 @@ class LooseCrops:
         return align_face(decode_image(read_image_file(path), path), self.landmarks[index], path)
 
 
-def _text(data: bytes) -> str:
-    return data.decode(errors="replace")
-
-
-def _names(path: Path, columns: int, expected: str) -> list[bytes]:
+def _names(path: Path, columns: int, expected: str) -> list[str]:
     """The first column of a file whose lines have `columns` columns. Blank lines are skipped."""
     names = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            words = line.split()
-            if words and len(words) != columns:
-                raise UserError(f"{path}, line {number}: {_text(line[:60].strip())!r} is not {expected}")
-            names += words[:1]
+    for where, line in numbered_lines(path):
+        words = line.split()
+        if len(words) != columns:
+            blanks = "; names must not contain blanks" if len(words) > columns else ""
+            raise UserError(f"{where}: {line[:60]!r} is not {expected}{blanks}")
+        names.append(words[0])
     return names
 
 
@@ -193,8 +187,8 @@ def _template_subjects(path: Path) -> TemplateSubjects:
     subjects = table[first, 1]
     disagree = subjects[np.searchsorted(templates, table[:, 0])] != table[:, 1]
     if disagree.any():
-        template = table[int(np.argmax(disagree)), 0]
-        raise UserError(f"{path}: template {template} is listed with two subjects")
+        row = int(np.argmax(disagree))
+        raise UserError(f"{place_of_row(path, row, heading_lines=1)}: template {table[row, 0]} is listed with two subjects")
     return TemplateSubjects(path, templates, subjects)
 
 

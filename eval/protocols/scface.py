@@ -16,6 +16,7 @@ import numpy as np
 from eval.protocols.identification import Search, search
 from utils.alignment import align_face
 from utils.errors import UserError
+from utils.files import numbered_lines
 from utils.images import FACE_SIZE, decode_image, read_image_file
 
 DISTANCES = {1: "d1", 2: "d2", 3: "d3"}
@@ -103,16 +104,16 @@ def find_scface(root: str | Path) -> ScFace:
 def _read_landmarks(root: Path) -> dict[str, np.ndarray]:
     landmarks: dict[str, np.ndarray] = {}
     for file in sorted(root.rglob(LANDMARKS)):
-        for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+        for where, line in numbered_lines(file):
             words = line.replace(",", " ").split()
-            if not words:
-                continue
             try:
                 points = np.array(words[1:], np.float64)
             except ValueError as fault:
-                raise UserError(f"{file}, line {number}: {fault}") from fault
+                raise UserError(f"{where}: {fault}; expected a name without blanks and 8 or 10 coordinates") from fault
             if len(points) not in (8, 10):
-                raise UserError(f"{file}, line {number}: {len(points)} coordinates; expected a name and 8 or 10")
+                raise UserError(f"{where}: {len(points)} coordinates; expected a name and 8 or 10")
+            if not np.isfinite(points).all():
+                raise UserError(f"{where}: contains a coordinate that is not finite; fix it")
             landmarks.setdefault(Path(words[0]).stem.lower(), points.reshape(-1, 2))
     return landmarks
 

@@ -13,6 +13,7 @@ from eval.present.tables import read_results
 from eval.protocols.identification import Search
 from eval.verification import TenFold
 from utils.errors import UserError
+from utils.files import numbered_lines
 
 Results = dict[str, dict[str, float]]
 _DIAGNOSTICS = "diagnostics/"
@@ -59,13 +60,13 @@ def read_run(path: Path) -> Run:
     if not metrics.is_file():
         raise UserError(f"{path}: no metrics.jsonl here; give the output folder of a run")
     lines = []
-    for number, text in enumerate(metrics.read_text().splitlines(), 1):
+    for where, text in numbered_lines(metrics):
         try:
             line = json.loads(text)
             if isinstance(line["step"], int):
                 lines.append(line)
         except (ValueError, KeyError, TypeError) as fault:
-            raise UserError(f"{metrics}, line {number}: not a measurement ({fault}); remove the line") from fault
+            raise UserError(f"{where}: not a measurement ({fault}); remove the line") from fault
     training = _columns([line for line in lines if "loss" in line])
     diagnosed = [line for line in lines if any(name.startswith(_DIAGNOSTICS) for name in line)]
     diagnostics = {name.removeprefix(_DIAGNOSTICS): values for name, values in _columns(diagnosed).items()}
@@ -120,8 +121,8 @@ def _differences(file: Path) -> dict[str, dict[str, np.ndarray]]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as fault:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as fault:
         raise UserError(f"{file}: cannot be read ({fault})") from fault
     if not isinstance(content, dict):
         raise UserError(f"{file}: a JSON object was expected, not {type(content).__name__}")

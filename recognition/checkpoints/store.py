@@ -151,7 +151,7 @@ def read_config(folder: Path) -> Config:
 def read_state(folder: Path) -> dict[str, Any]:
     """The plain values of a checkpoint."""
     try:
-        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        values = json.loads((folder / STATE).read_bytes())
     except (OSError, ValueError, RecursionError) as fault:
         raise UserError(f"{folder / STATE}: cannot be read ({fault}); remove this checkpoint to use the one before") from fault
     found = values.get("format") if isinstance(values, dict) else None

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from recognition.data.records.format import EXACT_IN_FLOAT32, Record, RecordError
 from recognition.data.records.reader import RecordReader
 from utils.errors import UserError, warn
+from utils.files import numbered_lines
 
 _HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|test|testing|eval|evaluation|dev|holdout)(?![a-z])")
 _NAME_IT = "give one .rec file by its name, or move the others to another folder"
@@ -122,10 +123,12 @@ class FaceDataset:
         if not file.is_file():
             return None
         try:
-            first_line = file.read_text(encoding="utf-8-sig").strip().splitlines()[0]  # RecBuilder adds a line with a count
+            where, first_line = next(numbered_lines(file), (f"{file}: line 1", ""))  # RecBuilder adds a line with a count
             _, height, width = (int(number) for number in first_line.split(","))
-        except (ValueError, IndexError) as error:
-            raise UserError(f"{file}: must contain 'classes,height,width', such as 8631,112,112; fix it") from error
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{where}: must contain 'classes,height,width', such as 8631,112,112; fix it") from error
         return height, width
 
     def labels(self) -> npt.NDArray[np.int64]:

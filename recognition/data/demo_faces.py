@@ -192,7 +192,7 @@ def _is_complete(folder: Path, parameters: DemoSet) -> bool:
     if not manifest_path.is_file():
         raise UserError(f"{folder}: exists and is not a demo set (it has no {MANIFEST}); {advice}")
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = json.loads(manifest_path.read_bytes())
         found = manifest["version"], manifest["parameters"]
         files = {str(name): int(size) for name, size in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -209,7 +209,7 @@ class DifferencesFile:
     def _read(self, first_step: int) -> None:
         """Keep what was written up to the step from which the run resumes."""
         try:
-            for name, curves in json.loads(self.path.read_text()).items():
+            for name, curves in json.loads(self.path.read_bytes()).items():
                 kept = [n for n, step in enumerate(curves["steps"]) if step <= first_step]
                 self.curves[name] = {key: [values[n] for n in kept] for key, values in curves.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -132,7 +132,7 @@ def verification_history(output: Path) -> dict[int, dict[str, dict[str, float]]]
     """What a run has recorded of its verifications: step -> set -> metric -> value. Damaged lines are left out."""
     history: dict[int, dict[str, dict[str, float]]] = {}
     path = output / "metrics.jsonl"
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    for text in path.read_bytes().splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             line = json.loads(text)
             step = int(line["step"])
@@ -149,10 +149,10 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue
-    write_file(path, "".join(f"{line}\n" for line in kept))
+    write_file(path, b"".join(line + b"\n" for line in kept))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from recognition.data.dataset import FaceDataset
 from recognition.data.prefetch import DeviceBatch
 from recognition.data.records.format import RecordError
 from utils import dist
-from utils.files import cannot_write, write_file
+from utils.files import cannot_write, numbered_lines, write_file
 
 _HEADER = "file\tkey\tbyte offset\treason\n"
 _Row = tuple[str, int | None, int, str]
@@ -69,7 +70,7 @@ def _read(path: Path) -> set[tuple[str, str]]:
     """(file, byte offset) of the records that this run listed before it was interrupted."""
     if not path.is_file():
         return set()
-    lines = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:])
+    lines = (line.split("\t") for _, line in islice(numbered_lines(path), 1, None))
     return {(fields[0], fields[2]) for fields in lines if len(fields) >= 3}
 
 

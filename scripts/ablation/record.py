@@ -46,7 +46,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record in a run's folder; {} if there is none. UserError if it cannot be read."""
     path = folder / FILE
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
     except (OSError, ValueError, TypeError) as fault:
         raise UserError(f"{path}: cannot be read ({fault}); remove the run, or use another --output") from fault
 

@@ -21,7 +21,7 @@ def read_figures(evaluations: Iterable[Path]) -> dict[str, list[float]]:
     """The figures of a row: the columns of the evaluation's summary, then the AUC of each verification set. One file per seed."""
     columns: dict[str, list[float]] = {}
     for path in evaluations:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_bytes())
         areas = {f"AUC {name}": 100 * metrics["auc"] for name, metrics in results.items() if "accuracy" in metrics}
         for column, value in {**summary_row(results), **areas}.items():
             columns.setdefault(column, []).append(value)

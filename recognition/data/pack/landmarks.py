@@ -13,9 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from recognition.data.pack.listing import numbered_lines
 from utils.errors import UserError
-from utils.files import path_inside
+from utils.files import numbered_lines, path_inside
 from utils.images import Image
 
 Points = npt.NDArray[np.float64]  # [5, 2], (x, y) in pixels, in the order of ArcFace's template
@@ -41,10 +40,12 @@ def read_landmarks(path: Path) -> LandmarkTable:
         if header:
             continue
         if len(numbers) not in (_NUMBERS, _NUMBERS + 1) or not name or not all(_is_number(text) for text in numbers):
-            raise UserError(f"{where}: {line[:80]!r} is not a path and {_NUMBERS} numbers; fix it")
-        points = np.array(numbers[:_NUMBERS], np.float64).reshape(-1, 2)
-        if not np.isfinite(points).all():
+            advice = "separate by tabs if the path contains blanks"
+            raise UserError(f"{where}: {line[:80]!r} is not a path and {_NUMBERS} numbers; fix it, or {advice}")
+        values = np.array(numbers, np.float64)
+        if not np.isfinite(values).all():
             raise UserError(f"{where}: contains a number that is not finite; fix it")
+        points = values[:_NUMBERS].reshape(-1, 2)
         key = str(path_inside(name, where))
         if key in table:
             raise UserError(f"{where}: {key!r} is listed a second time; keep one face per image")
@@ -56,10 +57,9 @@ def read_landmarks(path: Path) -> LandmarkTable:
 
 def _split(line: str) -> tuple[str, list[str]]:
     """The path, and the fields after it."""
-    if "," in line:
-        fields = next(csv.reader([line], skipinitialspace=True))
-    else:
-        fields = line.split("\t") if "\t" in line else line.split()
+    fields = line.split("\t")
+    if len(fields) <= _NUMBERS:
+        fields = next(csv.reader([line], skipinitialspace=True)) if "," in line else line.split()
     return fields[0], fields[1:]
 
 
@@ -111,4 +111,6 @@ class FaceDetector:
         if not len(faces):
             raise UserError(f"{where}: no face was found; remove the image, or lower --min-score")
         largest = faces[np.argmax(faces[:, 2] * faces[:, 3])]
+        if not np.isfinite(largest).all():
+            raise UserError(f"{where}: the detector's landmarks or score are not finite; remove the image")
         return largest[_LANDMARKS].reshape(5, 2)

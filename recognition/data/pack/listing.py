@@ -10,15 +10,16 @@ Names and paths from any list are only used below one folder; those that lead ou
 
 from __future__ import annotations
 
+import codecs
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from recognition.data.pack.output import CsvFile
 from utils.errors import UserError, warn
-from utils.files import path_inside
+from utils.files import open_text, path_inside, refuse_utf16
 
 CLASSES, IMAGES, SKIPPED = "classes.csv", "images.csv", "skipped.csv"
 CLASS_COLUMNS, IMAGE_COLUMNS = ("label", "name", "images"), ("image", "label", "path")
@@ -43,19 +44,17 @@ def read_classes(path: Path, num_classes: int) -> list[str]:
     """The names of labels 0 … num_classes-1. Raises UserError, naming the line that is missing, repeated or malformed."""
     names: list[str] = []
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open_text(path, errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, strict=True)
             if tuple(next(reader, ())) != CLASS_COLUMNS:
                 raise UserError(f"{path}: line 1 is not {','.join(CLASS_COLUMNS)}; is it a class map?")
-            for row in reader:
+            for row in filter(None, reader):
                 where = f"{path}: line {reader.line_num}"
                 if len(row) != len(CLASS_COLUMNS) or row[0] != str(len(names)):
                     raise UserError(f"{where}: expected label {len(names)}, its name and its count; fix or remove the file")
                 names.append(inner_name(row[1], where))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except csv.Error as error:
-        raise UserError(f"{path}: is not a CSV file ({error}); fix or remove it") from error
+        raise UserError(f"{path}: line {reader.line_num}: is not CSV ({error}); fix or remove the file") from error
     if len(names) != num_classes:
         raise UserError(f"{path}: lists {len(names)} classes, but the data set has {num_classes}; fix or remove the file")
     return names
@@ -76,22 +75,30 @@ class ImageList:
     def __init__(self, path: Path, num_images: int):
         self.path = path
         try:
-            self._text = path.read_bytes()
+            refuse_utf16(path)
+            text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         header = ",".join(IMAGE_COLUMNS)
-        if not self._text.startswith((f"{header}\n".encode(), f"{header},".encode())):
+        if not text.startswith(tuple(f"{header}{end}".encode() for end in ("\n", "\r\n", ","))):
             raise UserError(f"{path}: line 1 is not {header}; is it an image list?")
-        self._ends = np.flatnonzero(np.frombuffer(self._text, np.uint8) == ord("\n"))
-        if len(self._ends) != num_images + 1 or not self._text.endswith(b"\n"):
+        if not text.endswith(b"\n") or text.endswith((b"\n\n", b"\n\r\n")):
+            text = text.rstrip() + b"\n"
+        self._text, self._ends = text, np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+        if len(blank := np.flatnonzero(np.diff(self._ends) <= 2)):  # a newline, perhaps with a carriage return
+            raise UserError(f"{path}: line {blank[0] + 2} is blank; remove it")
+        if len(self._ends) != num_images + 1:
             found = len(self._ends) - 1
             raise UserError(f"{path}: lists {found} images, but the data set has {num_images}; fix or remove the file")
 
     def path_of(self, image: int, label: int) -> PurePosixPath:
         """The path of an image. Raises UserError if its line is malformed or has another number or label."""
         line = self._text[self._ends[image] + 1 : self._ends[image + 1]].decode("utf-8", "surrogateescape")
-        row = next(csv.reader([line]), [])
         where = f"{self.path}: line {image + 2}"
+        try:
+            row = next(csv.reader([line]), [])
+        except csv.Error as error:
+            raise UserError(f"{where}: is not CSV ({error}); fix or remove the file") from error
         if len(row) < len(IMAGE_COLUMNS) or row[:2] != [str(image), str(label)]:
             raise UserError(f"{where}: expected image {image}, its label {label} and its path; fix or remove the file")
         return path_inside(row[2], where)
@@ -121,16 +128,3 @@ def warn_of_skipped(skipped: Sequence[str], out: Path) -> None:
         warn(f"left out: {reason}")
     if skipped:
         warn(f"{len(skipped)} images left out in total, listed in {out / SKIPPED}")
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (`PATH: line N`, text) of each line that is not blank. Raises UserError if the file cannot be read or decoded."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}: line {number}", line.strip()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error

@@ -3,9 +3,10 @@
     python -m recognition.data.pack pairs pairs.txt lfw_aligned/ lfw.bin
 
 Two kinds of list are supported:
-  LFW's     a first line `10<TAB>300` (or `300`, for one set), then lines `NAME i j` (same person) and `NAME1 i NAME2 j`
-            (different people); the image is NAME/NAME_0001.jpg, with any image suffix
+  LFW's     lines `NAME i j` (same person) and `NAME1 i NAME2 j` (different people), and before them `10<TAB>300` (or `300`, for
+            one set), which may be missing; the image is NAME/NAME_0001.jpg, with any image suffix
   by paths  lines `PATH1 PATH2 1` (same person) or `PATH1 PATH2 0` (different people), below the folder
+Fields are separated by blanks, or by tabs, which names and paths that contain blanks need.
 
 Degrading faces makes sets of mixed and low quality from the same pairs; it imitates distance, lens, sensor and compression:
     python -m recognition.data.pack pairs pairs.txt lfw_aligned/ lfw_mixed.bin --degrade second
@@ -24,13 +25,14 @@ from recognition.data.bins import write_bin
 from recognition.data.pack.arguments import add_face_format_arguments, face_format_of
 from recognition.data.pack.commands.degrade import PAIRS, PIXELS, Degradation, add_degradation_arguments
 from recognition.data.pack.face_encoding import FaceFormat, encode_file
-from recognition.data.pack.listing import inner_name, numbered_lines
+from recognition.data.pack.listing import inner_name
 from recognition.data.parallel import add_workers_argument, in_order
 from utils.errors import UserError
-from utils.files import path_inside
+from utils.files import numbered_lines, path_inside
 from utils.images import SUFFIXES
 
 HELP = "list of pairs and image folder -> verification .bin"
+_ADVICE = "fix it, or separate by tabs if a name contains blanks"
 _DEGRADED = {"none": (), "second": (1,), "both": (0, 1)}
 
 
@@ -62,7 +64,8 @@ def read_pairs(path: Path) -> list[Pair]:
         raise UserError(f"{path}: is empty; expected LFW's pairs.txt or lines `PATH1 PATH2 0|1`")
     header = lines[0][1].split()
     if len(header) > 2 or not all(_is_count(number) for number in header):
-        return [_pair_of_paths(where, line) for where, line in lines]
+        parse = _lfw_pair if _is_lfw(lines) else _pair_of_paths
+        return [parse(where, line) for where, line in lines]
     pairs = [_lfw_pair(where, line) for where, line in lines[1:]]
     sets, each = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
     if len(pairs) != 2 * sets * each:
@@ -72,6 +75,17 @@ def read_pairs(path: Path) -> list[Pair]:
         kind = "one person" if _expects_same(wrong[0], each) else "two people"
         raise UserError(f"{pairs[wrong[0]].where}: expected a pair of {kind}, by line 1; the list is not in LFW's order")
     return pairs
+
+
+def _is_lfw(lines: list[tuple[str, str]]) -> bool:
+    """Whether a list without a header is LFW's: by paths, each line has three fields and ends with 0 or 1."""
+    fields = [_fields(line) for _, line in lines]
+    numbered = all(len(each) in (3, 4) and _is_count(each[1]) and _is_count(each[-1]) for each in fields)
+    return numbered and any(len(each) == 4 or each[-1] not in ("0", "1") for each in fields)
+
+
+def _fields(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()
 
 
 def _expects_same(place: int, each: int) -> bool:
@@ -84,12 +98,12 @@ def _is_count(text: str) -> bool:
 
 
 def _lfw_pair(where: str, line: str) -> Pair:
-    fields = line.split("\t") if "\t" in line else line.split()
+    fields = _fields(line)
     if len(fields) == 3 and _is_count(fields[1]) and _is_count(fields[2]):
         return Pair(where, _lfw_image(fields[0], fields[1], where), _lfw_image(fields[0], fields[2], where), True)
     if len(fields) == 4 and _is_count(fields[1]) and _is_count(fields[3]):
         return Pair(where, _lfw_image(fields[0], fields[1], where), _lfw_image(fields[2], fields[3], where), False)
-    raise UserError(f"{where}: {line[:80]!r} is neither `NAME i j` nor `NAME1 i NAME2 j`; fix it")
+    raise UserError(f"{where}: {line[:80]!r} is neither `NAME i j` nor `NAME1 i NAME2 j`; {_ADVICE}")
 
 
 def _lfw_image(name: str, number: str, where: str) -> str:
@@ -98,9 +112,9 @@ def _lfw_image(name: str, number: str, where: str) -> str:
 
 
 def _pair_of_paths(where: str, line: str) -> Pair:
-    fields = line.split("\t") if "\t" in line else line.split()
+    fields = _fields(line)
     if len(fields) != 3 or fields[2] not in ("0", "1"):
-        raise UserError(f"{where}: {line[:80]!r} is not `PATH1 PATH2 0|1`, and line 1 is not LFW's; fix it")
+        raise UserError(f"{where}: {line[:80]!r} is not `PATH1 PATH2 0|1`, and line 1 is not LFW's; {_ADVICE}")
     return Pair(where, str(path_inside(fields[0], where)), str(path_inside(fields[1], where)), fields[2] == "1")
 
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from recognition.data.pack.arguments import add_out_folder_argument, add_packed_set_argument, add_shards_argument
 from recognition.data.pack.commands.verify import OK, check_images
-from recognition.data.pack.listing import numbered_lines
 from recognition.data.pack.output import new_folder
 from recognition.data.pack.rewrite import Int64Array, Selection, Source, write_selection
 from recognition.data.parallel import add_workers_argument
 from utils.errors import UserError
+from utils.files import numbered_lines
 from utils.randomness import Permutation
 
 HELP = "some identities of a packed data set"
