@@ -56,10 +56,10 @@ def _config(name: str) -> Config:
 
 
 def _encoder() -> nn.Module:
+    """Without biases before BatchNorm: their gradient is zero but for rounding, of which AdamW makes steps of full size."""
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, 40), nn.PReLU(40), nn.Linear(40, DIM, False), nn.BatchNorm1d(DIM)
-    )
+    body = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, 40, False), nn.PReLU(40), nn.Linear(40, DIM, False))
+    return nn.Sequential(body, nn.BatchNorm1d(DIM))
 
 
 def _batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,10 +183,7 @@ def test_steps_are_those_of_a_plain_loop(name, ranks):
     assert max(expected["norm"]) > config.max_grad_norm, "clipping takes part"
     for step in range(STEPS):
         for rank in found:
-            for key in ("loss", "norm"):
+            for key in ("loss", "norm", "encoder"):
                 _close(rank[key][step], expected[key][step], f"{key} of step {step}")
-            # AdamW's first steps have full size for every number: one whose gradient is near zero may go the other way.
-            tolerance = 2e-3 if config.optimizer == "adamw" else 5e-5
-            _close(rank["encoder"][step], expected["encoder"][step], f"encoder after step {step}", tolerance)
         for key in ("gradient", "weight"):
             _close(torch.cat([rank[key][step] for rank in found]), expected[key][step], f"{key} of step {step}")
