@@ -50,6 +50,8 @@ def test_whole_steps_equal_those_on_the_cpu(world, name):
     """Losses of six steps, one of them skipped, and all state after them."""
     small = {kind: SmallStep(PARTS[name], torch.device(kind)) for kind in ("cpu", "cuda")}
     losses = {kind: [] for kind in small}
+    for steps in small.values():  # BatchNorm follows this bias: its gradient is rounding noise, which AdamW would scale up
+        steps.state.encoder[2].bias.register_hook(torch.zeros_like)
     for kind, steps in small.items():
         for number in range(6):
             norm = steps.state.encoder[3]
@@ -60,8 +62,6 @@ def test_whole_steps_equal_those_on_the_cpu(world, name):
     on_cpu, on_gpu = small["cpu"].captured(), small["cuda"].captured()
     assert on_cpu.keys() == on_gpu.keys()
     for key, value in on_cpu.items():
-        if "encoder.2.bias" in key:
-            continue  # BatchNorm follows: its gradient is rounding noise, which AdamW scales up to whole steps
         got = on_gpu[key]
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(got.cpu(), value, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
