@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=0, help="images per rank (default 128 on GPUs, 48 on the CPU)")
     parser.add_argument("--steps", type=int, default=0, help="timed steps (default 30 on GPUs, 8 on the CPU)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes per rank")
+    parser.add_argument("--head-precision", choices=("fp32", "bf16"), default="fp32", help="head_precision (default fp32)")
     parser.add_argument("--rec", default="", help="records to train on (default: procedural faces)")
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="write the operators of the last network's step, sorted by time"
@@ -185,7 +186,7 @@ def main() -> None:
             )
         base = from_base(
             rec=rec, num_classes=arguments.classes, batch_size=arguments.batch_size or (128 if on_gpu else 48),
-            num_workers=arguments.workers, lr=1e-3, quality_mean=22.0, quality_std=5.0, output="unused",
+            num_workers=arguments.workers, head_precision=arguments.head_precision, lr=1e-3, quality_mean=22.0, quality_std=5.0, output="unused",
         )  # fmt: skip
         rows = {}
         for name, way in ways.items():
