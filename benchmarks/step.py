@@ -186,7 +186,8 @@ def main() -> None:
             )
         base = from_base(
             rec=rec, num_classes=arguments.classes, batch_size=arguments.batch_size or (128 if on_gpu else 48),
-            num_workers=arguments.workers, head_precision=arguments.head_precision, lr=1e-3, quality_mean=22.0, quality_std=5.0, output="unused",
+            num_workers=arguments.workers, head_precision=arguments.head_precision,
+            lr=1e-3, quality_mean=22.0, quality_std=5.0, output="unused",
         )  # fmt: skip
         rows = {}
         for name, way in ways.items():
