@@ -54,6 +54,7 @@ def _config(spec: dict, ranks: int) -> Config:
         interclass_filtering_threshold=spec["interclass_filtering_threshold"],
         filtered_negatives="zeroed",
         sample_rate=spec.get("sample_rate", 1.0),
+        unsampled_rows="moved",
         views=1,
         augmentation="none",
         queue="none",
