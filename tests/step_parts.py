@@ -38,6 +38,7 @@ class Parts:
     queue_size: int = 31  # little more than a step's 24 features
     momentum: float = 0.9
     skip_unneeded: bool = True
+    as_arcface_torch: bool = False  # filtered negatives are zeroed, the encoder alone is clipped, unsampled rows move
     follower: bool = False  # a momentum encoder fills the queue
 
 
@@ -53,7 +54,9 @@ class SmallStep:
             encoder[3].weight.fill_(8.0)  # type: ignore[operator]
         plan = ChunkPlan(24 * 64, 24 * 64 * 4, parts.skip_unneeded)  # one chunk kept, the others computed again
         margin = CurricularFace(0.5, 16.0) if parts.curricular else AdaFace(0.4, 16.0)
-        head = ShardedSoftmax(CLASSES, DIM, margin, seed=3, options=HeadOptions(parts.sample_rate, plan=plan))
+        filter_above = 0.2 if parts.as_arcface_torch else 0.0
+        options = HeadOptions(parts.sample_rate, filter_above, plan, filtered="zeroed")
+        head = ShardedSoftmax(CLASSES, DIM, margin, seed=3, options=options)
         queue = FeatureQueue(parts.queue_size, DIM, head.shard, compensate=not parts.follower)
         quality = QualityStatistics(0.333, 0.01, 30.0, 4.0)
         contrastive = ContrastiveLoss(16.0, "paper", True, plan)
@@ -71,7 +74,7 @@ class SmallStep:
             device=device,
             autocast=None,
             max_grad_norm=5.0,
-            clip_head=True,
+            clip_head=not parts.as_arcface_torch,
             average_batches=True,
             on_outcome=self.outcomes.append,
         )
@@ -96,6 +99,10 @@ class SmallStep:
 
 
 def _optimiser(parts: Parts, parameters: list[nn.Parameter]) -> RowOptimiser:
+    optimiser: RowOptimiser
     if parts.optimiser == "adamw":
-        return RowAdamW(parameters, lr=0.01, weight_decay=0.1, fused=True)
-    return RowSGD(parameters, lr=0.05, momentum=parts.momentum, weight_decay=0.01, fused=True)
+        optimiser = RowAdamW(parameters, lr=0.01, weight_decay=0.1, fused=True)
+    else:
+        optimiser = RowSGD(parameters, lr=0.05, momentum=parts.momentum, weight_decay=0.01, fused=True)
+    optimiser.move_all_rows = parts.as_arcface_torch
+    return optimiser

@@ -34,6 +34,8 @@ CASES = {
     "three in a row": Case(Parts(), "features", spoiled=(1, 2, 3)),
     "sampled classes": Case(Parts(sample_rate=0.3), "classifier"),
     "sampled classes, AdamW, the first step": Case(Parts("adamw", 0.3), "features", spoiled=(0, 2)),
+    "arcface_torch's arithmetic": Case(Parts(sample_rate=0.0, as_arcface_torch=True), "classifier", spoiled=(0, 2)),
+    "arcface_torch's arithmetic, AdamW": Case(Parts("adamw", 0.0, as_arcface_torch=True), "features", spoiled=(0, 2)),
     "AdamW": Case(Parts("adamw"), "encoder", spoiled=(0, 3)),
     "no momentum": Case(Parts(momentum=0.0), "classifier"),
     "a margin with state": Case(Parts(curricular=True), "features"),
