@@ -15,13 +15,15 @@ from eval.roc import Roc
 from eval.verification import TenFold
 from recognition import build, signals
 from recognition.checkpoints import store
-from recognition.checkpoints.resume import refuse_changed_settings, refuse_used_output
+from recognition.checkpoints.resume import check_changes, refuse_used_output
 from recognition.checkpoints.saver import Saver
 from recognition.checkpoints.state import capture, restore
+from recognition.data.fingerprint import fingerprint
 from recognition.data.prefetch import DeviceBatch, Prefetcher
 from recognition.encoders.build import initialise
 from recognition.encoders.embedder import Embedder
 from recognition.monitor.diagnostics import Diagnostics
+from recognition.monitor.environment import record_start
 from recognition.monitor.progress import Progress, verification_history
 from recognition.monitor.skipped import DamagedRecords, SkippedSteps
 from recognition.schedule import Schedule
@@ -48,6 +50,7 @@ class Trainer:
         self.loader = build.build_loader(config, dataset, world)
         self.prefetcher = Prefetcher(world.device, self.loader.slots, keep=config.gradient_acc > 1)
         self.data_files = dataset.describe_files()
+        self.data_fingerprint = fingerprint(dataset)
         metrics = check_bins(self.bins)
         self.class_gaps = build.classes_without_images(config, dataset)
 
@@ -68,7 +71,9 @@ class Trainer:
         self.step_number = 0
         self.owes_verification = False  # of the checkpoint that the run resumes from; it is saved before
         self.start_notes = self._resume() or self._start_anew()
-        dist.on_first_rank(lambda: config.save(self.output / "config.json"))
+        if self.step_number < self.total_steps:
+            dist.on_first_rank(lambda: config.save(self.output / "config.json"))
+        record_start(self.output, self.step_number, world.device)
 
         # The step, and what watches it.
         self.train_step = build.build_train_step(config, world, self.state, self._handle_outcome)
@@ -262,6 +267,7 @@ class Trainer:
         counters = {
             "skipped_in_a_row": self.skipped_steps.in_a_row,
             "global_batch": self.config.batch_size * self.world.size,
+            "data": self.data_fingerprint,
         }
         return store.Checkpoint(captured.tensors, {**captured.values, **counters, **self.saver.values})
 
@@ -275,7 +281,7 @@ class Trainer:
         folder = store.newest_on_all_ranks(self.output, lambda text: notes.append(f"warning: {text}"))
         if folder is None:
             return notes
-        refuse_changed_settings(folder, self.config, self.world.size)
+        notes += check_changes(folder, self.config, self.world.size, self.data_fingerprint, self.total_steps)
         loaded = store.load(folder)
         restore(loaded, self.state)
         self.step_number, self.skipped_steps.in_a_row = loaded.values["step"], loaded.values["skipped_in_a_row"]

@@ -71,7 +71,7 @@ def _state(output: Path) -> dict[tuple[str, str], torch.Tensor]:
 
 
 def _training(output: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in metrics(output)]
+    return [{key: value for key, value in line.items() if key not in ("time", "images_per_second")} for line in metrics(output)]
 
 
 # ------------------------------------------------------------------------------------------------ in whole runs

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 
 from configs.base import config as base
 from utils.errors import UserError
+from utils.files import write_file
 
 PositiveInt = Annotated[int, (">", 0)]
 NonNegativeInt = Annotated[int, (">=", 0)]
@@ -125,8 +126,12 @@ class Config:
         _check(_entries(vars(self)), _RULES)
 
     def save(self, path: Path) -> None:
-        """Write the configuration as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        """Write `as_json`. UserError: the file cannot be written."""
+        write_file(path, self.as_json())
+
+    def as_json(self) -> str:
+        """All keys and values, for `load_json`."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
 
 _Rule = tuple[typing.Callable[[Any], bool], str]
@@ -155,6 +160,7 @@ _RULES: list[_Rule] = [
 
 # Checked before training only: a run that an earlier version trained otherwise can still be evaluated.
 _PLAN_RULES: list[_Rule] = [
+    (lambda c: "://" not in c.output, "output={output!r}: must be a folder on a mounted file system, not an address"),
     (
         lambda c: c.margin_list is None or c.margin == "combined",
         "margin_list={margin_list}: margin={margin!r} does not use it; set margin='combined', or leave it out",

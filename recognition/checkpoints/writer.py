@@ -164,7 +164,7 @@ def _publish(pending: _Pending, entries: dict[str, manifest.Entry], config: Conf
     """Complete a checkpoint, give it its name and remove those beyond `keep_last`."""
     partial, final = pending.partial, pending.final
     try:
-        config.save(partial / CONFIG)
+        (partial / CONFIG).write_text(config.as_json())
         (partial / STATE).write_text(json.dumps(pending.document, indent=1) + "\n")
         own = manifest.entries_of([partial / CONFIG, partial / STATE])
         manifest.write(partial, {**entries, **own})

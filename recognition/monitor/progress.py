@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from recognition.monitor.environment import timestamp
 from utils.files import cannot_write, write_file
 
 if TYPE_CHECKING:
@@ -118,12 +119,15 @@ class Progress:
     def event(self, step: int, **what: object) -> None:
         """Record an event, such as a skipped step or a resumption: a line of metrics.jsonl."""
         if self.active:
-            self._lines.write(json.dumps({"step": step, **what}) + "\n")
+            self._write_line(step, what)
+
+    def _write_line(self, step: int, values: Mapping[str, object]) -> None:
+        self._lines.write(json.dumps({"step": step, "time": timestamp(), **values}) + "\n")
 
     def _record(self, step: int, group: str, values: dict[str, float]) -> None:
         flat = values if group == "train" else {f"{group}/{key}": value for key, value in values.items()}
         finite = {key: value if math.isfinite(value) else None for key, value in flat.items()}  # JSON has no NaN
-        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+        self._write_line(step, finite)
         for key, value in values.items():
             self._board.add_scalar(f"{group}/{key}", value, step)
 
