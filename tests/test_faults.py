@@ -119,7 +119,7 @@ def test_a_rank_that_fails_ends_at_once(demo_set, tmp_path):
 
 
 def test_a_second_run_on_the_same_output_is_refused(demo_set, tmp_path):
-    first = Run(demo_set, tmp_path / "run", "num_epoch=100000")
+    first = Run(demo_set, tmp_path / "run", "num_epoch=100000", "save_every=100000")
     first.wait_for_step(2)
     second = Run(demo_set, tmp_path / "run", "num_epoch=100000")
     assert second.wait(60) == [2]

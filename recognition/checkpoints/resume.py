@@ -25,16 +25,8 @@ REFUSED = {  # another experiment: data, encoder, losses, and what the state is 
 REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verification; refused if nothing is left to train
     *("shuffle", "shuffle_window", "on_error", "init_from", "sync_bn", "channels_last", "compile", "precision", "head_precision"),
     *("accumulation", "num_epoch", "max_steps", "lr", "momentum", "weight_decay", "decay_norms", "schedule", "milestones"),
-    *(
-        "polynomial_power",
-        "warmup_epoch",
-        "partition_warmup_epoch",
-        "max_grad_norm",
-        "clip",
-        "val_targets",
-        "val_dir",
-        "keep_best",
-    ),
+    *("polynomial_power", "warmup_epoch", "partition_warmup_epoch", "max_grad_norm", "clip"),
+    *("val_targets", "val_dir", "keep_best"),
 }
 FREE = {  # paths, processes, logging, when to save: no figure depends on them. Data and images per step are compared below
     *("rec", "output", "resume", "batch_size", "global_batch_size", "num_workers", "val_batch_size", "frequent"),
@@ -64,8 +56,8 @@ def check_changes(folder: Path, config: Config, world_size: int, data: Mapping[s
         raise UserError(f"{folder}: is of another experiment: {'; '.join(refused)}{also}; {_ADVICE}")
     if state["step"] >= last_step and changes.keys() & REPORTED:
         raise UserError(
-            f"{folder}: step {state['step']} of {last_step} is done; settings may not change with nothing left to train: "
-            f"{'; '.join(others)}; {_ADVICE}; python -m eval verify computes further figures"
+            f"{folder}: step {state['step']} is done and the last is {last_step}; with nothing left to train, settings may not "
+            f"change: {'; '.join(others)}; {_ADVICE}; python -m eval verify computes further figures"
         )
     return [f"changed since {folder.name}: {text}" for text in others]
 
