@@ -2,8 +2,9 @@
 
     torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112
 
-Data: insightface's pack of VGGFace2 (8,631 people, 3.1 million images). Hardware: four GPUs with 128 images each per step; the
-paper used four A100. Schedule: the defaults of configs/base.py. Not trained yet, for want of GPUs; the time is not known.
+Data: insightface's pack of VGGFace2 (8,631 people, 3.1 million images). Hardware: any number of GPUs, 512 images per step; the
+paper used four A100 with 128 images each. Schedule: the defaults of configs/base.py. Not trained yet, for want of GPU time; how
+long it takes is not known.
 The paper's figures (%): SCface d1 92.31, d2 99.54, d3 100.0; TinyFace rank 1 69.85; IJB-B TAR@FAR=1e-4 91.05;
 HQ average 95.43: LFW 99.50, CFP-FP 96.03, AgeDB 94.00, CPLFW 94.48, CALFW 93.12.
 """
@@ -18,4 +19,5 @@ config = edict(
     num_classes=8631,
     val_targets=("lfw", "cfp_fp", "agedb_30"),
     num_workers=4,
+    global_batch_size=512,
 )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-import backbones
 from eval.embedding import check_bins, verify_bins
 from eval.present.plots import draw_roc
 from eval.present.style import save_figure
@@ -24,6 +23,7 @@ from recognition.encoders.build import initialise
 from recognition.encoders.embedder import Embedder
 from recognition.monitor.diagnostics import Diagnostics
 from recognition.monitor.environment import record_start
+from recognition.monitor.overview import overview
 from recognition.monitor.progress import Progress, verification_history
 from recognition.monitor.skipped import DamagedRecords, SkippedSteps
 from recognition.schedule import Schedule
@@ -152,6 +152,11 @@ class Trainer:
             self.progress.say(
                 f"warning: nothing was contrasted in {steps} steps: no view was of low quality; raise quality_threshold "
                 f"({self.config.quality_threshold}), train longer than the warm-up, or use a stronger augmentation"
+            )
+        if not self.bins:
+            self.progress.say(
+                "nothing was verified: val_targets is empty; next: "
+                f"python -m eval verify --checkpoint {self.output} --bins lfw.bin"
             )
         if self.world.is_first:
             write_results(self.output / "results.json", results)
@@ -302,18 +307,8 @@ class Trainer:
         return [note]
 
     def _print_overview(self) -> None:
-        config, world, encoder = self.config, self.world, self.state.encoder
-        where = f"{world.size} GPU(s)" if world.device.type == "cuda" else f"the CPU (no GPU found), {world.size} process(es)"
-        parameters = sum(p.numel() for p in encoder.parameters())
-        self.progress.say(
-            f"{config.network}: {parameters / 1e6:.1f} M parameters, {backbones.multiply_adds(encoder) / 1e9:.2f} GMACs; "
-            f"{self.embed.precision} on {where}"
-        )
-        self.progress.say(
-            f"{config.rec}: {config.num_image} images, {config.num_classes} classes; {config.batch_size} x {world.size} x "
-            f"{config.views} view(s) per step, {self.steps_per_epoch} steps per epoch, {self.total_steps} in all; "
-            f"output {self.output}"
-        )
+        config, encoder = self.config, self.state.encoder
+        self.progress.say(str(overview(config, self.world, encoder, self.embed.precision, self.schedule)))
         if Path(config.rec).is_dir():
             self.progress.say(f"{config.rec}: {self.data_files}")
         if self.class_gaps:

@@ -33,7 +33,7 @@ def stayed_and_moved(demo_set, tmp_path_factory) -> tuple[Path, Path]:
             shutil.rmtree(folder)
     for (_, begin), (ranks, end) in itertools.pairwise(LEGS):
         text = Run(demo_set, moved, *SETTINGS, f"max_steps={end}", ranks=ranks).succeed()
-        assert f"resumed from {store.folder_of(moved, begin)}" in text and f" x {ranks} x 2 view(s)" in text
+        assert f"resumed from {store.folder_of(moved, begin)}" in text and f" images = {ranks} rank(s) x " in text
     return stayed, moved
 
 

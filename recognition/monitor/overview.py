@@ -1,0 +1,84 @@
+"""What a run will do, as one table: printed at the start, so that nobody has to guess which recipe runs."""
+
+from __future__ import annotations
+
+from prettytable import PrettyTable
+from torch import nn
+
+import backbones
+from recognition.schedule import Schedule
+from utils.config import Config
+from utils.dist import World
+
+
+def overview(config: Config, world: World, encoder: nn.Module, precision: str, schedule: Schedule) -> PrettyTable:
+    """Part of the recipe | what it is, from a resolved configuration. precision: of the encoder, such as "bf16"."""
+    table = PrettyTable(["part", "setting"], align="l")
+    table.add_rows(
+        [
+            ["network", f"{config.network}, {_size(encoder)}; {precision}, {config.channel_order} input"],
+            ["machine", f"{world.size} GPU(s)" if world.device.type == "cuda" else f"CPU (no GPU found), {world.size} rank(s)"],
+            ["data", f"{config.rec}: {config.num_image:,} images, {config.num_classes:,} classes"],
+            ["views", f"{config.views} per image; augmentation {config.augmentation}"],
+            ["margin", _margin(config)],
+            ["partition", _partition(config)],
+            ["queue", _queue(config)],
+            ["batch", _batch(config, world)],
+            ["optimiser", _optimiser(config)],
+            ["schedule", _schedule(config, schedule)],
+            ["output", config.output],
+        ]
+    )
+    return table
+
+
+def _size(encoder: nn.Module) -> str:
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    return f"{parameters / 1e6:.1f} M parameters, {backbones.multiply_adds(encoder) / 1e9:.2f} GMACs"
+
+
+def _margin(config: Config) -> str:
+    values = {"combined": f"(m1, m2, m3) = {config.margin_list}", "magface": f"{config.magface}"}
+    margin = f"{config.margin}, {values.get(config.margin, f'm = {config.margin_m}')}, scale {config.scale:g}"
+    gradient = "" if config.margin_gradient == "exact" else f", {config.margin_gradient} gradient"
+    sampled = "" if config.sample_rate == 1 else f"; {100 * config.sample_rate:g} % of the classes per step (partial FC)"
+    threshold = config.interclass_filtering_threshold
+    filtered = f"; negatives above cosine {threshold:g} {config.filtered_negatives}" if threshold else ""
+    return f"{margin}{gradient}{sampled}{filtered}"
+
+
+def _partition(config: Config) -> str:
+    if config.partition == "views":
+        return "by view: augmented views are of low quality"
+    if config.quality_threshold is None:
+        return "none: every feature is classified"
+    return f"by norm: low quality below {config.quality_threshold:g}"
+
+
+def _queue(config: Config) -> str:
+    if config.queue == "none":
+        return "none: no contrastive loss"
+    entries = "" if config.queue == "batch" else f", {config.queue_size:,} entries"
+    return f"{config.queue}{entries}; contrastive weight {config.contrastive_weight:g}, scale {config.contrastive_scale:g}"
+
+
+def _batch(config: Config, world: World) -> str:
+    images = config.batch_size * world.size
+    accumulated = f", {config.gradient_acc} batches per step ({config.accumulation})" if config.gradient_acc > 1 else ""
+    return f"{images:,} images = {world.size} rank(s) x {config.batch_size}{accumulated}"
+
+
+def _optimiser(config: Config) -> str:
+    momentum = f", momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
+    clipped = f", gradient norm <= {config.max_grad_norm:g} ({config.clip})" if config.max_grad_norm else ""
+    return f"{config.optimizer}, lr {config.lr:g}{momentum}, weight decay {config.weight_decay:g}{clipped}"
+
+
+def _schedule(config: Config, schedule: Schedule) -> str:
+    shapes = {
+        "multistep": f"multistep, lr / 10 from epochs {', '.join(f'{epoch:g}' for epoch in config.milestones)}",
+        "polynomial": f"polynomial, power {config.polynomial_power:g}",
+    }
+    warmup = f", warm-up {config.warmup_epoch:g}" if config.warmup_epoch else ""
+    steps = f"{schedule.steps_per_epoch:,} steps per epoch, {schedule.total_steps:,} in all"
+    return f"{shapes.get(config.schedule, config.schedule)}; {config.num_epoch} epochs{warmup}; {steps}"
