@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=8 train.py configs/arcface_r50 rec=/data/ms1m-retinaface-t1
 
 Data: insightface's pack of MS1MV3 (93,431 people, 5.2 million images). Schedule: arcface_torch's, for 1,024 images per step on
-any any number of GPUs. The margin has its exact derivative; `margin_gradient="straight_through"` is arcface_torch's
+any number of GPUs. The margin has its exact derivative; `margin_gradient="straight_through"` is arcface_torch's
 (docs/MIGRATING.md). Not trained yet, for want of GPU time.
 """
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import backbones
+from losses.margins import default_m
 from recognition.monitor.overview import overview
 from recognition.schedule import Schedule
 from tests.shared_files import ROOT
@@ -26,9 +27,8 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_part_of_a_recipe_is_named(name):
     loaded = config.load(str(ROOT / "configs" / name))
-    resolved = config.from_base(
-        **{**vars(loaded), "batch_size": loaded.global_batch_size // 4, "num_image": 1000, "queue_size": loaded.num_classes}
-    )
+    found = {"num_image": 1000, "queue_size": loaded.num_classes, "margin_m": loaded.margin_m or default_m(loaded.margin)}
+    resolved = config.from_base(**{**vars(loaded), **found, "batch_size": loaded.global_batch_size // 4})
     world = World(0, 4, 0, 4, torch.device("cpu"))
     table = str(overview(resolved, world, backbones.build("tiny"), "fp32", Schedule(resolved, 100, None)))
     for part in RECIPES[name]:
