@@ -28,15 +28,13 @@ from recognition.data.pack.listing import ImageList, read_classes
 from utils import config
 from utils.errors import UserError
 from utils.files import numbered_lines
-from utils.images import FACE_SIZE, decode_face
-
-_ENDINGS = {"jpeg": ".jpg", "png": ".png"}
+from utils.images import FACE_SIZE, SUFFIXES_OF, decode_face, decode_image
 
 
 def _face(number: int, kind: str = "jpeg", side: int = FACE_SIZE) -> bytes:
     rows, columns = np.mgrid[:side, :side]
     image = np.stack([rows * 2, columns * 2, (rows + columns + number * 20) % 255], -1).astype(np.uint8)
-    return cv2.imencode(_ENDINGS[kind], image)[1].tobytes()
+    return cv2.imencode(SUFFIXES_OF[kind][0], image)[1].tobytes()
 
 
 class Target:
@@ -127,14 +125,21 @@ class Bins(Target):
 
 
 class Images(Target):
-    """A single encoded image."""
+    """A single encoded image of any kind, as a face and as a photo."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        self.seeds = [_face(n, kind) for n, kind in enumerate(("jpeg", "jpeg", "png"))]
+        kinds = ("jpeg", "jpeg", "png", "webp", "webp", "gif", "gif", "tiff", "tiff", "bmp")
+        self.seeds = [_face(n, kind, side=FACE_SIZE if n % 2 else 24) for n, kind in enumerate(kinds)]
+        grey = np.arange(24 * 20, dtype=np.uint8).reshape(24, 20)
+        for options in ([], [cv2.IMWRITE_TIFF_COMPRESSION, 1], [cv2.IMWRITE_TIFF_COMPRESSION, 8]):
+            self.seeds.append(cv2.imencode(".tif", grey, options)[1].tobytes())
+        self.seeds.append(cv2.imencode(".webp", np.dstack([grey] * 4), [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes())
 
     def read(self, content: bytes) -> None:
-        decode_face(content, "image")
+        for decode in (decode_face, decode_image):
+            with contextlib.suppress(UserError):
+                decode(content, "image")
 
 
 class Configs(Target):

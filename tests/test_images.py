@@ -124,7 +124,8 @@ def test_a_flipped_bit_is_refused_or_decoded_as_by_opencv():
 
 REFUSED = [
     (b"", "it is empty"),
-    (b"GIF89a" + bytes(40), "it is not a JPEG, PNG"),
+    (b"hello" + bytes(40), "it is not a JPEG, PNG"),
+    (b"GIF89a" + bytes(40), "its GIF header has no image at byte 13"),
     (cv2.imencode(".bmp", np.zeros((112, 112, 3), np.uint8))[1].tobytes(), "neither JPEG nor PNG"),
     (cv2.imencode(".jpg", np.zeros((111, 112, 3), np.uint8))[1].tobytes(), "is 112x111, expected 112x112; align"),
     (cv2.imencode(".png", np.zeros((50, 50, 3), np.uint8))[1].tobytes(), "is 50x50, expected 112x112; align"),
@@ -193,7 +194,7 @@ def test_data_that_is_not_an_image_is_refused(data: bytes) -> None:
 
 def test_random_damage_raises_only_value_errors() -> None:
     draw = np.random.default_rng(0)
-    for suffix in (".jpg", ".png", ".bmp", ".ppm"):
+    for suffix in (".jpg", ".png", ".bmp", ".ppm", ".webp", ".gif", ".tif"):
         whole = encoded(picture(6, 24, 20), suffix)
         for _ in range(400):
             data = bytearray(whole[: draw.integers(1, len(whole) + 1)])
@@ -249,8 +250,6 @@ def test_headers_and_ends_of_images() -> None:
                 for length in (0, 1, 2, 8, 20):
                     with pytest.raises(ValueError, match=r"empty|truncated|damaged|has no IHDR|is not a JPEG"):
                         read_header(data[:length])
-    with pytest.raises(ValueError, match="is not a JPEG, PNG"):
-        read_header(b"GIF89a" + bytes(40))
     padded = cv2.imencode(".jpg", np.zeros((5, 6), np.uint8))[1].tobytes()
     header = read_header(padded[:2] + b"\xff\xff\xff" + padded[2:])  # fill bytes before a marker
     assert (header.height, header.width) == (5, 6)

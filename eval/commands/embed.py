@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ from utils import dist
 from utils.dist import World
 from utils.errors import UserError
 from utils.files import new_file
-from utils.images import SUFFIXES, decode_face, read_image_file
+from utils.images import KINDS, LeftOut, decode_face, find_images, read_image_file
 
 NAME = "embed"
 HELP = "features of aligned 112x112 images: an .npz with features, norms, names (and quality)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help=f"image files, or folders of them at any depth ({KINDS})")
     add_encoder_arguments(parser)
     parser.add_argument("--out", required=True, metavar="F.npz", help="features float32 [N, D] (raw), norms [N], names [N]")
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror images, as the benchmarks do")
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, world: World) -> None:
     if not arguments.out.endswith(".npz"):
         raise UserError(f"--out {arguments.out}: the ending must be .npz")
-    paths = find_images(arguments.images)
+    paths = image_paths(arguments.images)
     encoder = open_encoder(arguments, world)
 
     def load(index: int) -> np.ndarray:
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         arrays = {"features": features, "norms": norms, "names": np.array([str(path) for path in paths])}
         if encoder.card.quality is not None and not arguments.flip:  # its statistics are those of single images
             arrays["quality"] = encoder.card.quality.u(norms)
-        with new_file(arguments.out, parents=True, label=f"--out {arguments.out}") as partial, partial.open("wb") as file:
+        with new_file(arguments.out, parents=True, label=f"--out {arguments.out}") as new, new.open("wb") as file:
             np.savez(file, **arrays)
         print(
             f"{arguments.out}: {len(paths):,} features of size {features.shape[1]}, norms {norms.min():.2f} to {norms.max():.2f}"
@@ -56,12 +57,17 @@ def run(arguments: argparse.Namespace, world: World) -> None:
     dist.on_first_rank(write)
 
 
-def find_images(given: list[str]) -> list[Path]:
-    """The given files, and the images in the given folders, by path; UserError if a folder has none."""
+def image_paths(given: list[str]) -> list[Path]:
+    """The given files, and the images in the given folders, by path. Rank 0 reports what is left out. UserError: none is left."""
     paths: list[Path] = []
     for path in map(Path, given):
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"{path}: no images in this folder; looked for {', '.join(sorted(SUFFIXES))}")
-        paths += inside
+        if path.is_dir():
+            left_out = LeftOut()
+            inside = find_images(path, left_out)
+            if not inside:
+                raise UserError(f"{path}: no images in this folder; looked for {KINDS}" + (f"; {left_out}" if left_out else ""))
+            dist.on_first_rank(partial(left_out.warn, path))
+            paths += inside
+        else:
+            paths.append(path)
     return paths

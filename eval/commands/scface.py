@@ -21,10 +21,11 @@ from eval.present.plots import draw_cmc, draw_similarities
 from eval.present.tables import Table, rate_table
 from eval.protocols.bootstrap import Intervals, as_metrics, rank_interval
 from eval.protocols.identification import Search
-from eval.protocols.scface import DISTANCES, METRES, ScFace, distance_metrics, find_scface
+from eval.protocols.scface import DISTANCES, LANDMARKS, METRES, ScFace, distance_metrics, find_scface
 from recognition.encoders.load import LoadedEncoder
 from utils import dist
 from utils.dist import World
+from utils.images import LeftOut
 
 NAME = "scface"
 SETS = tuple(f"{NAME}_{distance}" for distance in DISTANCES.values())
@@ -49,7 +50,9 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 def prepare(root: Path) -> ScFace:
     """Find, decode and align all images. UserError: some are missing or damaged."""
-    data = find_scface(root)
+    left_out = LeftOut(LANDMARKS)
+    data = find_scface(root, left_out)
+    dist.on_first_rank(lambda: left_out.warn(root))
     check_images(len(data.images), data.load)
     return data
 
@@ -75,7 +78,7 @@ def evaluate(
 
 def image_set(data: ScFace) -> ImageSet:
     """SCface's photographs, to embed; `all.txt` has the landmarks of those that are not aligned."""
-    return ImageSet(NAME, len(data.images), data.load, [*data.images, *sorted(data.root.rglob("all.txt"))])
+    return ImageSet(NAME, len(data.images), data.load, [*data.images, *sorted(data.root.rglob(LANDMARKS))])
 
 
 def _judge(arguments: argparse.Namespace, data: ScFace, searches: Searches) -> Results:

@@ -27,6 +27,7 @@ from eval.protocols.tinyface import RANKS, RELEASED_PROBES, TinyFace, find_tinyf
 from recognition.encoders.load import LoadedEncoder
 from utils import dist
 from utils.dist import World
+from utils.images import LeftOut
 
 NAME = "tinyface"
 SETS = (NAME,)
@@ -46,7 +47,9 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 def prepare(root: Path) -> TinyFace:
     """Find and decode all images. UserError: some are missing or damaged."""
-    data = find_tinyface(root)
+    left_out = LeftOut()
+    data = find_tinyface(root, left_out)
+    dist.on_first_rank(lambda: left_out.warn(root))
     check_images(len(data.images), data.load)
     return data
 

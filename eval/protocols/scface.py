@@ -17,14 +17,13 @@ from eval.protocols.identification import Search, search
 from utils.alignment import align_face
 from utils.errors import UserError
 from utils.files import numbered_lines
-from utils.images import FACE_SIZE, decode_image, read_image_file
+from utils.images import FACE_SIZE, LeftOut, decode_image, find_images, read_image_file
 
 DISTANCES = {1: "d1", 2: "d2", 3: "d3"}
 METRES = {1: 4.2, 2: 2.6, 3: 1.0}
 CAMERAS = (1, 2, 3, 4, 5)
 LANDMARKS = "all.txt"
 _NAME = re.compile(r"(\d+)_(?:frontal|cam(\d)_(\d))", re.IGNORECASE)
-_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -68,16 +67,16 @@ class ScFace:
         }
 
 
-def find_scface(root: str | Path) -> ScFace:
+def find_scface(root: str | Path, left_out: LeftOut | None = None) -> ScFace:
     """Find the protocol's images under `root`. If a name occurs in several folders, the first folder by name counts.
 
-    Raises UserError, listing what was looked for, if the gallery or the probes are missing, a person has no or several mugshots,
-    or the landmarks cannot be read.
+    left_out: receives files that are not images. Raises UserError, listing what was looked for, if the gallery or the probes are
+    missing, a person has no or several mugshots, or the landmarks cannot be read.
     """
     root = Path(root)
     named: dict[str, tuple[Path, int, int]] = {}
-    for path in sorted(root.rglob("*")):
-        match = _NAME.fullmatch(path.stem) if path.suffix.lower() in _ENDINGS else None
+    for path in find_images(root, left_out):
+        match = _NAME.fullmatch(path.stem)
         if match is None:
             continue
         person, camera, distance = int(match[1]), int(match[2] or 0), int(match[3] or 0)

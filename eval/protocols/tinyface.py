@@ -16,14 +16,13 @@ import numpy as np
 
 from eval.protocols.identification import Search, search
 from utils.errors import UserError
-from utils.images import decode_face
+from utils.images import KINDS, LeftOut, decode_face, find_images
 
 RANKS = (1, 5, 20)
 RELEASED_PROBES = 3728
 ALIGNED, PROTOCOL = "aligned_pad_0.1_pad_high", "tinyface/Testing_Set"
 PARTS = ("Probe", "Gallery_Match", "Gallery_Distractor")
 DISTRACTOR = -1  # label
-_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,12 @@ class TinyFace:
         return search(features_ND[:p], self.labels[:p], features_ND[p:], self.labels[p:], str(self.root), closed_set=True)
 
 
-def find_tinyface(root: str | Path) -> TinyFace:
+def find_tinyface(root: str | Path, left_out: LeftOut | None = None) -> TinyFace:
     """Find the protocol's images under `root`, or under a folder `tinyface` in it.
 
-    If the release's Testing_Set exists, only its images count; otherwise all aligned images do. Raises UserError, listing what
-    was looked for, if folders or images are missing, or if a name does not begin with a person's number.
+    If the release's Testing_Set exists, only its images count; otherwise all aligned images do. left_out: receives other files.
+    Raises UserError, listing what was looked for, if folders or images are missing, or if a name does not begin with a person's
+    number.
     """
     given = Path(root)
     candidates = [given / ALIGNED, given, given / "tinyface" / ALIGNED]
@@ -66,7 +66,7 @@ def find_tinyface(root: str | Path) -> TinyFace:
     protocol = aligned.parent / PROTOCOL
     images, labels, probes = [], [], 0
     for part in PARTS:
-        paths = _images(aligned / part)
+        paths = _images(aligned / part, left_out)
         if (protocol / part).is_dir():
             paths = _of_the_protocol(paths, _images(protocol / part), aligned / part, protocol / part)
         images += paths
@@ -75,13 +75,13 @@ def find_tinyface(root: str | Path) -> TinyFace:
     return TinyFace(aligned, images, np.array(labels, np.int64), probes)
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     if not folder.is_dir():
         looked = f"looked for the folders {', '.join(PARTS)}"
         raise UserError(f"{folder.parent}: TinyFace is incomplete; {looked}; {folder.name} is missing")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    paths = find_images(folder, left_out)
     if not paths:
-        raise UserError(f"{folder}: contains no images ({', '.join(_ENDINGS)})")
+        raise UserError(f"{folder}: contains no images ({KINDS}, by suffix)")
     return paths
 
 

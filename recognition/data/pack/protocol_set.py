@@ -6,7 +6,7 @@ Shared by the commands `tinyface` and `scface`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,12 @@ class ProtocolImage:
 
     path: str
     labels: tuple[int, ...]
+
+
+def suggest_folders(source: Path, is_wanted: Callable[[Path], bool]) -> str:
+    """For an error about `source`: the folders one or two levels below that the user may have meant, or ""."""
+    found = [str(folder) for pattern in ("*/", "*/*/") for folder in sorted(source.glob(pattern)) if is_wanted(folder)]
+    return f", such as {' or '.join(found)}" if found else ""
 
 
 def encode_part(source: Path, face_format: FaceFormat, images: list[ProtocolImage]) -> list[bytes]:

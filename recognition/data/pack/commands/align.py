@@ -29,14 +29,13 @@ from recognition.data.pack.arguments import (
     face_format_of,
 )
 from recognition.data.pack.face_encoding import FaceFormat, encode
-from recognition.data.pack.image_folder import identity_names, image_names
 from recognition.data.pack.landmarks import FaceDetector, LandmarkTable, Points, read_landmarks
 from recognition.data.pack.listing import warn_of_skipped, write_skipped
 from recognition.data.pack.output import CsvFile, new_folder, write_new
 from recognition.data.parallel import add_workers_argument, chunks, in_order, shared_object
 from utils.alignment import align_face
 from utils.errors import UserError, warn
-from utils.images import SUFFIXES, Image, decode_image, read_image_file
+from utils.images import KINDS, SUFFIXES_OF, Image, LeftOut, decode_image, image_names, read_image_file, scan_folder
 
 HELP = "photos -> aligned faces, by landmarks or with a detector"
 CHUNK = 16
@@ -70,13 +69,12 @@ class Alignment:
 Done = tuple[list[tuple[str, Points]], list[str]]  # path and points of the images made; why the others were skipped
 
 
-def image_paths(source: Path) -> list[str]:
+def image_paths(source: Path, left_out: LeftOut) -> list[str]:
     """The images in the folder itself and in its folders, in order."""
-    own = image_names(source)
-    names = [] if own and not any(entry.is_dir() for entry in source.iterdir()) else identity_names(source)
-    paths = own + [f"{name}/{file}" for name in names for file in image_names(source / name)]
+    own, folders = scan_folder(source, left_out)
+    paths = own + [f"{name}/{file}" for name in folders for file in image_names(source / name, left_out)]
     if not paths:
-        raise UserError(f"{source}: contains no images ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{source}: contains no images ({KINDS}, by suffix)" + (f"; {left_out}" if left_out else ""))
     return paths
 
 
@@ -124,8 +122,9 @@ def align_image(image: Image, points: Points, size: int, where: object) -> Image
 def aligned_path(path: str, face_format: FaceFormat) -> PurePosixPath:
     """An image's path below the new folder: its own, with one more suffix if the kind of image changes."""
     target = PurePosixPath(path)
-    kept = {".png"} if face_format.png else {".jpg", ".jpeg"}
-    return target if target.suffix.lower() in kept else target.with_name(target.name + face_format.suffix)
+    return (
+        target if target.suffix.lower() in SUFFIXES_OF[face_format.kind] else target.with_name(target.name + face_format.suffix)
+    )
 
 
 def _listed_points(table: LandmarkTable, path: str, where: Path) -> Points:
@@ -141,7 +140,9 @@ def run(arguments: argparse.Namespace) -> None:
     table = None if arguments.landmarks is None else read_landmarks(arguments.landmarks)
     if arguments.detector is not None:
         FaceDetector(arguments.detector, arguments.min_score)  # reports a bad model before any work is done
-    paths = image_paths(arguments.source)
+    left_out = LeftOut()
+    paths = image_paths(arguments.source, left_out)
+    left_out.warn(arguments.source)
     parts = [paths[start:stop] for start, stop in chunks(len(paths), CHUNK)]
     skipped: list[str] = []
     with new_folder(arguments.out) as folder:

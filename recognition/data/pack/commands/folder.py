@@ -3,7 +3,8 @@
     python -m recognition.data.pack folder photos/ packed/ --shards 4 --min-images 2
 
 Labels follow the folders' names in code point order, and images follow the files' names. A JPEG of the right size is copied byte
-for byte; any other image is made square (--fit), resized and encoded. Align the faces first, with `align`.
+for byte; any other image is made square (--fit), resized and encoded. Align the faces first, with `align`. What is not read, such
+as files of other kinds and folders in an identity's folder, is counted in a warning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from recognition.data.pack.arguments import (
     face_format_of,
 )
 from recognition.data.pack.face_encoding import FaceFormat, encode_file
-from recognition.data.pack.image_folder import identity_names, image_names
 from recognition.data.pack.listing import (
     IMAGE_COLUMNS,
     IMAGES,
@@ -35,7 +35,7 @@ from recognition.data.pack.shard_writer import ShardWriter, write_property
 from recognition.data.parallel import add_workers_argument, in_order
 from utils.errors import UserError
 from utils.files import path_inside
-from utils.images import KINDS
+from utils.images import KINDS, LeftOut, image_names, scan_folder
 
 HELP = "image folder -> packed data set"
 
@@ -61,15 +61,19 @@ class Identity:
     skipped: list[str] = field(default_factory=list)
 
 
-def count_images(source: Path, min_images: int) -> tuple[list[str], int, int]:
+def count_images(source: Path, min_images: int, left_out: LeftOut) -> tuple[list[str], int, int]:
     """The names of the identities with at least `min_images`, their number of images, and the number of other identities."""
-    names, counts = identity_names(source), array("q")
-    for name in names:
-        counts.append(len(image_names(source / name)))
+    loose, names = scan_folder(source, left_out)
+    if not names:
+        raise UserError(f"{source}: contains no folders; expected one folder of images per identity")
+    for name in loose:
+        left_out.add("image next to the folders", source / name)
+    counts = array("q", (len(image_names(source / name, left_out)) for name in names))
     kept = [name for name, count in zip(names, counts, strict=True) if count >= min_images]
     images = sum(count for count in counts if count >= min_images)
     if not kept:
-        raise UserError(f"{source}: no folder contains {min_images} images or more ({KINDS}, by suffix)")
+        why = f"; {left_out}" if left_out else ""
+        raise UserError(f"{source}: no folder contains {min_images} images or more ({KINDS}, by suffix){why}")
     return kept, images, len(names) - len(kept)
 
 
@@ -122,7 +126,9 @@ class PackedSetWriter:
 
 def run(arguments: argparse.Namespace) -> None:
     face_format, source, out = face_format_of(arguments), arguments.source, arguments.out
-    names, expected, too_few = count_images(source, arguments.min_images)
+    left_out = LeftOut()
+    names, expected, too_few = count_images(source, arguments.min_images, left_out)
+    left_out.warn(source)
     work = partial(encode_identity, source, face_format, arguments.on_error == "skip")
     skipped: list[str] = []
     with new_folder(out) as folder:
@@ -140,8 +146,8 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"{source}: none of {expected} images could be packed; the first: {skipped[0]}")
         write_property(folder, len(packed.names), (face_format.size, face_format.size))
         write_skipped(folder, skipped)
-    left_out = f", {too_few} identities with fewer than {arguments.min_images} images left out" if too_few else ""
-    print(f"{out}: {packed.writer.images} images of {len(packed.names)} identities{left_out}")
+    others = f", {too_few} identities with fewer than {arguments.min_images} images left out" if too_few else ""
+    print(f"{out}: {packed.writer.images} images of {len(packed.names)} identities{others}")
     warn_of_skipped(skipped, out)
 
 

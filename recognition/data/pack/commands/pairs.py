@@ -125,7 +125,7 @@ def find_image(source: Path, path: str, where: str) -> Path:
         if not exact.is_file():
             raise UserError(f"{where}: {exact} is missing; is {source} the right folder?")
         return exact
-    found = [file for file in _with_suffixes(exact) if file.is_file()]
+    found = [file for file in (exact, *_with_suffixes(exact)) if file.is_file()]
     if len(found) != 1:
         problem = f"names {len(found)} files: {', '.join(file.name for file in found)}" if found else "is missing"
         raise UserError(f"{where}: {exact}{'' if found else '.jpg (or .png, …)'} {problem}; is {source} the right folder?")

@@ -18,9 +18,9 @@ import re
 from pathlib import Path
 
 from recognition.data.pack import protocol_set
-from recognition.data.pack.image_folder import image_names, suggest_folders
-from recognition.data.pack.protocol_set import ProtocolImage, write_protocol_set
+from recognition.data.pack.protocol_set import ProtocolImage, suggest_folders, write_protocol_set
 from utils.errors import UserError
+from utils.images import LeftOut, image_names
 
 HELP = "SCface's images -> .rec in the protocol's order"
 _NAME = re.compile(r"(\d{3})_(?:frontal|cam(\d)(?:_(\d))?)\.\w+", re.ASCII)
@@ -28,10 +28,10 @@ _NAME = re.compile(r"(\d{3})_(?:frontal|cam(\d)(?:_(\d))?)\.\w+", re.ASCII)
 add_arguments = protocol_set.add_arguments
 
 
-def read_protocol(source: Path) -> list[ProtocolImage]:
+def read_protocol(source: Path, left_out: LeftOut | None = None) -> list[ProtocolImage]:
     """The images in their order. Raises UserError if there are none, or if a name is not SCface's or occurs twice."""
     images = []
-    for name in image_names(source):
+    for name in image_names(source, left_out):
         match = _NAME.fullmatch(name)
         if match is None:
             raise UserError(f"{source / name}: is not named like SCface's images (001_cam1_2.jpg); rename or remove it")
@@ -47,7 +47,9 @@ def read_protocol(source: Path) -> list[ProtocolImage]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    images = read_protocol(arguments.source)
+    left_out = LeftOut()
+    images = read_protocol(arguments.source, left_out)
+    left_out.warn(arguments.source)
     write_protocol_set(arguments, images, ("camera", "distance"))
     subjects = len({image.labels[0] for image in images})
     print(f"{arguments.out}: {len(images)} images of {subjects} subjects")

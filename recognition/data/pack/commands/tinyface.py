@@ -16,9 +16,9 @@ import re
 from pathlib import Path
 
 from recognition.data.pack import protocol_set
-from recognition.data.pack.image_folder import image_names, suggest_folders
-from recognition.data.pack.protocol_set import ProtocolImage, write_protocol_set
+from recognition.data.pack.protocol_set import ProtocolImage, suggest_folders, write_protocol_set
 from utils.errors import UserError
+from utils.images import LeftOut, image_names
 
 HELP = "TinyFace's folders -> .rec in the protocol's order"
 ROLES = ("Probe", "Gallery_Match", "Gallery_Distractor")
@@ -29,14 +29,14 @@ _NAME = re.compile(r"(\d{1,7})_(\d{1,9})\.\w+", re.ASCII)
 add_arguments = protocol_set.add_arguments
 
 
-def read_protocol(source: Path) -> list[ProtocolImage]:
+def read_protocol(source: Path, left_out: LeftOut | None = None) -> list[ProtocolImage]:
     """The images in their order. Raises UserError if a folder is missing or empty, or a name is not IDENTITY_NUMBER."""
     images = []
     for role, folder in enumerate(ROLES):
         if not (source / folder).is_dir():
             elsewhere = suggest_folders(source, lambda place: all((place / name).is_dir() for name in ROLES))
             raise UserError(f"{source}: has no folder {folder}; give the folder with {', '.join(ROLES)}{elsewhere}")
-        names = image_names(source / folder)
+        names = image_names(source / folder, left_out)
         if not names:
             raise UserError(f"{source / folder}: contains no images")
         parsed = []
@@ -61,7 +61,9 @@ def _check_matches(source: Path, images: list[ProtocolImage]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    images = read_protocol(arguments.source)
+    left_out = LeftOut()
+    images = read_protocol(arguments.source, left_out)
+    left_out.warn(arguments.source)
     write_protocol_set(arguments, images, ("role",))
     probes, matches, distractors = (sum(image.labels[1] == role for image in images) for role in range(len(ROLES)))
     print(f"{arguments.out}: {probes} probes, {matches} gallery images, {distractors} distractors")

@@ -19,16 +19,10 @@ from recognition.data.pack.listing import ImageList, class_names, image_list, wa
 from recognition.data.pack.output import new_folder, write_new
 from recognition.data.parallel import add_workers_argument, chunks, in_order, shared_object
 from utils.errors import UserError
-from utils.images import read_header
+from utils.images import SUFFIXES_OF, read_header
 
 HELP = "packed data set -> image folder"
 CHUNK = 64
-SUFFIXES_OF = {
-    "jpeg": (".jpg", ".jpeg"),
-    "png": (".png",),
-    "bmp": (".bmp",),
-    "pnm": (".pgm", ".ppm", ".pnm", ".pbm"),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,10 @@
-"""Encoded images: the size in their headers, and the only code that decodes them.
-
-A few kilobytes can announce gigabytes of pixels. So an image is decoded only after its header has given an acceptable size,
-and not at all if its kind is not supported.
+"""The only code that decodes images, and only after their headers have given an acceptable size.
 
 Shapes: H, W height and width; pixels are uint8 [H, W, 3]. cv2 = OpenCV.
 """
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,27 +14,21 @@ import numpy.typing as npt
 from simplejpeg import decode_jpeg
 
 from utils.errors import UserError
+from utils.images.headers import SUFFIXES_OF, has_end, read_header
 
 FACE_SIZE = 112  # side in pixels of an aligned face: what every encoder takes and every packed set holds
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".pbm", ".bmp"})
-KINDS = "JPEG, PNG, PGM/PPM/PBM or BMP"
 MAX_PIXELS = 64_000_000  # 192 MB when decoded
 MAX_BYTES = 256 << 20
 
 Image = npt.NDArray[np.uint8]
 ChannelOrder = Literal["RGB", "BGR"]
 
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_SILENT
+)  # errors are raised; OpenCV also prints some, over several lines
 _OPENCV_FLAGS = {"RGB": cv2.IMREAD_COLOR_RGB, "BGR": cv2.IMREAD_COLOR}
 _EXIF = b"Exif\0\0"  # may hold an orientation, which OpenCV applies and libjpeg-turbo ignores
 _COLOUR_SCAN = b"\xff\xda\0\x0c\3"  # the start of a three-channel scan; Exif precedes it
-
-_JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
-# Frame headers: C0 to CF except DHT, DAC (tables) and JPG (reserved).
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_ENDS = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}  # end marker; name and checksum of the last chunk
-_BLANKS = b" \t\r\n\v\f"
 
 
 # ------------------------------------------------------------------------------------------------ decoding
@@ -102,7 +91,7 @@ def _decode(
     *,
     max_pixels: int = MAX_PIXELS,
     size: tuple[int, int] | None = None,
-    kinds: tuple[str, ...] = ("jpeg", "png", "pnm", "bmp"),
+    kinds: tuple[str, ...] = tuple(SUFFIXES_OF),
 ) -> Image:
     """Check the header, then decode. size: required height and width. Raises ValueError: what is wrong and what to do."""
 
@@ -130,98 +119,3 @@ def _decode(
     if image is None or (size is not None and image.shape != (*size, 3)):
         raise refusal("it is damaged")
     return np.asarray(image, np.uint8)
-
-
-# ------------------------------------------------------------------------------------------------ headers
-
-
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
-    """kind: "jpeg", "png", "pnm" or "bmp". width, height: in pixels, as stored (before any Exif orientation)."""
-
-    kind: str
-    width: int
-    height: int
-
-
-def read_header(encoded: bytes) -> ImageHeader:
-    """The kind and size of an encoded image. Raises ValueError if the kind is not supported or the header is damaged."""
-    if not encoded:
-        raise ValueError("it is empty")
-    kind = _kind(encoded)
-    try:
-        width, height = {"jpeg": _jpeg_size, "png": _png_size, "bmp": _bmp_size, "pnm": _pnm_size}[kind](encoded)
-    except (struct.error, IndexError) as error:
-        raise ValueError(f"its {kind.upper()} header is truncated") from error
-    if width < 1 or height < 1:
-        raise ValueError(f"its {kind.upper()} header announces {width}x{height} pixels")
-    return ImageHeader(kind, width, height)
-
-
-def has_end(encoded: bytes, header: ImageHeader) -> bool:
-    """Whether a JPEG or PNG contains its end marker. Always true for other kinds: their decoders refuse truncated data."""
-    return header.kind not in _ENDS or _ENDS[header.kind] in encoded
-
-
-def _kind(encoded: bytes) -> str:
-    for signature, kind in ((_JPEG, "jpeg"), (_PNG, "png"), (_BMP, "bmp")):
-        if encoded.startswith(signature):
-            return kind
-    if len(encoded) >= 3 and encoded[:1] == b"P" and encoded[1:2] in b"123456" and encoded[2:3] in _BLANKS:
-        return "pnm"
-    raise ValueError(f"it is not a {KINDS} file")
-
-
-def _jpeg_size(encoded: bytes) -> tuple[int, int]:
-    at = 2
-    while True:
-        if encoded[at] != 0xFF:
-            raise ValueError(f"its JPEG header is damaged at byte {at}")
-        while encoded[at] == 0xFF:  # any number of fill bytes
-            at += 1
-        marker = encoded[at]
-        at += 1
-        if marker in _JPEG_WITHOUT_LENGTH:
-            continue
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", encoded, at + 3)
-            return width, height
-        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
-            raise ValueError(f"its JPEG header has no size before byte {at}")
-        (length,) = struct.unpack_from(">H", encoded, at)
-        if length < 2:
-            raise ValueError(f"its JPEG header is damaged at byte {at}")
-        at += length
-
-
-def _png_size(encoded: bytes) -> tuple[int, int]:
-    if encoded[12:16] != b"IHDR":
-        raise ValueError("its PNG header has no IHDR")
-    width, height = struct.unpack_from(">II", encoded, 16)
-    return width, height
-
-
-def _bmp_size(encoded: bytes) -> tuple[int, int]:
-    (header_bytes,) = struct.unpack_from("<I", encoded, 14)
-    width, height = struct.unpack_from("<HH" if header_bytes == 12 else "<ii", encoded, 18)
-    return width, abs(height)  # negative if stored from the top
-
-
-def _pnm_size(encoded: bytes) -> tuple[int, int]:
-    """Two numbers after the magic, separated by blanks and #-comments."""
-    numbers: list[int] = []
-    at = 2
-    while len(numbers) < 2:
-        if encoded[at : at + 1] == b"#":
-            at = encoded.index(b"\n", at) if b"\n" in encoded[at : at + 4096] else len(encoded)
-        elif encoded[at] in _BLANKS:
-            at += 1
-        else:
-            end = at
-            while end < len(encoded) and encoded[end : end + 1].isdigit() and end - at < 10:
-                end += 1
-            if end == at:
-                raise ValueError(f"its PNM header is damaged at byte {at}")
-            numbers.append(int(encoded[at:end]))
-            at = end
-    return numbers[0], numbers[1]

@@ -1,0 +1,21 @@
+"""Encoded images: their headers, folders of them, and the only code that decodes them."""
+
+from utils.images.decode import (
+    FACE_SIZE,
+    MAX_BYTES,
+    MAX_PIXELS,
+    ChannelOrder,
+    Image,
+    decode_face,
+    decode_face_into,
+    decode_image,
+    read_image_file,
+)
+from utils.images.folders import LeftOut, find_images, image_names, scan_folder
+from utils.images.headers import KINDS, SUFFIXES, SUFFIXES_OF, ImageHeader, has_end, image_kind, read_header
+
+__all__ = [
+    "FACE_SIZE", "KINDS", "MAX_BYTES", "MAX_PIXELS", "SUFFIXES", "SUFFIXES_OF", "ChannelOrder", "Image", "ImageHeader", "LeftOut",
+    "decode_face", "decode_face_into", "decode_image", "find_images", "has_end", "image_kind", "image_names",
+    "read_header", "read_image_file", "scan_folder",
+]  # fmt: skip
