@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from eval.present.plots import draw_similarities
+from eval.protocols.bootstrap import rank_interval
 from eval.protocols.scface import distance_metrics, find_scface
 from tests.shared_files import FACES, needs_faces
 from utils.alignment import ARCFACE_TEMPLATE
@@ -82,6 +84,23 @@ def test_photographs_are_cut_out_by_their_landmarks(points, tmp_path):
     assert aligned.shape == (112, 112, 3)
     inside = np.abs(aligned[4:-4, 4:-4].astype(int) - face[4:-4, 4:-4])
     assert inside.mean() < 2.5
+
+
+def test_missing_probes_count_as_failures(tmp_path):
+    release(tmp_path, cameras=(1, 2))
+    (tmp_path / "cams/003_cam2_1.jpg").unlink()
+    data = find_scface(tmp_path)
+    assert data.missing_probes() == ["003_cam2_1"]
+    found = data.evaluate(np.eye(4)[data.people])
+    metrics = [distance_metrics(each) for each in found.values()]
+    assert [each["rank1"] for each in metrics] == [5 / 6, 1, 1]
+    assert [each["probes"] for each in metrics] == [6, 6, 6]
+    assert [each["missing_probes"] for each in metrics] == [1, 0, 0]
+    assert metrics[0]["matched"] == 1 and metrics[0]["unmatched"] == 0  # of those that exist
+    assert found["d1"].cmc(2).tolist() == [5 / 6] * 2
+    low, high = rank_interval([found["d1"]], 1, 1000)
+    assert low < 5 / 6 < high
+    draw_similarities({"x": found})
 
 
 @needs_faces

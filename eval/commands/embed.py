@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from eval.commands.common import ImageSet, add_encoder_arguments, embed, open_encoder
+from eval.embedding import check_images
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError
@@ -31,11 +32,12 @@ def run(arguments: argparse.Namespace, world: World) -> None:
     if not arguments.out.endswith(".npz"):
         raise UserError(f"--out {arguments.out}: the ending must be .npz")
     paths = image_paths(arguments.images)
-    encoder = open_encoder(arguments, world)
 
     def load(index: int) -> np.ndarray:
         return decode_face(read_image_file(paths[index]), paths[index])
 
+    check_images(len(paths), load)
+    encoder = open_encoder(arguments, world)
     images = ImageSet(f"{NAME}_flip" if arguments.flip else NAME, len(paths), load, paths)
     features = embed(encoder, images, arguments.batch_size, torch.add if arguments.flip else None, arguments.cache)
 

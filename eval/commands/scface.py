@@ -100,7 +100,7 @@ def _judge(arguments: argparse.Namespace, data: ScFace, searches: Searches) -> R
     people, probes = int((data.distances == 0).sum()), int((data.distances > 0).sum())
     print(f"SCface: {probes:,} probes, a gallery of {people:,} people")
     if missing := data.missing_probes():
-        print(f"{len(missing):,} probes are missing, such as {missing[0]}; the rates are over those that are there")
+        print(f"{len(missing):,} more probes are missing, such as {missing[0]}; they count as failures")
     print(_table(searches, intervals))
     print("\n".join(gains))
     if folder := plot_folder(arguments):

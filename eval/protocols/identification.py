@@ -47,6 +47,12 @@ class Search:
         """The number of probes that rank rates are over."""
         return len(self.rank) if self.closed_set else int(self.mated.sum())
 
+    def with_failures(self, count: int) -> Search:
+        """This search with `count` more probes, as a closed set: probes that should exist, and so are found at no rank."""
+        unknown = np.full(count, NOBODY)
+        mate_score, other_score = (np.append(scores, unknown) for scores in (self.mate_score, self.other_score))
+        return Search(mate_score, other_score, np.append(self.rank, np.zeros(count, np.int64)), closed_set=True)
+
     def rank_rate(self, rank: int) -> float:
         """Share (0..1) of the counted probes with a mate among the first `rank`. Raises UserError if no probe is mated."""
         self._require_mated()

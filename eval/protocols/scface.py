@@ -1,7 +1,8 @@
 """SCface: people seen by surveillance cameras at three distances, searched among their frontal mugshots.
 
 Images are named `001_frontal` (the gallery) and `001_cam1_1` (person 1, camera 1, distance 1), anywhere under the folder. Cameras
-1-5 count; cameras 6-8 are infrared. Distance 1 is 4.2 m, 2 is 2.6 m, 3 is 1.0 m. A 112x112 image counts as aligned. Any other is
+1-5 count; cameras 6-8 are infrared. Distance 1 is 4.2 m, 2 is 2.6 m, 3 is 1.0 m. A probe that a person lacks and others have, for
+example because an aligner did not find the face, counts as a failure. A 112x112 image counts as aligned. Any other is
 aligned by its landmarks in `all.txt`, one line per image: its name, left eye, right eye, nose, and the mouth's corners or centre.
 """
 
@@ -56,12 +57,15 @@ class ScFace:
         return [f"{person:03}_{view}" for person in np.unique(self.people) for view in views if (person, view) not in there]
 
     def evaluate(self, features_ND: np.ndarray) -> dict[str, Search]:
-        """The search at each distance with images, d1 … d3; `features_ND` in the order of `images`."""
+        """The search at each distance with images, d1 … d3, with missing probes last; `features_ND` in the order of `images`."""
         if len(features_ND) != len(self.images):
             raise UserError(f"{self.root}: {len(features_ND)} features for {len(self.images)} images")
         gallery = self.distances == 0
+        missing = [int(name[-1]) for name in self.missing_probes()]
         return {
-            name: search(features_ND[at], self.people[at], features_ND[gallery], self.people[gallery], f"SCface {name}")
+            name: search(
+                features_ND[at], self.people[at], features_ND[gallery], self.people[gallery], f"SCface {name}"
+            ).with_failures(missing.count(distance))
             for distance, name in DISTANCES.items()
             if (at := self.distances == distance).any()
         }
@@ -118,12 +122,16 @@ def _read_landmarks(root: Path) -> dict[str, np.ndarray]:
 
 
 def distance_metrics(found: Search) -> dict[str, float]:
-    """Rank 1, and the mean similarities of figure 6: with the mate, with the most similar other, and their difference."""
-    matched, unmatched = float(found.mate_score.mean()), float(found.other_score.mean())
+    """Rank 1, and the mean similarities of figure 6: with the mate, with the most similar other, and their difference.
+
+    `probes` includes the `missing_probes`, which have no similarities.
+    """
+    matched, unmatched = float(found.mate_score[found.mated].mean()), float(found.other_score[found.mated].mean())
     return {
         "rank1": found.rank_rate(1),
         "matched": matched,
         "unmatched": unmatched,
         "gain": matched - unmatched,
-        "probes": int(found.mated.sum()),
+        "probes": found.counted,
+        "missing_probes": int((~found.mated).sum()),
     }
