@@ -13,6 +13,7 @@ from eval.present.tables import read_results
 from eval.protocols.ijb_files import Meta
 from eval.protocols.scface import _read_landmarks
 from eval.report.read import read_run
+from recognition.data import RecordWriter
 from recognition.data.dataset import FaceDataset
 from recognition.data.pack.commands.pairs import Pair, read_pairs
 from recognition.data.pack.commands.subset import listed_labels
@@ -20,6 +21,8 @@ from recognition.data.pack.landmarks import read_landmarks
 from recognition.data.pack.listing import ImageList, read_classes
 from recognition.data.records.index import load_index
 from recognition.monitor.progress import _drop_after
+from tests.pack_tools import pack
+from tests.shared_files import ROOT
 from utils import config
 from utils.errors import UserError
 from utils.files import numbered_lines
@@ -158,6 +161,8 @@ def test_pairs_without_a_header(text, first, same, tmp_path):
     [
         ("pairs by path", "a 1.jpg b.jpg 1\n", "line 1: .*separate by tabs"),
         ("LFW pairs", "1\t1\nAda Lee 1 2\nAda 1 Bo 2\n", "line 2: .*separate by tabs"),
+        ("LFW pairs without header", "Ada 1 1\nAda 1 2\nAda 1\n", "line 3: 'Ada 1' is neither `NAME i j`"),
+        ("pairs by path", "1 2 1\na.jpg b.jpg 1\nAda 1 2\n", "line 3: 'Ada 1 2' is not `PATH1 PATH2 0|1`"),
         ("landmarks", f"a.jpg {POINTS}\na b.jpg {POINTS}\n", "line 2: .*separate by tabs"),
         ("landmarks", f"a.jpg {POINTS}\nb.jpg {POINTS} nan\n", "line 2: contains a number that is not finite"),
         ("landmarks", f"a.jpg {POINTS.replace('13', 'inf')}\n", "line 1: contains a number that is not finite"),
@@ -210,3 +215,23 @@ def test_measurements_with_a_byte_order_mark(tmp_path):
     lines.write_bytes(b'{"step": 1}\n\n{"step": x}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 3: not a measurement"):
         read_run(tmp_path)
+
+
+def test_an_index_with_a_byte_order_mark_is_correct(tmp_path, capsys):
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        for key in range(3):
+            writer.write(key, float(key), b"x")
+    index = tmp_path / "train.idx"
+    index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    pack("reindex", tmp_path / "train.rec")
+    assert "is correct (3 records)" in capsys.readouterr().out
+
+
+def test_configurations_written_on_windows(tmp_path):
+    text = (ROOT / "configs/base.py").read_text()
+    file = tmp_path / "mine.py"
+    file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert config.load(str(file), ["rec=x"]).rec == "x"
+    file.write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match=r"mine\.py: line 1: is UTF-16 text, or not text; save the file as UTF-8"):
+        config.load(str(file), ["rec=x"])

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 from configs.base import config as base
 from utils.errors import UserError
-from utils.files import write_file
+from utils.files import refuse_utf16, write_file
 
 PositiveInt = Annotated[int, (">", 0)]
 NonNegativeInt = Annotated[int, (">=", 0)]
@@ -259,6 +259,7 @@ def _find(path: str) -> Path:
 def _run(file: Path) -> dict[str, Any]:
     """The `config` that a configuration file defines."""
     try:
+        refuse_utf16(file)
         values = runpy.run_path(str(file)).get("config")
     except UserError:
         raise

@@ -78,10 +78,10 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def _is_lfw(lines: list[tuple[str, str]]) -> bool:
-    """Whether a list without a header is LFW's: by paths, each line has three fields and ends with 0 or 1."""
-    fields = [_fields(line) for _, line in lines]
-    numbered = all(len(each) in (3, 4) and _is_count(each[1]) and _is_count(each[-1]) for each in fields)
-    return numbered and any(len(each) == 4 or each[-1] not in ("0", "1") for each in fields)
+    """Whether a list without a header is LFW's. `A 2 1` may be of either kind; other lines decide."""
+    fields = [each for each in (_fields(line) for _, line in lines) if len(each) in (3, 4)]
+    by_path = any(len(each) == 3 and each[2] in ("0", "1") and not _is_count(each[1]) for each in fields)
+    return not by_path and any(_is_count(each[1]) and _is_count(each[-1]) and each[2:] not in (["0"], ["1"]) for each in fields)
 
 
 def _fields(line: str) -> list[str]:

@@ -8,6 +8,7 @@ Keys are the records' ids, or their positions in the file if ids are missing or 
 from __future__ import annotations
 
 import argparse
+import codecs
 from pathlib import Path
 
 from rich.console import Console
@@ -52,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
         index, key_source = rebuild(rec, arguments.on_error == "skip")
     text = index_text(index)
     if out.exists() and not arguments.force:
-        if sorted(out.read_bytes().splitlines()) == sorted(text.splitlines()):
+        found = out.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+        if sorted(filter(None, found)) == sorted(text.splitlines()):
             print(f"{out}: is correct ({len(index.keys)} records)")
             return
         raise UserError(f"{out}: exists and does not match {rec}; --force replaces it")
