@@ -117,7 +117,10 @@ config.frequent = 10  # steps between two lines of progress
 # Steps between two diagnostics of feature norms and queue drift; 0: never. They do not change the training. Each costs about a
 # third of a step; at most every tenth one also draws pictures for TensorBoard, which takes half a second.
 config.diagnose_every = 100
-config.verbose = 0  # steps between two verifications; 0: at the end of each epoch
+config.verbose = 0  # steps between two verifications; 0: at the end of each epoch, as verify_share allows
+# With verbose=0, verification takes at most about this share of the run's time: at the end of an epoch it is left out if it would
+# take more. The first one, and the one after the last step, are never left out.
+config.verify_share = 0.2
 config.save_every = 0  # steps between two checkpoints; 0: at the end of each epoch, or as save_minutes demands
 config.save_minutes = 0.0  # save when this much time has passed since the last checkpoint; 0: never by time
 config.keep_last = 3  # number of checkpoints that are kept

@@ -26,6 +26,7 @@ from recognition.monitor.environment import record_start
 from recognition.monitor.overview import overview
 from recognition.monitor.progress import Progress, verification_history
 from recognition.monitor.skipped import DamagedRecords, SkippedSteps
+from recognition.monitor.verification_time import VerificationTime
 from recognition.schedule import Schedule
 from recognition.step import ALL_DAMAGED, StepResult
 from utils import dist
@@ -90,6 +91,7 @@ class Trainer:
 
     def run(self) -> Results:
         """Train to the end, or until a signal asks to stop; return the final verification ({} if stopped)."""
+        self.verification_time = VerificationTime(1.0 if self.config.verbose else self.config.verify_share)
         with self.progress, self.signals:
             if self.world.size > 2:
                 self.train_step.fix_bucket_order(self.config.views, self.config.batch_size)
@@ -226,7 +228,8 @@ class Trainer:
         figures = result.figures(self.state.joint.quality)
         values = {**figures, "lr": self.state.optimiser.param_groups[0]["lr"]}
         images_per_step = self.config.batch_size * self.world.size * self.config.gradient_acc
-        self.progress.steps(self.step_number, self.step_number / self.steps_per_epoch, images_per_step, values)
+        epoch = self.step_number / self.steps_per_epoch
+        self.progress.steps(self.step_number, epoch, images_per_step, values, self._verification_left)
 
     # -------------------------------------------------------------------------------------------- verification, checkpoints
 
@@ -234,12 +237,22 @@ class Trainer:
         """Save and verify if it is time to. In this order: a verification that fails costs no checkpoint."""
         if self.saver.after_step(self.step_number, self.requests):
             self.progress.event(self.step_number, stall_seconds=round(self.saver.stall, 3))
-        if self._verification_is_due:
+        if self._verification_is_due and dist.on_first_rank(self.verification_time.is_affordable):
             self._verify_and_mark()
 
     @property
     def _verification_is_due(self) -> bool:
-        return bool(self.bins) and self._is_due(self.config.verbose or self.steps_per_epoch)
+        return bool(self.bins) and self._is_due(self._verify_every)
+
+    @property
+    def _verify_every(self) -> int:
+        return self.config.verbose or self.steps_per_epoch
+
+    def _verification_left(self, training_seconds: float) -> float:
+        """Seconds that the remaining verifications will take, if that much training is left."""
+        last = self.total_steps % self._verify_every != 0
+        count = self.total_steps // self._verify_every - self.step_number // self._verify_every + last
+        return self.verification_time.left(count if self.bins else 0, training_seconds)
 
     def _verify_and_mark(self) -> None:
         """Verify, and mark the checkpoint if it is the best."""
@@ -257,7 +270,7 @@ class Trainer:
         def keep_curve(name: str, result: TenFold) -> None:
             self._curves[name] = result.roc
 
-        with self.progress.clock_stopped():
+        with self.progress.clock_stopped(), self.verification_time.measured():
             results = verify_bins(self.embed, self.bins, self.config.val_batch_size, keep_curve)
         self.progress.verification(self.step_number, results)
         if self.step_number < self.total_steps:

@@ -110,10 +110,10 @@ def test_every_key_is_read_by_the_code():
         ("quality_rate=1.5", "must be >= 0 and <= 1"),
         ("resume=1", "must be True or False"),
         ("queue=large", "must be one of 'none'"),
-        ("milestones=6", "must be a list"),
+        ("milestones=six", "must be a list in which each entry is a number"),
         ("milestones=(-1,6)", "must be a list in which each entry is >= 0"),
         ("milestones=(6,nine)", "must be a list"),
-        ("val_targets=lfw", "must be a list"),
+        ("val_targets=3", "must be a list in which each entry is text"),
         ("val_targets=(1,)", "must be a list in which each entry is text"),
         ("views=3", "must be one of 1, 2"),
         ("views=True", "must be one of 1, 2"),
@@ -235,3 +235,11 @@ def test_output_is_named_after_the_file_unless_given():
 def test_help_without_a_configuration():
     done = run(sys.executable, "train.py")
     assert done.returncode == 2 and done.stderr.startswith("error: usage: train.py CONFIG")
+
+
+@pytest.mark.parametrize("text", ["val_targets=mine", "val_targets=mine,", "val_targets=('mine',)", "val_targets=['mine']"])
+def test_lists_may_be_written_with_commas(text):
+    assert config.load(str(ROOT / "configs" / "small_qg"), [text]).val_targets == ("mine",)
+    assert config.load(str(ROOT / "configs" / "small_qg"), ["val_targets=lfw, agedb_30"]).val_targets == ("lfw", "agedb_30")
+    loaded = config.load(str(ROOT / "configs" / "small_qg"), ["schedule=multistep", "milestones=6"])
+    assert loaded.milestones == (6.0,)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recognition.monitor.progress import Progress
+from recognition.monitor.verification_time import VerificationTime
 
 LOSSES = ("loss", "loss_classification", "loss_contrastive", "high_quality_share", "low_quality_pair_share", "norm_mean", "lr")
 VALUES = dict.fromkeys(LOSSES, 1.0)
@@ -40,3 +41,28 @@ def test_speed_counts_all_steps_since_the_last_report_and_no_verification(tmp_pa
     assert [line["images_per_second"] for line in lines] == pytest.approx([192, 192, 96])
     shown = capsys.readouterr().out.splitlines()
     assert [line[line.index("left") :] for line in shown] == ["left 0:00:10", "left 0:00:05", "left 0:00:00"]
+
+
+def test_verification_keeps_within_its_share(clock) -> None:
+    """A minute of training per epoch; verification takes two: after the first one, only every eighth epoch can afford it."""
+    spent = VerificationTime(0.2)
+    verified = []
+    for epoch in range(1, 41):
+        clock[0] += 60.0
+        if spent.is_affordable():
+            with spent.measured():
+                clock[0] += 120.0
+            verified.append(epoch)
+    assert verified == [1, 16, 24, 32, 40]
+    assert spent.left(40, 480.0) == 120.0 + 0.25 * 480.0 and spent.left(1, 480.0) == 120.0 and spent.left(0, 480.0) == 0.0
+    always = VerificationTime(1.0)
+    with always.measured():
+        clock[0] += 120.0
+    assert always.is_affordable() and always.left(3, 1.0) == 360.0
+
+
+def test_the_time_left_counts_verification(tmp_path: Path, clock, capsys) -> None:
+    with Progress(tmp_path, True, total_steps=30, first_step=0) as progress:
+        clock[0] += 10.0
+        progress.steps(10, 0.9, 96, VALUES, lambda training_seconds: 5 * training_seconds)
+    assert capsys.readouterr().out.endswith("left 0:02:00\n")

@@ -114,6 +114,7 @@ class Config:
     frequent: PositiveInt
     diagnose_every: NonNegativeInt
     verbose: NonNegativeInt
+    verify_share: Annotated[float, (">", 0), ("<=", 1)]
     save_every: NonNegativeInt
     save_minutes: NonNegativeFloat
     keep_last: PositiveInt
@@ -317,6 +318,10 @@ def _as_type(value: Any, wanted: Any) -> Any:
 
 
 def _as_tuple(value: Any, parts: Sequence[Any]) -> tuple[Any, ...]:
+    if parts[-1] is Ellipsis and isinstance(value, str):  # val_targets=lfw,agedb_30
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif parts[-1] is Ellipsis and isinstance(value, (int, float)):  # milestones=6
+        value = [value]
     if not isinstance(value, (list, tuple)):
         raise ValueError("a list")
     if parts[-1] is Ellipsis:

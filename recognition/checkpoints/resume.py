@@ -30,7 +30,8 @@ REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verificati
 }
 FREE = {  # paths, processes, logging, when to save: no figure depends on them. Data and images per step are compared below
     *("rec", "output", "resume", "batch_size", "global_batch_size", "num_workers", "val_batch_size", "frequent"),
-    *("diagnose_every", "verbose", "max_skipped", "save_every", "save_minutes", "keep_last", "async_save", "timeout_minutes"),
+    *("diagnose_every", "verbose", "verify_share", "max_skipped", "save_every", "save_minutes", "keep_last", "async_save"),
+    *("timeout_minutes",),
 }
 _UNNAMED = {"output", "resume", "batch_size", "global_batch_size"}  # differ between starts of one run
 _ADVICE = "use the same settings, or another output= (init_from= starts a new run from its encoder)"

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,10 +65,17 @@ class Progress:
         finally:
             self._last_time += time.perf_counter() - begin
 
-    def steps(self, step: int, epoch: float, images_per_step: int, values: dict[str, float]) -> None:
+    def steps(
+        self,
+        step: int,
+        epoch: float,
+        images_per_step: int,
+        values: dict[str, float],
+        further_seconds: Callable[[float], float] = lambda training_seconds: 0.0,
+    ) -> None:
         """Print and record the measurements of a step. The speed is the mean since the last call.
 
-        step: steps done. values: of the last one.
+        step: steps done. values: of the last one. further_seconds: what the run needs besides so many seconds of training.
         """
         if not self.active:
             return
@@ -77,7 +84,8 @@ class Progress:
         steps = max(step - self._last_step, 1)
         self._last_time, self._last_step = now, step
         values = {**values, "images_per_second": images_per_step * steps / seconds, "epoch": epoch}
-        left = timedelta(seconds=round(seconds / steps * (self.total_steps - step)))
+        training = seconds / steps * (self.total_steps - step)
+        left = timedelta(seconds=round(training + further_seconds(training)))
         print(
             f"step {step:>6}/{self.total_steps}  epoch {epoch:6.2f}  loss {values['loss']:8.4f}"
             f"  cls {values['loss_classification']:8.4f}  con {values['loss_contrastive']:8.4f}"

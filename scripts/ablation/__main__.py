@@ -18,6 +18,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from prettytable import PrettyTable
+
 from scripts.ablation.record import refuse_other_settings
 from scripts.ablation.rows import FORMS, TABLES, Row, parse_row
 from scripts.ablation.runs import EVALUATION, Run, execute_all
@@ -32,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = _runs([row for rows in tables.values() for row in rows], options)
     _check(tables, runs, options)
     if options.list:
-        for run in runs:
-            print(f"{run.folder.name}: train.py {' '.join(run.arguments)}")
+        print(_list(tables, runs).get_string())
         return
     options.output.mkdir(parents=True, exist_ok=True)
     execute_all([run.execute for run in runs], options.jobs)
@@ -98,6 +99,15 @@ def _check(tables: dict[str, list[Row]], runs: Sequence[Run], options: argparse.
         settings = run.recorded_settings()
         if not options.list:
             refuse_other_settings(run.folder, settings)
+
+
+def _list(tables: dict[str, list[Row]], runs: Sequence[Run]) -> PrettyTable:
+    """One line per run: the tables and row that it belongs to, its state, its output folder and its command."""
+    listed = PrettyTable(["table", "row", "seed", "state", "output", "command"], align="l")
+    for run in runs:
+        names = ", ".join(name for name, rows in tables.items() if run.row in rows)
+        listed.add_row([names, run.row.name, run.seed, run.state, run.folder, f"train.py {' '.join(run.arguments)}"])
+    return listed
 
 
 def _evaluations(row: Row, options: argparse.Namespace) -> list[Path]:

@@ -21,7 +21,7 @@ SETTINGS, DATA_ROOT = "request", "data_root"
 # Keys that do not change the trained encoder: what a run prints and saves, when and where.
 _WITHOUT_EFFECT = {
     *("output", "num_workers", "frequent", "diagnose_every", "verbose", "save_every", "save_minutes", "keep_last", "keep_best"),
-    *("async_save", "resume", "timeout_minutes", "val_targets", "val_dir", "val_batch_size"),
+    *("async_save", "resume", "timeout_minutes", "val_targets", "val_dir", "val_batch_size", "verify_share"),
 }
 
 

@@ -40,6 +40,12 @@ class Run:
         """What RUN/ablation.json holds of the settings. UserError if the configuration is wrong."""
         return settings_of(self.row.load(self.form, [*self.settings, f"seed={self.seed}"]), self.processes)
 
+    @property
+    def state(self) -> str:
+        """What the run's folder holds."""
+        files = {EVALUATION: "finished", "results.json": "trained, not evaluated", "checkpoints": "interrupted"}
+        return next((state for name, state in files.items() if (self.folder / name).exists()), "to do")
+
     def execute(self) -> None:
         """Train and evaluate, unless this is done already. What the programs print goes to FOLDER.log."""
         evaluation, data_root = self.folder / EVALUATION, str(self.data_root.resolve())
