@@ -236,6 +236,7 @@ def test_a_folder_without_readable_images_says_what_it_holds(tmp_path):
 def test_embed_reads_nested_folders_and_follows_links(people, tmp_path, capsys):
     (people / "Bo/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (people / "Bo/loop").symlink_to(people, target_is_directory=True)
+    (people / "A").symlink_to(people / "Ada", target_is_directory=True)
     write_files(tmp_path, {"elsewhere/2.png": encoded(SQUARE, ".png")})
     dist.start()
     try:

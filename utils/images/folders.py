@@ -41,13 +41,11 @@ class LeftOut:
     def __str__(self) -> str:
         """Such as `5 files were left out: 3 .avif (not supported), 2 broken links; the first: faces/Ada/1.avif`."""
         total = self._counts.total()
-        kinds = ", ".join(f"{count} {_plural(reason, count)}" for reason, count in self._counts.most_common())
+        kinds = ", ".join(
+            f"{count} {reason}{'s' if count > 1 and not reason.startswith('.') else ''}"
+            for reason, count in self._counts.most_common()
+        )
         return f"{total} {'file was' if total == 1 else 'files were'} left out: {kinds}; the first: {self._first}"
-
-
-def _plural(reason: str, count: int) -> str:
-    kind, *place = reason.split(" next ")
-    return " next ".join([f"{kind}s", *place]) if count > 1 and not reason.startswith(".") else reason
 
 
 def image_names(folder: Path, left_out: LeftOut | None = None) -> list[str]:
@@ -63,17 +61,21 @@ def image_names(folder: Path, left_out: LeftOut | None = None) -> list[str]:
 
 
 def find_images(root: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """The image files below a folder at any depth, sorted; links to folders are followed. left_out, errors: as above."""
-    found, seen, folders = [], set(), [root]
-    while folders:
-        folder = folders.pop()
+    """The image files below a folder at any depth, sorted; left_out, errors: as above.
+
+    Links to folders are followed, last, unless they lead to a folder that has been read.
+    """
+    found, seen, folders, links = [], set(), [root], list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
         place = os.path.realpath(folder)
-        if place in seen:  # a link to it, perhaps from inside it
+        if place in seen:
             continue
         seen.add(place)
         names, below = scan_folder(folder, left_out)
         found += [folder / name for name in names]
-        folders += [folder / name for name in reversed(below)]
+        for path in (folder / name for name in below):
+            (links if path.is_symlink() else folders).append(path)
     return sorted(found)
 
 

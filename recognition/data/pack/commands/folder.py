@@ -67,7 +67,7 @@ def count_images(source: Path, min_images: int, left_out: LeftOut) -> tuple[list
     if not names:
         raise UserError(f"{source}: contains no folders; expected one folder of images per identity")
     for name in loose:
-        left_out.add("image next to the folders", source / name)
+        left_out.add("loose image", source / name)
     counts = array("q", (len(image_names(source / name, left_out)) for name in names))
     kept = [name for name, count in zip(names, counts, strict=True) if count >= min_images]
     images = sum(count for count in counts if count >= min_images)
