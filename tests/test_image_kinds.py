@@ -210,7 +210,7 @@ def test_pack_folder_reads_all_kinds_and_counts_the_rest(people, tmp_path, capsy
         "1 broken link",
         "1 nested folder",
         "1 unrecognised file",
-        "1 image next to the folders",
+        "1 loose image",
         f"; the first: {people}",
     ):
         assert part in warning
