@@ -246,8 +246,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     acceptance = Acceptance(machine, folder)
-    checks = [acceptance.loader()]  # forks its workers, so it comes before this process uses CUDA
-    checks.append(acceptance.tests())
+    checks = [acceptance.loader(), acceptance.tests()]
     checks += [acceptance.training(precision) for precision in machine.precisions]
     checks.append(acceptance.killed_and_resumed())
     check, rows = acceptance.steps(arguments)

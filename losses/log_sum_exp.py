@@ -138,7 +138,7 @@ class ShardedLogSumExp(torch.autograd.Function):
             cosine_N = gather_stack(cosine_N).sum(dim=0)
             rule = rule_of(cosine_N)
         visits = _Visits(unit_ND, keys, options, rule)
-        with _onednn_precision(options.precision):
+        with _onednn_precision(options.precision, unit_ND.device):
             partial_N = visits.log_sums()
         if rule_of is None:
             parts_W2N = gather_stack(torch.stack([partial_N, cosine_N]))
@@ -154,7 +154,7 @@ class ShardedLogSumExp(torch.autograd.Function):
         unit_ND, weight_KD, total_N = ctx.saved_tensors
         keys = ctx.keys
         grad_rows_KD = weight_KD.new_empty(len(keys), weight_KD.shape[1]) if ctx.needs_input_grad[1] else None
-        with _onednn_precision(ctx.visits.options.precision):
+        with _onednn_precision(ctx.visits.options.precision, unit_ND.device):
             grad_unit_ND = ctx.visits.gradients(grad_N, total_N, grad_rows_KD)
         if keys.own_row() is not None and len(keys) > 0:
             _add_own_gradients(grad_unit_ND, grad_rows_KD, unit_ND, weight_KD, keys, grad_cosine_N)
@@ -368,12 +368,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 @contextmanager
-def _onednn_precision(precision: HeadPrecision) -> Iterator[None]:
-    """A context in which oneDNN's products on the CPU have this precision."""
+def _onednn_precision(precision: HeadPrecision, device: torch.device) -> Iterator[None]:
+    """A context in which oneDNN's products, on the CPU, have this precision."""
+    if precision != "bf16" or device.type != "cpu":
+        yield
+        return
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = setting.fp32_precision
-    if precision == "bf16":
-        setting.fp32_precision = "bf16"
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
     try:
         yield
     finally:

@@ -206,11 +206,10 @@ class FeatureQueue(nn.Module):
         owner_K = (sequence_K - (self.total - self.filled)) // step
         counts = torch.bincount(owner_K, minlength=world).tolist()
         order = exchange_rows(sequence_K, counts).argsort()  # entries arrive by sender; sort them by age
-        device_slots = self._device_slots(0, self._count)
         rows = {"feature": self._feature, "label": self._label}
         if self.compensate:
             rows["proxy"] = self._proxy
-        result = {name: exchange_rows(value[device_slots].cpu(), counts)[order] for name, value in rows.items()}
+        result = {name: exchange_rows(value.cpu()[slots], counts)[order] for name, value in rows.items()}
         assert len(order) == part.size, f"{len(order)} queue entries for a part of {part.size}"
         return result
 

@@ -22,7 +22,7 @@ from utils.config import Config
 from utils.dist import gather_stack
 
 _NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-_ROWS_AT_A_TIME = 4096  # bounds the temporary copies
+_ROWS_AT_A_TIME = {"cpu": 4096, "cuda": 1 << 16}  # bounds the temporary copies
 
 
 def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> RowOptimiser:
@@ -138,8 +138,9 @@ class RowOptimiser(torch.optim.Optimizer):
             state = self.state[parameter]
             self._make_state(group, parameter, state)  # also on a rank without any row: checkpoints are collective
             rows, values = gradient.indices()[0], gradient.values()
-            for start in range(0, len(rows), _ROWS_AT_A_TIME):
-                part = slice(start, start + _ROWS_AT_A_TIME)
+            at_a_time = _ROWS_AT_A_TIME[parameter.device.type]
+            for start in range(0, len(rows), at_a_time):
+                part = slice(start, start + at_a_time)
                 self._move_rows(group, parameter, state, rows[part], values[part])
 
     def _make_dense_state(self, group: dict, parameter: nn.Parameter, state: dict) -> None:

@@ -230,3 +230,18 @@ print(native_threads())
 """
     done = run(sys.executable, "-c", code)
     assert done.returncode == 0 and done.stdout.count("'") == 2, (done.stdout, done.stderr)
+
+
+def test_a_gpu_without_memory_is_one_line():
+    """PyTorch's message, with its numbers, and what to do; no traceback."""
+    program = """
+import torch
+from utils import dist
+def main():
+    dist.start()
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\\nMore advice")
+dist.run_command(main)
+"""
+    done = run(sys.executable, "-c", program)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: the GPU's memory is full; lower batch_size") and "2.00 GiB" in done.stderr

@@ -30,6 +30,7 @@ _REPORTING_TIME = 1.0  # seconds that ranks wait for another to print: the launc
 
 _store: dist.Store | None = None
 _watch: Watch | None = None
+_timeout: timedelta | None = None  # of every group; None: PyTorch's
 _host_groups: list[dist.ProcessGroup] = []
 
 
@@ -67,12 +68,17 @@ def start(timeout_minutes: float = 10.0) -> World:
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = choose_device(local_rank, local_size, torch.cuda.device_count())
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        try:
+            torch.cuda.set_device(device)
+        except RuntimeError as fault:  # such as a driver that is too old for this PyTorch
+            raise UserError(
+                f"{device} cannot be used: {str(fault).splitlines()[0]}; CUDA_VISIBLE_DEVICES= uses the CPU"
+            ) from fault
         torch.backends.cudnn.benchmark = True  # all batches have one shape: 8 % faster (docs/RESULTS.md)
     # Collectives on the host (labels, votes) use gloo even if features travel through NCCL.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(minutes=timeout_minutes) + _GRACE
-    global _store, _watch
+    global _store, _watch, _timeout
+    _timeout = timeout = timedelta(minutes=timeout_minutes) + _GRACE
     _store = _store_of_this_start(rank, size, timeout) if "RANK" in os.environ else dist.HashStore()
     dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=timeout)
     if size > 1:
@@ -91,14 +97,14 @@ def choose_device(local_rank: int, local_size: int, gpu_count: int) -> torch.dev
         raise UserError(
             f"{local_size} processes were started on a machine with {gpu_count} GPU(s): each needs its own. "
             f"Start at most {gpu_count} (--nproc_per_node={gpu_count}), or hide the GPUs with CUDA_VISIBLE_DEVICES= "
-            "to use the CPU"
+            "to use the CPU; with Slurm, give all GPUs to all tasks (no --gpus-per-task)"
         )
     return torch.device("cuda", local_rank)
 
 
 def host_group() -> dist.ProcessGroup:
     """Another group of all ranks, on the host, for a thread whose collectives must not mix with the main thread's. Collective."""
-    group = dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo", timeout=_timeout)
     _host_groups.append(group)
     return group
 
@@ -154,6 +160,11 @@ def run_command(main: Callable[[], object]) -> None:
         if _claim_report("interrupted"):
             print("error: interrupted", file=sys.stderr)
         _end(INTERRUPTED)
+    except torch.OutOfMemoryError as error:  # of a GPU
+        if _claim_report("out of memory"):  # the rest of the message differs between ranks
+            advice = "lower batch_size, or set precision=bf16 or sample_rate below 1"
+            print_error(UserError(f"the GPU's memory is full; {advice} ({str(error).splitlines()[0]})"))
+        _end(USER_MISTAKE)
     except Exception:  # noqa: BLE001 - reported here, with its traceback
         traceback.print_exc()
         _end(FAULT)

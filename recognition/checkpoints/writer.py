@@ -125,8 +125,11 @@ class _Part(threading.Thread):
         self.entries: dict[str, manifest.Entry] = {}
         self.fault = ""
         self.bug: BaseException | None = None
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def run(self) -> None:
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)  # a new thread starts at GPU 0, where the storage would open a context
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the storage warns at every call that it is new

@@ -44,8 +44,8 @@ class Prefetcher:
             status = int(torch.cuda.cudart().cudaHostRegister(slot.ctypes.data, slot.nbytes, 0))
             if status:
                 raise UserError(
-                    f"{slot.nbytes} bytes of loader memory cannot be page-locked (CUDA error {status}); raise `ulimit -l`, or "
-                    "lower num_workers or batch_size"
+                    f"{slot.nbytes} bytes of loader memory cannot be page-locked (CUDA error {status}); lower num_workers or "
+                    "batch_size, or raise the container's memory limit"
                 )
 
     def __call__(self, batches: Generator[Batch, None, None]) -> Generator[DeviceBatch, None, None]:
