@@ -35,12 +35,13 @@ class StepResult:
     """What the host knows of a step right after it. Tensors are on the device: reading one waits for it.
 
     terms, gradient_norm: None if every record of a batch is damaged. gradient_norm: of the gradients that are clipped, before
-    that. damaged_records: left out by the ranks together.
+    that. contrasted: share of the pairs, summed over the step's batches. damaged_records: left out by the ranks together.
     requests: of all ranks (recognition/signals.py).
     """
 
     terms: JointTerms | None
     gradient_norm: torch.Tensor | None
+    contrasted: torch.Tensor
     damaged_records: int
     requests: int
 
@@ -100,6 +101,7 @@ class TrainStep:
         state = self.state
         self._snapshot.take()
         terms, damaged_records, requests = None, 0, 0
+        contrasted = torch.zeros((), device=self.device)
         features_finite_W = torch.ones(dist.rank_and_world()[1], dtype=torch.bool, device=self.device)
         for number, batch in enumerate(batches):
             is_last = number == len(batches) - 1
@@ -121,19 +123,20 @@ class TrainStep:
                     state.joint.begin_step()
                 if not bool((host_label_G >= 0).any()):
                     self._skip(ALL_DAMAGED)
-                    return StepResult(None, None, damaged_records, requests)
+                    return StepResult(None, None, torch.zeros_like(contrasted), damaged_records, requests)
                 features_finite_W &= finite_by_rank(features_VGD)
                 if momentum_VGD is not None:
                     features_finite_W &= finite_by_rank(momentum_VGD)
 
                 # Losses: quality, partition, sharded softmax, contrastive term.
                 terms = state.joint(features_VGD, host_label_G, momentum_VGD)
+                contrasted += terms.low_quality_pair_share
 
                 # Backward: reduce-scatter of feature gradients; DDP's all-reduce in the last pass.
                 divisor = len(batches) if self.average_batches else 1
                 (terms.loss * (state.loss_scale.value / divisor)).backward()
 
-        return StepResult(terms, self._optimise(features_finite_W), damaged_records, requests)
+        return StepResult(terms, self._optimise(features_finite_W), contrasted, damaged_records, requests)
 
     def _optimise(self, features_finite_W: torch.Tensor) -> torch.Tensor:
         """Check, clip, update; without effect, on the device, if the check fails. Return the norm before clipping."""

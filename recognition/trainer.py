@@ -123,8 +123,7 @@ class Trainer:
                 step_batches = [next(batches) for _ in range(accumulate)]
                 result = self.train_step(step_batches, self.signals.requests | self.saver.request)
                 self.requests = result.requests
-                if result.terms is not None:
-                    self.contrasted += result.terms.low_quality_pair_share
+                self.contrasted += result.contrasted
                 first_batch = (self.step_number - epoch * self.steps_per_epoch) * accumulate
                 self.step_number += 1
                 self.skipped_steps.started(self.step_number, epoch, first_batch, step_batches)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from eval.commands.common import prepare_outputs
 from utils.errors import UserError
 from utils.files import new_file, new_folder, write_file
 
@@ -47,3 +49,17 @@ def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path: Path) -> None:
     assert (tmp_path / "set" / "a").read_text() == "1" and list(tmp_path.iterdir()) == [tmp_path / "set"]
     with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "set"):
         pass
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/a", "gs://a", "file:///a"])
+def test_addresses_are_not_taken_for_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (address, Path(address)):
+        with pytest.raises(UserError, match="is an address"):
+            write_file(path, b"", parents=True)
+        with pytest.raises(UserError, match="is an address"), new_folder(path):
+            pass
+    with pytest.raises(UserError, match=f"--json {address}: is an address"):
+        prepare_outputs(argparse.Namespace(json=address))
+    assert list(tmp_path.iterdir()) == []
+    write_file("a:b", b"")

@@ -248,10 +248,19 @@ def test_a_run_without_measurements(alone, run):
     assert "No step has been reported yet" in page and "No results.json" in page
 
 
+@pytest.mark.parametrize("torn", ['{"step": 2, "lo', "\0\0\0\0", '{"step": 2, "loss": null}'])
+def test_a_killed_run_can_be_reported(run, torn):
+    """Its last line may be cut off, or zeros after a power failure; figures that were not finite are null."""
+    (run / "metrics.jsonl").write_text('{"step": 1, "time": "2026-01-01T00:00:00+00:00", "loss": 2.0}\n' + torn)
+    read = read_run(run).training
+    assert read["loss"][0] == 2.0 and "time" not in read and not np.isfinite(read["loss"][1:]).any()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("metrics.jsonl", '{"step": 1}\nnothing\n', "line 2: not a measurement"),
+        ("metrics.jsonl", 'nothing\n{"step": 1}', "line 1: not a measurement"),
         ("results.json", "{", "cannot be read"),
         ("eval/other.json", '{"a": 1}', "not a results file"),
         ("pair_differences.json", '{"proxy": {"steps": [1]}}', "expected queue"),

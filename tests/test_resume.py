@@ -218,7 +218,7 @@ def test_another_number_of_ranks_needs_the_same_images_per_step(demo_set, tmp_pa
     line = _refused(output, demo_set, *per_rank, "max_steps=3")
     assert "now 1 x batch_size=4 = 4: set global_batch_size=8, or start 2 rank(s)" in line
     text = Run(demo_set, output, *per_rank, "global_batch_size=8", "max_steps=3").succeed()
-    assert "resumed from" in text
+    assert "resumed from" in text and "batch_size=4, now batch_size=8" in text
     starts = json.loads((output / "environment.json").read_text())
     assert [(start["step"], start["ranks"]) for start in starts] == [(0, 2), (2, 1)]
 
@@ -233,5 +233,5 @@ def test_each_start_is_recorded(finished):
 
 @pytest.mark.parametrize("output", ["s3://bucket/run", "gs://bucket", "file:///tmp/run"])
 def test_addresses_are_refused_as_output(output):
-    with pytest.raises(UserError, match=f"output='{output}': must be a folder"):
+    with pytest.raises(UserError, match=f"output='{output}': is an address"):
         config.load("tests/tiny_config", [f"output={output}"])

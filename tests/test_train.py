@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import backbones
 from recognition.momentum_encoder import MomentumEncoder
 from tests.commands import metrics, train
+from tests.plug import Run
 
 CONFIG = "tests/tiny_config"
 SMALL_LR = "lr=0.002"  # large steps would amplify rounding, which depends on the number of ranks
@@ -157,6 +158,20 @@ def test_a_run_in_which_nothing_is_contrasted_says_so(one_process, demo_set, tmp
     printed = _train(demo_set, tmp_path / "run", "max_steps=2", "partition_warmup_epoch=1")
     assert "warning: nothing was contrasted in 2 steps" in printed and f"{demo_set}: train.rec\n" in printed
     assert "nothing was contrasted" not in one_process[1]
+
+
+FIRST_BATCH_ONLY = """
+import itertools
+from losses.quality import Partition
+selected, call = Partition.low_quality_pairs, itertools.count()
+Partition.low_quality_pairs = lambda self, quality: selected(self, quality) | True if next(call) % 2 == 0 else quality[0] < -9
+"""
+
+
+def test_every_batch_of_a_step_counts_as_contrasted(demo_set, tmp_path):
+    run = Run(demo_set, tmp_path / "run", "max_steps=2", "gradient_acc=2", "diagnose_every=0", before=FIRST_BATCH_ONLY)
+    assert "nothing was contrasted" not in run.succeed()
+    assert [line["low_quality_pair_share"] for line in metrics(tmp_path / "run")] == [0, 0]
 
 
 def test_resume_at_another_number_of_ranks(one_process, demo_set, tmp_path):

@@ -478,7 +478,17 @@ def test_roc_plot_is_drawn_small_and_reproducible(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"lfw": {"accuracy": NaN}}', '{"lfw": {"auc": Infinity}}', '{"lfw": 3}', "[]", '{"lfw": {"auc": "x"}}', "{", ""]
+    "text",
+    [
+        '{"lfw": {"accuracy": NaN}}',
+        '{"lfw": {"auc": Infinity}}',
+        '{"lfw": 3}',
+        "[]",
+        '{"lfw": {"auc": "x"}}',
+        '{"lfw": {"auc": null}}',
+        "{",
+        "",
+    ],
 )
 def test_results_that_are_no_figures_are_refused_where_they_are_read(tmp_path, text):
     (tmp_path / "results.json").write_text(text)

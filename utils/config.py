@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 from configs.base import config as base
 from utils.errors import UserError
-from utils.files import refuse_utf16, write_file
+from utils.files import is_address, refuse_utf16, write_file
 
 PositiveInt = Annotated[int, (">", 0)]
 NonNegativeInt = Annotated[int, (">=", 0)]
@@ -161,7 +161,7 @@ _RULES: list[_Rule] = [
 
 # Checked before training only: a run that an earlier version trained otherwise can still be evaluated.
 _PLAN_RULES: list[_Rule] = [
-    (lambda c: "://" not in c.output, "output={output!r}: must be a folder on a mounted file system, not an address"),
+    (lambda c: not is_address(c.output), "output={output!r}: is an address; give a folder on a mounted file system"),
     (
         lambda c: c.margin_list is None or c.margin == "combined",
         "margin_list={margin_list}: margin={margin!r} does not use it; set margin='combined', or leave it out",

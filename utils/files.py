@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def new_file(
     parents: create missing parent folders. label: names the file in the error (default: `path`).
     UserError, ending with `advice`: the file cannot be written.
     """
+    refuse_address(path, label)
     target = Path(path)
     partial = temporary_path(target)
     try:
@@ -67,6 +69,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     UserError: `path` exists and is not an empty folder, or cannot be written.
     """
+    refuse_address(path)
     target = Path(os.path.abspath(path))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{path}: exists already; remove it or choose another name")
@@ -99,6 +102,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refuse_address(path: str | os.PathLike[str], label: str = "") -> None:
+    """UserError if a path to write to begins like `s3://`; it would become a folder named `s3:`. label: names it in the error."""
+    if is_address(str(path)):
+        raise UserError(f"{label or path}: is an address; give a path on a mounted file system")
+
+
+def is_address(path: str) -> bool:
+    """Whether a path begins with a scheme, such as `s3://`, of which `pathlib` leaves `s3:/`."""
+    return re.match(r"[A-Za-z][\w+.-]*:(/|$)", path) is not None
 
 
 def cannot_write(path: object, cause: object, advice: str = "nothing was kept") -> UserError:

@@ -26,6 +26,7 @@ from recognition.encoders.load import LoadedEncoder, load_encoder
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError
+from utils.files import refuse_address
 from utils.images import decode_face
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ def prepare_outputs(arguments: argparse.Namespace) -> None:
     if "plots" in given and (plots := plot_folder(arguments)):
         folders[f"--plots {plots}"] = plots
     for option, folder in folders.items():
+        refuse_address(folder, option)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as fault:

@@ -59,14 +59,7 @@ def read_run(path: Path) -> Run:
     metrics = path / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{path}: no metrics.jsonl here; give the output folder of a run")
-    lines = []
-    for where, text in numbered_lines(metrics):
-        try:
-            line = json.loads(text)
-            if isinstance(line["step"], int):
-                lines.append(line)
-        except (ValueError, KeyError, TypeError) as fault:
-            raise UserError(f"{where}: not a measurement ({fault}); remove the line") from fault
+    lines = _measurements(metrics)
     training = _columns([line for line in lines if "loss" in line])
     diagnosed = [line for line in lines if any(name.startswith(_DIAGNOSTICS) for name in line)]
     diagnostics = {name.removeprefix(_DIAGNOSTICS): values for name, values in _columns(diagnosed).items()}
@@ -78,6 +71,24 @@ def read_run(path: Path) -> Run:
     skipped_steps = sum("skipped" in line for line in lines)
     differences = _differences(path / "pair_differences.json")
     return Run(path, dict(config), training, _verification(lines), results, skipped_steps, differences, diagnostics)
+
+
+def _measurements(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl. A last line that a killed run did not finish is left out; UserError: any other damaged line."""
+    lines: list[dict[str, Any]] = []
+    damage: UserError | None = None
+    for where, text in numbered_lines(path):
+        if damage is not None:
+            raise damage
+        try:
+            line = json.loads(text)
+            if isinstance(line["step"], int):
+                lines.append(line)
+        except (ValueError, KeyError, TypeError) as fault:
+            damage = UserError(f"{where}: not a measurement ({fault}); remove the line")
+    if damage is not None and path.read_bytes().endswith(b"\n"):
+        raise damage
+    return lines
 
 
 def _columns(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -33,7 +33,7 @@ FREE = {  # paths, processes, logging, when to save: no figure depends on them. 
     *("diagnose_every", "verbose", "verify_share", "max_skipped", "save_every", "save_minutes", "keep_last", "async_save"),
     *("timeout_minutes",),
 }
-_UNNAMED = {"output", "resume", "batch_size", "global_batch_size"}  # differ between starts of one run
+_UNNAMED = {"output", "resume"}  # differ between starts of one run
 _ADVICE = "use the same settings, or another output= (init_from= starts a new run from its encoder)"
 
 
