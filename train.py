@@ -1,9 +1,10 @@
 """Train a face encoder.
 
-usage: train.py CONFIG [key=value ...]
+usage: train.py [--show] CONFIG [key=value ...]
 
 CONFIG is a configuration file, with or without .py; key=value changes one of its settings. configs/base.py describes all of
-them. The same command, given again, resumes an interrupted run.
+them. Configuration files of arcface_torch can be used as they are (docs/MIGRATING.md). The same command, given again, resumes an
+interrupted run. --show prints the settings as a file in the style of configs/, and trains nothing.
 
   python train.py configs/lfw_qg                                                              # one process
   torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112        # one process per GPU
@@ -25,10 +26,18 @@ def main() -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__, end="")
         return
+    show = "--show" in arguments
+    arguments = [argument for argument in arguments if argument != "--show"]
     if not arguments:
         raise UserError(USAGE)
-    settings = config.load(arguments[0], arguments[1:])
+    explanations: list[str] = []
+    settings = config.load(arguments[0], arguments[1:], explanations.append)
+    if show:
+        print(settings.as_file(), end="")
+        return
     world = dist.start(settings.timeout_minutes)
+    if world.is_first and explanations:
+        print(*explanations, sep="\n", flush=True)
     Trainer(settings, world).run()
 
 

@@ -4,7 +4,8 @@ configs/base.py holds each key's default and explanation; `Config` holds its typ
 
 `load("configs/vgg2_r34_qg", ["lr=0.1"])` starts from configs/base.py, applies the file (Python, with an easydict `config`), then
 the `key=value` arguments, and checks the result. It reports all problems together, in one `UserError` with one line per
-problem. Each line names the file or argument; for an unknown key it suggests the nearest known one.
+problem. Each line names the file or argument; for an unknown key it suggests the nearest known one. A configuration file of
+arcface_torch, unchanged, is translated first (utils/dialect.py).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import operator
 import runpy
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from configs.base import config as base
+from utils import dialect
 from utils.errors import UserError
 from utils.files import is_address, refuse_utf16, write_file
 
@@ -134,6 +136,12 @@ class Config:
         """All keys and values, for `load_json`."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
+    def as_file(self) -> str:
+        """The configuration as a file in the style of configs/: what differs from configs/base.py."""
+        changed = "".join(f"    {key}={value!r},\n" for key, value in vars(self).items() if value != base[key])
+        imports = "from easydict import EasyDict as edict\n\nfrom configs.base import config as base\n"
+        return f"{imports}\nconfig = edict(\n    base,\n{changed})\n"
+
 
 _Rule = tuple[typing.Callable[[Any], bool], str]
 _TYPES = typing.get_type_hints(Config, include_extras=True)
@@ -188,16 +196,25 @@ def _entries(values: Mapping[str, Any], source: str = "") -> list[_Entry]:
 _DEFAULTS = _entries(base, "configs/base.py: ")
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Load a configuration file (with or without `.py`), apply `key=value` arguments, and check the result."""
+def load(path: str, overrides: Sequence[str] = (), explain: Callable[[str], None] = lambda table: None) -> Config:
+    """Load a configuration file (with or without `.py`), apply `key=value` arguments, and check the result.
+
+    explain: called with a table of what each key became, if the file is one of arcface_torch's.
+    """
     file = _find(path)
-    entries, problems = _entries(_run(file), f"{file}: "), []
+    entries, arguments, problems = _entries(_run(file), f"{file}: "), [], []
     for argument in overrides:
         key, equals, text = argument.partition("=")
         if equals:
-            entries.append((f"argument {argument}", key, _parse(text)))
+            arguments.append((f"argument {argument}", key, _parse(text)))
         else:
             problems.append(f"argument {argument}: expected key=value, such as lr=0.1")
+    if dialect.is_dialect({key: value for _, key, value in entries}):
+        rows, more = dialect.translate([*entries, *arguments])
+        entries, problems = [(row.where, *setting) for row in rows for setting in row.settings.items()], [*problems, *more]
+        explain(dialect.table(rows))
+    else:
+        entries += arguments
     config = _build(entries, problems)
     return config if config.output else dataclasses.replace(config, output=f"runs/{file.stem}")
 

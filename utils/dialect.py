@@ -1,0 +1,218 @@
+"""arcface_torch's configuration files (https://github.com/deepinsight/insightface): what each of their keys becomes here.
+
+Such a file starts from an empty `edict()` and relies on that repository's own base file and code. `translate` returns settings
+that train the same way; docs/MIGRATING.md describes what differs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prettytable import PrettyTable
+
+from configs.base import config as base
+
+_Result = tuple[dict[str, Any], str]
+"""Settings in our keys; a remark, or ""."""
+_Rule = Callable[[str, Mapping[str, Any]], _Result]
+"""Key, all values -> what the key becomes. ValueError: its value cannot be honoured."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A key with its value, the settings that it becomes, and a remark. where: its source, for error messages."""
+
+    where: str
+    key: str
+    value: Any
+    settings: Mapping[str, Any]
+    remark: str
+
+
+# Defaults of arcface_torch's base file; those of ignored keys do not matter.
+DEFAULTS = {
+    "margin_list": (1.0, 0.5, 0.0),
+    "network": "r50",
+    "embedding_size": 512,
+    "sample_rate": 1,
+    "interclass_filtering_threshold": 0,
+    "fp16": False,
+    "batch_size": 128,
+    "gradient_acc": 1,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "seed": 2048,
+    "verbose": 2000,
+    "frequent": 10,
+    "num_workers": 2,
+    "resume": False,
+}
+
+# What its code does that no key of a file selects.
+_CODE = {
+    "views": 1,
+    "augmentation": "none",
+    "quality_threshold": None,
+    "queue": "none",
+    "scale": 64.0,
+    "max_grad_norm": 5.0,
+    "clip": "encoder",
+}
+
+# ---------------------------------------------------------------------------------------------------- rules for the keys
+
+
+def _same(remark: str = "", **more: Any) -> _Rule:
+    """The key has the same name and meaning here; `more` are the settings that go with it."""
+    return lambda key, values: ({key: values[key], **more}, remark)
+
+
+def _ignored(remark: str) -> _Rule:
+    return lambda key, values: ({}, f"ignored: {remark}")
+
+
+def _margin_list(key: str, values: Mapping[str, Any]) -> _Result:
+    if not _is_list(values[key]) or len(values[key]) != 3 or not all(isinstance(m, (int, float)) for m in values[key]):
+        raise ValueError("must be a list of 3 numbers")
+    m1, m2, m3 = values[key]
+    if m3 > 0:
+        return {"margin": "cosface", "margin_m": m3}, "" if (m1, m2) == (1, 0) else "warning: m1 and m2 are ignored, as there"
+    if m1 == 1 and m3 == 0:
+        return {"margin": "arcface", "margin_m": m2, "margin_gradient": "straight_through"}, ""
+    raise ValueError("arcface_torch trains only with m1 = 1 and m3 = 0 (ArcFace), or with m3 > 0 (CosFace)")
+
+
+def _fp16(key: str, values: Mapping[str, Any]) -> _Result:
+    import torch  # here, because it is slow to import
+
+    if not isinstance(values[key], bool):
+        raise ValueError("must be True or False")
+    if not values[key]:
+        return {"precision": "fp32"}, ""
+    if not torch.cuda.is_available():
+        return {"precision": "fp32"}, "warning: no GPU found; autocast to fp16 needs one"
+    return {"precision": "fp16"}, "the encoder, with loss scaling; the classifier is fp32 (head_precision)"
+
+
+def _momentum(key: str, values: Mapping[str, Any]) -> _Result:
+    return {key: 0.9}, "" if values[key] == 0.9 else "warning: ignored, as there: SGD's momentum is 0.9"
+
+
+def _warmup_epoch(key: str, values: Mapping[str, Any]) -> _Result:
+    if values[key] == -1:
+        return {key: 0.0}, "no warm-up"
+    return {key: values[key]}, "starts with a small rate; there, the very first step has the full one" if values[key] else ""
+
+
+def _num_image(key: str, values: Mapping[str, Any]) -> _Result:
+    return {}, "ignored: the images are counted; the schedule follows their number (there: this number)"
+
+
+def _dali_aug(key: str, values: Mapping[str, Any]) -> _Result:
+    return {}, "warning: not applied; augmentation= selects one of ours" if values[key] else "ignored: not needed"
+
+
+def _output(key: str, values: Mapping[str, Any]) -> _Result:
+    return {key: values[key] or ""}, "" if values[key] else "runs/NAME, where NAME is that of the file"
+
+
+def _val_targets(key: str, values: Mapping[str, Any]) -> _Result:
+    targets, folder = values[key], Path(str(values.get("val_dir") or values.get("rec", "")))
+    if not _is_list(targets) or not folder.is_dir():
+        return {key: targets}, ""
+    absent = [target for target in targets if not (folder / f"{target}.bin").is_file()]
+    remark = f"warning: not in {folder}, so not verified, as there: {', '.join(map(str, absent))}" if absent else ""
+    return {key: [target for target in targets if target not in absent]}, remark
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+_TRACKER = _ignored("figures go to metrics.jsonl and TensorBoard")
+
+_RULES: dict[str, _Rule] = {
+    "margin_list": _margin_list,
+    "network": _same(),
+    "embedding_size": _same(),
+    "sample_rate": _same("share drawn in addition to the classes of the batch (there: including them)", unsampled_rows="moved"),
+    "interclass_filtering_threshold": _same(filtered_negatives="zeroed"),
+    "fp16": _fp16,
+    "rec": _same(),
+    "num_classes": _same(),
+    "num_image": _num_image,
+    "batch_size": _same("per rank"),
+    "gradient_acc": _same("the rate changes once per update (there: once per batch)", accumulation="sum"),
+    "num_epoch": _same(),
+    "warmup_epoch": _warmup_epoch,
+    "optimizer": _same(),
+    "lr": _same(schedule="polynomial", polynomial_power=1.0),
+    "momentum": _momentum,
+    "weight_decay": _same(decay_norms=True),
+    "seed": _same("the random numbers differ"),
+    "val_targets": _val_targets,
+    "verbose": _same("steps between two verifications; also at the end"),
+    "frequent": _same(),
+    "num_workers": _same(),
+    "output": _output,
+    "resume": _same("if False, an output folder that holds checkpoints is refused"),
+    "save_all_states": _ignored("every checkpoint holds all states"),
+    "dali": _ignored("not needed"),
+    "dali_aug": _dali_aug,
+    **dict.fromkeys(("using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all", "wandb_resume"), _TRACKER),
+    **dict.fromkeys(("suffix_run_name", "save_artifacts", "notes"), _TRACKER),
+    **dict.fromkeys(("total_batch_size", "total_step", "warmup_step"), _ignored("computed from the data")),
+}
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def is_dialect(values: Mapping[str, Any]) -> bool:
+    """Whether the values of a file are arcface_torch's: it has keys of theirs, and does not start from configs/base.py."""
+    if base.keys() <= values.keys():
+        return False
+    only_theirs, only_ours = values.keys() & _RULES.keys() - base.keys(), values.keys() & base.keys() - _RULES.keys()
+    return bool(only_theirs) or ("margin_list" in values and not only_ours)
+
+
+def translate(entries: Sequence[tuple[str, str, Any]]) -> tuple[list[Row], list[str]]:
+    """A row for each key and for each default that the file relies on; and a line for each key that cannot be honoured.
+
+    entries: source, key, value; the last one of a key counts. Keys of ours may be among them, so that a recipe can move from one
+    style to the other key by key. They replace what a key of theirs implies.
+    """
+    found = {key: (where, value) for where, key, value in entries}
+    values = {**DEFAULTS, **{key: value for key, (_, value) in found.items()}}
+    ours = [key for key in values if key in base and key not in _RULES]
+    rows = [Row("arcface_torch", "(code)", "", _CODE, "as in train_v2.py")]
+    problems = [] if "num_epoch" in values else ["num_epoch: missing; arcface_torch has no default"]
+    for key, value in values.items():
+        where = found[key][0] if key in found else f"arcface_torch: {key}={value!r}"
+        if key in _RULES:
+            try:
+                settings, remark = _RULES[key](key, values)
+            except ValueError as fault:
+                problems.append(f"{where}: {fault}")
+                continue
+            rows.append(Row(where, key, "..." if key == "wandb_key" else value, settings, remark))
+        elif key not in base:
+            near = difflib.get_close_matches(key, [*_RULES, *base], 1)
+            hint = f"did you mean {near[0]!r}?" if near else "remove it if the training does not depend on it"
+            problems.append(f"{where}: not a key of arcface_torch or of this toolkit; {hint}")
+    rows = [Row(r.where, r.key, r.value, {k: v for k, v in r.settings.items() if k not in ours}, r.remark) for r in rows]
+    return [*rows, *(Row(found[key][0], key, values[key], {key: values[key]}, "this toolkit's key") for key in ours)], problems
+
+
+def table(rows: Sequence[Row]) -> str:
+    """What each key became, for people."""
+    printed = PrettyTable(["key", "value", "became", "remark"], align="l", max_width=52)
+    for row in rows:
+        became = ", ".join(f"{key}={value!r}" for key, value in row.settings.items())
+        printed.add_row([row.key, row.value, became, row.remark])
+    return str(printed)
