@@ -33,6 +33,7 @@ def main() -> None:
     explanations: list[str] = []
     settings = config.load(arguments[0], arguments[1:], explanations.append)
     if show:
+        print(*explanations, sep="\n", file=sys.stderr)
         print(settings.as_file(), end="")
         return
     world = dist.start(settings.timeout_minutes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from recognition.data import RecordReader
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoders.embedder import Embedder
 from recognition.train_state import TrainState
+from tests.arcface_torch import arcface_torch_file
 from tests.shared_files import FACES, GOLDEN, needs_faces, needs_golden
 from tests.world import run_world
 from utils import dist
-from utils.config import Config, from_base
+from utils.config import Config, load
 from utils.images import decode_face
 
 TRACES = sorted((GOLDEN / "arcface_torch_train").glob("*.json"))
@@ -34,33 +36,12 @@ EMBEDDING_TOLERANCE = {"sgd": 1e-3, "adamw": 5e-3}
 
 
 def _config(spec: dict, ranks: int) -> Config:
-    """The recipe of a trace in our keys. The learning rate is set step by step."""
-    _, m2, m3 = spec["margin_list"]
-    margin = {"margin": "cosface", "margin_m": m3} if m3 > 0 else {"margin": "arcface", "margin_m": m2}
-    return from_base(
-        **margin,
-        margin_gradient="exact" if m3 > 0 else "straight_through",
-        network=spec["network"],
-        num_classes=CLASSES,
-        batch_size=spec["batch_size"] * spec["ranks"] // ranks,
-        sync_bn=ranks != spec["ranks"],
-        gradient_acc=spec["gradient_acc"],
-        accumulation="sum",
-        optimizer=spec["optimizer"],
-        weight_decay=spec["weight_decay"],
-        decay_norms=True,
-        max_grad_norm=5.0,
-        clip="encoder",
-        interclass_filtering_threshold=spec["interclass_filtering_threshold"],
-        filtered_negatives="zeroed",
-        sample_rate=spec.get("sample_rate", 1.0),
-        unsampled_rows="moved",
-        views=1,
-        augmentation="none",
-        queue="none",
-        quality_threshold=None,
-        precision="fp32",
-    )
+    """The recipe of a trace, as a configuration file of arcface_torch. The learning rate is set step by step."""
+    recipe = {key: value for key, value in spec.items() if key not in ("ranks", "steps", "warmup_steps")}
+    arguments = [f"batch_size={spec['batch_size'] * spec['ranks'] // ranks}", f"sync_bn={ranks != spec['ranks']}"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = arcface_torch_file(Path(folder) / "trace.py", {**recipe, "num_classes": CLASSES, "num_epoch": 1})
+        return load(file, arguments)
 
 
 def _initial(name: str, like: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 
 from configs.base import config as base
 from utils import dialect
+from utils.dialect import Entry
 from utils.errors import UserError
 from utils.files import is_address, refuse_utf16, write_file
 
@@ -185,11 +186,8 @@ _PLAN_RULES: list[_Rule] = [
     ),
 ]
 
-_Entry = tuple[str, str, Any]
-"""Where a value comes from, for error messages; key; value."""
 
-
-def _entries(values: Mapping[str, Any], source: str = "") -> list[_Entry]:
+def _entries(values: Mapping[str, Any], source: str = "") -> list[Entry]:
     return [(f"{source}{key}={value!r}", key, value) for key, value in values.items()]
 
 
@@ -210,7 +208,7 @@ def load(path: str, overrides: Sequence[str] = (), explain: Callable[[str], None
         else:
             problems.append(f"argument {argument}: expected key=value, such as lr=0.1")
     if dialect.is_dialect({key: value for _, key, value in entries}):
-        rows, more = dialect.translate([*entries, *arguments])
+        rows, more = dialect.translate(entries, arguments)
         entries, problems = [(row.where, *setting) for row in rows for setting in row.settings.items()], [*problems, *more]
         explain(dialect.table(rows))
     else:
@@ -235,12 +233,12 @@ def load_json(path: Path) -> Config:
     return _build(_entries(values, f"{path}: "), plan_rules=[])
 
 
-def _build(entries: Sequence[_Entry], problems: Sequence[str] = (), plan_rules: Sequence[_Rule] = _PLAN_RULES) -> Config:
+def _build(entries: Sequence[Entry], problems: Sequence[str] = (), plan_rules: Sequence[_Rule] = _PLAN_RULES) -> Config:
     """The configuration that results from `entries` on top of configs/base.py."""
     return Config(**_check([*_DEFAULTS, *entries], [*_RULES, *plan_rules], problems))
 
 
-def _check(entries: Iterable[_Entry], rules: Iterable[_Rule], problems: Sequence[str] = ()) -> dict[str, Any]:
+def _check(entries: Iterable[Entry], rules: Iterable[_Rule], problems: Sequence[str] = ()) -> dict[str, Any]:
     """Key -> value in the key's type; the last entry of a key counts. UserError with all problems, the given ones first."""
     values: dict[str, Any] = {}
     problems = list(problems)

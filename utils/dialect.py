@@ -7,7 +7,7 @@ that train the same way; docs/MIGRATING.md describes what differs.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from prettytable import PrettyTable
 
 from configs.base import config as base
 
+Entry = tuple[str, str, Any]
+"""Where a value comes from, for error messages; key; value."""
 _Result = tuple[dict[str, Any], str]
 """Settings in our keys; a remark, or ""."""
 _Rule = Callable[[str, Mapping[str, Any]], _Result]
@@ -51,7 +53,6 @@ DEFAULTS = {
     "verbose": 2000,
     "frequent": 10,
     "num_workers": 2,
-    "resume": False,
 }
 
 # What its code does that no key of a file selects.
@@ -78,6 +79,8 @@ def _ignored(remark: str) -> _Rule:
 
 
 def _margin_list(key: str, values: Mapping[str, Any]) -> _Result:
+    if "margin" in values:
+        return {key: values[key]} if values["margin"] == "combined" else {}, "replaced by margin"
     if not _is_list(values[key]) or len(values[key]) != 3 or not all(isinstance(m, (int, float)) for m in values[key]):
         raise ValueError("must be a list of 3 numbers")
     m1, m2, m3 = values[key]
@@ -126,7 +129,7 @@ def _val_targets(key: str, values: Mapping[str, Any]) -> _Result:
     targets, folder = values[key], Path(str(values.get("val_dir") or values.get("rec", "")))
     if not _is_list(targets) or not folder.is_dir():
         return {key: targets}, ""
-    absent = [target for target in targets if not (folder / f"{target}.bin").is_file()]
+    absent = [target for target in targets if not any((folder / name).is_file() for name in (f"{target}.bin", str(target)))]
     remark = f"warning: not in {folder}, so not verified, as there: {', '.join(map(str, absent))}" if absent else ""
     return {key: [target for target in targets if target not in absent]}, remark
 
@@ -161,7 +164,7 @@ _RULES: dict[str, _Rule] = {
     "frequent": _same(),
     "num_workers": _same(),
     "output": _output,
-    "resume": _same("if False, an output folder that holds checkpoints is refused"),
+    "resume": _ignored("the same command continues an interrupted run, unless resume=False is given as an argument"),
     "save_all_states": _ignored("every checkpoint holds all states"),
     "dali": _ignored("not needed"),
     "dali_aug": _dali_aug,
@@ -169,6 +172,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("suffix_run_name", "save_artifacts", "notes"), _TRACKER),
     **dict.fromkeys(("total_batch_size", "total_step", "warmup_step"), _ignored("computed from the data")),
 }
+KEYS = _RULES.keys()
 
 # ---------------------------------------------------------------------------------------------------- files
 
@@ -177,36 +181,43 @@ def is_dialect(values: Mapping[str, Any]) -> bool:
     """Whether the values of a file are arcface_torch's: it has keys of theirs, and does not start from configs/base.py."""
     if base.keys() <= values.keys():
         return False
-    only_theirs, only_ours = values.keys() & _RULES.keys() - base.keys(), values.keys() & base.keys() - _RULES.keys()
-    return bool(only_theirs) or ("margin_list" in values and not only_ours)
+    return bool(values.keys() & _RULES.keys() - base.keys()) or ("margin_list" in values and "margin" not in values)
 
 
-def translate(entries: Sequence[tuple[str, str, Any]]) -> tuple[list[Row], list[str]]:
+def translate(entries: Sequence[Entry], arguments: Sequence[Entry]) -> tuple[list[Row], list[str]]:
     """A row for each key and for each default that the file relies on; and a line for each key that cannot be honoured.
 
-    entries: source, key, value; the last one of a key counts. Keys of ours may be among them, so that a recipe can move from one
-    style to the other key by key. They replace what a key of theirs implies.
+    entries: of the file; arguments: of the command line. Keys of this toolkit may be among both, so that a recipe can move from
+    one style to the other key by key: they replace what a key of arcface_torch implies. An argument that both have is ours.
     """
-    found = {key: (where, value) for where, key, value in entries}
-    values = {**DEFAULTS, **{key: value for key, (_, value) in found.items()}}
-    ours = [key for key in values if key in base and key not in _RULES]
-    rows = [Row("arcface_torch", "(code)", "", _CODE, "as in train_v2.py")]
-    problems = [] if "num_epoch" in values else ["num_epoch: missing; arcface_torch has no default"]
-    for key, value in values.items():
-        where = found[key][0] if key in found else f"arcface_torch: {key}={value!r}"
-        if key in _RULES:
-            try:
-                settings, remark = _RULES[key](key, values)
-            except ValueError as fault:
-                problems.append(f"{where}: {fault}")
-                continue
-            rows.append(Row(where, key, "..." if key == "wandb_key" else value, settings, remark))
-        elif key not in base:
+    theirs: dict[str, tuple[str, Any]] = {key: (f"arcface_torch: {key}={value!r}", value) for key, value in DEFAULTS.items()}
+    ours: dict[str, tuple[str, Any]] = {}
+    problems = []
+    for is_argument, (where, key, value) in [*((False, entry) for entry in entries), *((True, entry) for entry in arguments)]:
+        if key in base and key != "margin_list" and (key not in _RULES or is_argument):
+            ours[key] = where, value
+        elif key in _RULES:
+            theirs[key] = where, value
+        else:
             near = difflib.get_close_matches(key, [*_RULES, *base], 1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it if the training does not depend on it"
             problems.append(f"{where}: not a key of arcface_torch or of this toolkit; {hint}")
-    rows = [Row(r.where, r.key, r.value, {k: v for k, v in r.settings.items() if k not in ours}, r.remark) for r in rows]
-    return [*rows, *(Row(found[key][0], key, values[key], {key: values[key]}, "this toolkit's key") for key in ours)], problems
+    values = {key: value for key, (_, value) in {**theirs, **ours}.items()}
+    if "rec" in values and "num_epoch" not in values:
+        problems.append("num_epoch: missing; arcface_torch has no default")
+    rows = [Row("arcface_torch", "(code)", "", _without(ours, _CODE), "as in train_v2.py")]
+    for key, (where, value) in theirs.items():
+        try:
+            settings, remark = _RULES[key](key, values)
+            rows.append(Row(where, key, "..." if key == "wandb_key" else value, _without(ours, settings), remark))
+        except ValueError as fault:
+            problems.append(f"{where}: {fault}")
+    rows += [Row(where, key, value, {key: value}, "a key of this toolkit") for key, (where, value) in ours.items()]
+    return rows, problems
+
+
+def _without(keys: Container[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
 
 
 def table(rows: Sequence[Row]) -> str:
