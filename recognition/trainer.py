@@ -14,7 +14,7 @@ from eval.roc import Roc
 from eval.verification import TenFold
 from recognition import build, signals
 from recognition.checkpoints import store
-from recognition.checkpoints.resume import check_changes, refuse_used_output
+from recognition.checkpoints.resume import check_changes, refuse_used_output, take_output
 from recognition.checkpoints.saver import Saver
 from recognition.checkpoints.state import capture, restore
 from recognition.data.fingerprint import fingerprint
@@ -73,7 +73,7 @@ class Trainer:
         self.owes_verification = False  # of the checkpoint that the run resumes from; it is saved before
         self.start_notes = self._resume() or self._start_anew()
         if self.step_number < self.total_steps:
-            dist.on_first_rank(lambda: config.save(self.output / "config.json"))
+            dist.on_first_rank(lambda: take_output(self.output, config))
         record_start(self.output, self.step_number, world.device)
 
         # The step, and what watches it.

@@ -144,6 +144,7 @@ def test_a_finished_run_may_be_started_again_and_extended(done, demo_set):
     assert "changed since step-00000004: num_workers=0, now num_workers=1" in text
     assert (done / "config.json").read_bytes() == before
     text = Run(demo_set, done, *SETTINGS, "max_steps=5").succeed()
+    assert (done / "results.json").exists() and (done / "results.previous.json").exists()
     assert "max_steps=4, now max_steps=5" in text and json.loads((done / "config.json").read_text())["max_steps"] == 5
 
 

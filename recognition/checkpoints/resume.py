@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ def _changed_batch(images: int, saved: Config, config: Config, ranks: int) -> li
         f"batch_size={config.batch_size} = {images_now}: set global_batch_size={images}{dividing}, or start {ranks_before} "
         f"rank(s) with batch_size={saved.batch_size}"
     ]
+
+
+def take_output(output: Path, config: Config) -> None:
+    """Write the settings that are trained with from now on; keep the results of an earlier end as results.previous.json."""
+    config.save(output / store.CONFIG)
+    with contextlib.suppress(FileNotFoundError):
+        (output / "results.json").replace(output / "results.previous.json")
 
 
 def refuse_used_output(output: Path) -> None:

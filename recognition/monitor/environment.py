@@ -36,7 +36,12 @@ def record_start(output: Path, step: int, device: torch.device) -> None:
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
     ranks = dist.gather_objects((socket.gethostname(), name))
-    entry = {
+    dist.on_first_rank(lambda: _append(output / FILE, _entry(step, ranks)))
+
+
+def _entry(step: int, ranks: list[tuple[str, str]]) -> dict[str, Any]:
+    """ranks: host and device of each."""
+    return {
         "time": timestamp(),
         "step": step,
         "command": shlex.join(sys.argv),
@@ -49,7 +54,6 @@ def record_start(output: Path, step: int, device: torch.device) -> None:
         "hosts": Counter(host for host, _ in ranks),  # name -> ranks
         "devices": Counter(device for _, device in ranks),
     }
-    dist.on_first_rank(lambda: _append(output / FILE, entry))
 
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
