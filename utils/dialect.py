@@ -113,7 +113,19 @@ def _warmup_epoch(key: str, values: Mapping[str, Any]) -> _Result:
     return {key: values[key]}, "starts with a small rate; there, the very first step has the full one" if values[key] else ""
 
 
+def _sample_rate(key: str, values: Mapping[str, Any]) -> _Result:
+    remark = "" if values[key] in (0, 1) else "share drawn in addition to the classes of the batch (there: including them)"
+    return {key: values[key], "unsampled_rows": "moved"}, remark
+
+
+def _gradient_acc(key: str, values: Mapping[str, Any]) -> _Result:
+    remark = "" if values[key] == 1 else "the rate changes once per update (there: once per batch)"
+    return {key: values[key], "accumulation": "sum"}, remark
+
+
 def _num_image(key: str, values: Mapping[str, Any]) -> _Result:
+    if values.get("rec") == "synthetic":
+        return {key: values[key]}, ""
     return {}, "ignored: the images are counted; the schedule follows their number (there: this number)"
 
 
@@ -144,14 +156,14 @@ _RULES: dict[str, _Rule] = {
     "margin_list": _margin_list,
     "network": _same(),
     "embedding_size": _same(),
-    "sample_rate": _same("share drawn in addition to the classes of the batch (there: including them)", unsampled_rows="moved"),
+    "sample_rate": _sample_rate,
     "interclass_filtering_threshold": _same(filtered_negatives="zeroed"),
     "fp16": _fp16,
     "rec": _same(),
     "num_classes": _same(),
     "num_image": _num_image,
     "batch_size": _same("per rank"),
-    "gradient_acc": _same("the rate changes once per update (there: once per batch)", accumulation="sum"),
+    "gradient_acc": _gradient_acc,
     "num_epoch": _same(),
     "warmup_epoch": _warmup_epoch,
     "optimizer": _same(),
@@ -199,7 +211,7 @@ def translate(entries: Sequence[Entry], arguments: Sequence[Entry]) -> tuple[lis
         elif key in _RULES:
             theirs[key] = where, value
         else:
-            near = difflib.get_close_matches(key, [*_RULES, *base], 1)
+            near = difflib.get_close_matches(key, [*_RULES, *base], 1, cutoff=0.8)
             hint = f"did you mean {near[0]!r}?" if near else "remove it if the training does not depend on it"
             problems.append(f"{where}: not a key of arcface_torch or of this toolkit; {hint}")
     values = {key: value for key, (_, value) in {**theirs, **ours}.items()}
@@ -209,6 +221,7 @@ def translate(entries: Sequence[Entry], arguments: Sequence[Entry]) -> tuple[lis
     for key, (where, value) in theirs.items():
         try:
             settings, remark = _RULES[key](key, values)
+            remark = "replaced below" if key in ours else remark
             rows.append(Row(where, key, "..." if key == "wandb_key" else value, _without(ours, settings), remark))
         except ValueError as fault:
             problems.append(f"{where}: {fault}")
