@@ -103,11 +103,25 @@ def test_missing_probes_count_as_failures(tmp_path):
     draw_similarities({"x": found})
 
 
+def test_all_txt_tells_which_probes_there_were(tmp_path):
+    """Person 3 has no second camera by all.txt, person 2 has lost an image; person 9 is not searched for."""
+    release(tmp_path, cameras=(1, 2))
+    names = [path.stem for path in tmp_path.rglob("*.jpg") if not path.stem.startswith("003_cam2")]
+    for path in [*tmp_path.rglob("003_cam2*"), tmp_path / "cams/002_cam1_3.jpg"]:
+        path.unlink()
+    lines = [f"{name} 38 51 73 51 56 71 41 92 70 92" for name in [*names, "009_cam1_1", "001_cam8"]]
+    (tmp_path / "all.txt").write_text("\n".join(lines))
+    data = find_scface(tmp_path)
+    assert data.missing_probes() == ["002_cam1_3"]
+    metrics = [distance_metrics(each) for each in data.evaluate(np.eye(4)[data.people]).values()]
+    assert [each["probes"] for each in metrics] == [5, 5, 5] and [each["missing_probes"] for each in metrics] == [0, 0, 1]
+
+
 @needs_faces
 def test_real_folders_are_read():
     data = find_scface(FACES / "val/scface")
     assert np.bincount(data.distances).tolist() == [100, 128, 128, 128]  # cameras 1 and 2, no infrared
-    assert len(data.landmarks) == 584
+    assert len(data.landmarks) == 584 and data.missing_probes() == []
     np.testing.assert_array_equal(data.load(0), cv2.imread(str(data.images[0]))[:, :, ::-1])
 
 

@@ -1,9 +1,10 @@
 """SCface: people seen by surveillance cameras at three distances, searched among their frontal mugshots.
 
 Images are named `001_frontal` (the gallery) and `001_cam1_1` (person 1, camera 1, distance 1), anywhere under the folder. Cameras
-1-5 count; cameras 6-8 are infrared. Distance 1 is 4.2 m, 2 is 2.6 m, 3 is 1.0 m. A probe that a person lacks and others have, for
-example because an aligner did not find the face, counts as a failure. A 112x112 image counts as aligned. Any other is
+1-5 count; cameras 6-8 are infrared. Distance 1 is 4.2 m, 2 is 2.6 m, 3 is 1.0 m. A 112x112 image counts as aligned. Any other is
 aligned by its landmarks in `all.txt`, one line per image: its name, left eye, right eye, nose, and the mouth's corners or centre.
+A probe that was lost, for example because an aligner did not find the face, counts as a failure: one that `all.txt` lists or, if
+there is no `all.txt`, one that a person lacks and others have.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ class ScFace:
         return align_face(image, points, f"{path}, by {LANDMARKS}")
 
     def missing_probes(self) -> list[str]:
-        """Names of probes that a person lacks and others have, such as 001_cam1_1."""
+        """Names of the lost probes, such as 001_cam1_1."""
         names = {path.stem.lower() for path, distance in zip(self.images, self.distances, strict=True) if distance}
+        if self.landmarks:
+            listed = [match for match in map(_NAME.fullmatch, self.landmarks) if match and _is_probe(match)]
+            return sorted({match[0] for match in listed if int(match[1]) in self.people} - names)
         views = sorted({name.partition("_")[2] for name in names})
         there = {(int(name.partition("_")[0]), name.partition("_")[2]) for name in names}
         return [f"{person:03}_{view}" for person in np.unique(self.people) for view in views if (person, view) not in there]
@@ -83,9 +87,8 @@ def find_scface(root: str | Path, left_out: LeftOut | None = None) -> ScFace:
         match = _NAME.fullmatch(path.stem)
         if match is None:
             continue
-        person, camera, distance = int(match[1]), int(match[2] or 0), int(match[3] or 0)
-        if match[2] is None or (camera in CAMERAS and distance in DISTANCES):
-            named.setdefault(path.stem.lower(), (path, person, distance))
+        if match[2] is None or _is_probe(match):
+            named.setdefault(path.stem.lower(), (path, int(match[1]), int(match[3] or 0)))
     chosen = sorted(named.values(), key=lambda item: (item[2], item[0].name))
     distances = np.array([item[2] for item in chosen], np.int64)
     people = np.array([item[1] for item in chosen], np.int64)
@@ -102,6 +105,10 @@ def find_scface(root: str | Path, left_out: LeftOut | None = None) -> ScFace:
         repeated = len(gallery) - len(np.unique(gallery))
         raise UserError(f"{root}: each person needs one frontal image; {len(strangers)} have none, {repeated} several")
     return ScFace(root, [item[0] for item in chosen], people, distances, _read_landmarks(root))
+
+
+def _is_probe(name: re.Match[str]) -> bool:
+    return int(name[2] or 0) in CAMERAS and int(name[3] or 0) in DISTANCES
 
 
 def _read_landmarks(root: Path) -> dict[str, np.ndarray]:
