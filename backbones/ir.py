@@ -41,8 +41,8 @@ class IRNet(nn.Module):
     """Images [B, 3, 112, 112] in [-1, 1] (AdaFace's released weights expect BGR) -> raw features [B, embedding_size].
 
     Features are float32, also under autocast. depths: blocks per stage. dropout: rate before the fully connected layer.
-    checkpoint: recompute each block's activations in the backward pass, to save memory. map_norm: features have the norm of the
-    last map instead of their own.
+    gradient_checkpointing: recompute each block's activations in the backward pass, to save memory. map_norm: features have the
+    norm of the last map instead of their own.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class IRNet(nn.Module):
         depths: Sequence[int],
         embedding_size: int = 512,
         dropout: float = 0.4,
-        checkpoint: bool = False,
+        gradient_checkpointing: bool = False,
         map_norm: bool = False,
     ) -> None:
         super().__init__()
         self.map_norm = map_norm
-        self.checkpoint = checkpoint
+        self.gradient_checkpointing = gradient_checkpointing
         self.input_layer = nn.Sequential(
             nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.PReLU(WIDTHS[0])
         )
@@ -81,7 +81,7 @@ class IRNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = run_blocks(self.body, self.input_layer(images), self.checkpoint and self.training)
+        x = run_blocks(self.body, self.input_layer(images), self.gradient_checkpointing and self.training)
         x = self.output_layer[0](x)  # BatchNorm; then dropout, flatten, fully connected, BatchNorm
         with full_precision(x):
             features = self.output_layer[3:](self.output_layer[1:3](x).float())

@@ -1,4 +1,4 @@
-"""iresnet `r18 r34 r50 r100 r200`, with the state-dict names and the arithmetic of insightface's arcface_torch.
+"""iresnet `r18 r34 r50 r100 r200 r2060`, with the state-dict names and the arithmetic of insightface's arcface_torch.
 
 ResNet improved for faces (Deng et al., ArcFace, 2019, section 3.1; Duta et al., Improved Residual Networks, 2020): no
 pooling at the input, a block is BN-conv-BN-PReLU-conv-BN, and the output keeps the 7x7 map: BN, dropout, fully
@@ -41,9 +41,9 @@ class IBasicBlock(nn.Module):
 class IResNet(nn.Module):
     """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (also under autocast).
 
-    depths: blocks per stage (56x56, 28x28, 14x14, 7x7). dropout: rate before the fully connected layer. checkpoint: recompute
-    each block's activations in the backward pass, to save memory. map_norm: features have the norm of the last map instead of
-    their own.
+    depths: blocks per stage (56x56, 28x28, 14x14, 7x7). dropout: rate before the fully connected layer.
+    gradient_checkpointing: recompute each block's activations in the backward pass, to save memory. map_norm: features have the
+    norm of the last map instead of their own.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class IResNet(nn.Module):
         depths: Sequence[int],
         embedding_size: int = 512,
         dropout: float = 0.0,
-        checkpoint: bool = False,
+        gradient_checkpointing: bool = False,
         map_norm: bool = False,
     ) -> None:
         super().__init__()
         self.map_norm = map_norm
-        self.checkpoint = checkpoint
+        self.gradient_checkpointing = gradient_checkpointing
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.prelu = nn.PReLU(WIDTHS[0])
@@ -76,7 +76,7 @@ class IResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.prelu(self.bn1(self.conv1(images)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = run_blocks(stage, x, self.checkpoint and self.training)
+            x = run_blocks(stage, x, self.gradient_checkpointing and self.training)
         flat = torch.flatten(self.bn2(x), 1)
         with full_precision(x):
             features = self.features(self.fc(self.dropout(flat).float()))
@@ -93,4 +93,5 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "r50": partial(IResNet, (3, 4, 14, 3)),
     "r100": partial(IResNet, (3, 13, 30, 3)),
     "r200": partial(IResNet, (6, 26, 60, 6)),
+    "r2060": partial(IResNet, (3, 128, 896, 3)),
 }

@@ -20,7 +20,7 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
     The context is entered only if autocast is on, so that exporters, which trace the module, see no context at all.
     """
     kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if kind != "meta" and torch.is_autocast_enabled(kind) else nullcontext()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Vision transformers `vit_t vit_s vit_b vit_l`, with the state-dict names and the arithmetic of arcface_torch's.
+"""Vision transformers `vit_t vit_s vit_b vit_l vit_h`, with the state-dict names and the arithmetic of arcface_torch's.
 
 Dosovitskiy et al., 2020, adapted to faces (An et al., Partial FC, 2022): 9x9 patches (a 12x12 grid that leaves four
 pixels at the right and bottom unused), no class token: all 144 tokens go into the output layer; ReLU6 in the MLP;
@@ -94,7 +94,7 @@ class VisionTransformer(nn.Module):
     """Images [B, 3, 112, 112] in [-1, 1] -> raw features [B, embedding_size], float32 (also under autocast).
 
     drop_path: rate of stochastic depth at the last block; it grows linearly from 0. mask_ratio: share of the tokens left out in
-    training. checkpoint: recompute each block's activations in the backward pass, to save memory.
+    training. gradient_checkpointing: recompute each block's activations in the backward pass, to save memory.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class VisionTransformer(nn.Module):
         drop_path: float = 0.1,
         mask_ratio: float = 0.1,
         dropout: float = 0.0,
-        checkpoint: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not 0.0 <= mask_ratio < 1.0:
             raise ValueError(f"mask_ratio is {mask_ratio}, expected 0 <= mask_ratio < 1")
-        self.checkpoint = checkpoint
+        self.gradient_checkpointing = gradient_checkpointing
         self.mask_ratio = mask_ratio
         patch, tokens = 9, (IMAGE_SIZE // 9) ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim))
@@ -119,8 +119,7 @@ class VisionTransformer(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim), requires_grad=mask_ratio > 0)
         self.patch_embed = PatchEmbed(dim, patch)
         self.pos_drop = nn.Dropout(dropout)
-        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(dim, heads, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(dim, heads, drop_path * i / max(depth - 1, 1)) for i in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.feature = nn.Sequential(
             nn.Linear(dim * tokens, dim, bias=False),
@@ -153,7 +152,7 @@ class VisionTransformer(nn.Module):
             return self.feature(x.flatten(1))
 
     def _encode(self, x: Tensor) -> Tensor:
-        x = run_blocks(self.blocks, x, self.checkpoint and self.training)
+        x = run_blocks(self.blocks, x, self.gradient_checkpointing and self.training)
         with full_precision(x):
             return self.norm(x.float())
 
@@ -170,9 +169,5 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "vit_s": partial(VisionTransformer, 512, 12),
     "vit_b": partial(VisionTransformer, 512, 24),
     "vit_l": partial(VisionTransformer, 768, 24),
-    # arcface_torch's settings for WebFace42M: the same networks, other training rates.
-    "vit_t_dp005_mask0": partial(VisionTransformer, 256, 12, drop_path=0.05, mask_ratio=0.0),
-    "vit_s_dp005_mask_0": partial(VisionTransformer, 512, 12, drop_path=0.05, mask_ratio=0.0),
-    "vit_b_dp005_mask_005": partial(VisionTransformer, 512, 24, drop_path=0.05, mask_ratio=0.05),
-    "vit_l_dp005_mask_005": partial(VisionTransformer, 768, 24, drop_path=0.05, mask_ratio=0.05),
+    "vit_h": partial(VisionTransformer, 1024, 48, mask_ratio=0.0),
 }

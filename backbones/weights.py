@@ -24,6 +24,7 @@ _SHOWN = 3
 _DEEPEST = 4  # dicts within dicts
 _LONGEST_NAME = 1000  # letters; honest names have fewer than 100
 _COUNTER = "num_batches_tracked"
+_ENTRIES_OF_R2060 = 18_600
 _HEADS = {"head", "heads", "classifier", "softmax", "softmax_fc", "fc", "kernel", "margin", "arcface", "logits", "loss"}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -197,13 +198,20 @@ def _few(found: list[str]) -> str:
 
 def _advice(raw: Mapping[Any, Any]) -> str:
     """Which registered backbone has these entries, and what to type; or which is the most similar, and how they differ."""
-    from backbones.registry import names  # here, so that the registry can be imported without this file
-
     if found := _identify(raw):
         return f"it looks like {found[0]!r}: build({found[0]!r}, embedding_size={found[1]})"
-    advice = f"it looks like no backbone of this project; known are {', '.join(names())}"
-    similar, name = max((_similarity(raw, name), name) for name in names())
+    known = _names(raw)
+    advice = f"it looks like no backbone of this project; known are {', '.join(known)}"
+    similar, name = max((_similarity(raw, name), name) for name in known)
     return f"{advice}; the most similar is {name!r}: {_nearest_faults(raw, name)}" if similar > 0.5 else advice
+
+
+def _names(raw: Mapping[Any, Any]) -> list[str]:
+    """The backbones that a file may hold: all but r2060, which takes seconds to build, unless it is as large."""
+    from backbones.registry import names  # here, so that the registry can be imported without this file
+
+    entries = max((len(entries) for _, entries in _dicts(raw)), default=0)
+    return [name for name in names() if name != "r2060" or entries > _ENTRIES_OF_R2060 // 2]
 
 
 def _similarity(raw: Mapping[Any, Any], network: str) -> float:
@@ -227,9 +235,7 @@ def _sizes(raw: Mapping[Any, Any]) -> list[int]:
 
 def _identify(raw: Mapping[Any, Any], networks: list[str] | None = None) -> tuple[str, int] | None:
     """Name and embedding size of the first of the `networks` (default: all backbones) that has exactly these entries."""
-    from backbones.registry import names
-
-    for name in networks or names():
+    for name in networks or _names(raw):
         own = _entries(name, 512)
         if "missing" in _differences(_candidates(raw, own)[0], own):
             continue

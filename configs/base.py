@@ -30,16 +30,21 @@ config.views = 2  # 2: an augmented (q) and an original (k) view of each image; 
 config.augmentation = "qgface"  # of view q: "qgface", "adaface", or "none" (random flip only)
 
 # --- encoder --------------------------------------------------------------------------------------------------------
-config.network = "r34"  # r18 … r200, ir_18 … ir_101, mbf, vit_*; for CPUs: tiny, small (see backbones/)
+config.network = "r34"  # r18 … r2060, ir_18 … ir_101, mbf, vit_t … vit_h; for CPUs: tiny, small (see backbones/)
 config.embedding_size = 512  # dimension of the features
 config.dropout = 0.0  # probability of dropout before the last linear layer
+# Stochastic depth of vit_*: rate at the last block, from 0 at the first. None: the network's own (0.1; 0.05 in vit_*_dp005_*).
+config.drop_path = None
 # Give each feature the norm of the last feature map instead of its own. After a short training on little data that norm
-# measures quality much better (docs/EXPERIMENTS.md). For r18 … r200, ir_18 … ir_101, tiny, small.
+# measures quality much better (docs/EXPERIMENTS.md). For r18 … r2060, ir_18 … ir_101, tiny, small.
 config.map_norm = False
 config.init_from = ""  # initial encoder: released weights, a run folder, or a checkpoint folder; the classifier starts anew
 config.sync_bn = False  # compute BatchNorm statistics over all ranks
 config.channels_last = True  # store the encoder's tensors channels last, which is faster
 config.compile = False  # compile the encoder with torch.compile
+# Recompute the activations inside each block in the backward pass: the same gradients with less memory, for about a third more
+# time. For r18 … r2060, ir_18 … ir_101, vit_*.
+config.gradient_checkpointing = False
 config.precision = "auto"  # of the encoder: "fp32", "bf16", "fp16"; "auto": bf16 if the hardware supports it, else fp32
 
 # --- quality and losses ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -17,7 +18,10 @@ from backbones.compact import CompactNet
 from backbones.ir import IRNet
 from backbones.iresnet import IResNet
 from backbones.vit import VisionTransformer, _random_subset
+from recognition.encoders.build import build_encoder
 from tests.shared_files import GOLDEN, needs_golden
+from utils.config import from_base
+from utils.errors import UserError
 
 RELEASED = {
     "r18": "arcface_torch_r18",
@@ -113,7 +117,13 @@ def iresnet_entries(depths: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, .
 
 @pytest.mark.parametrize(
     ("name", "depths"),
-    [("r18", (2, 2, 2, 2)), ("r50", (3, 4, 14, 3)), ("r100", (3, 13, 30, 3)), ("r200", (6, 26, 60, 6))],
+    [
+        ("r18", (2, 2, 2, 2)),
+        ("r50", (3, 4, 14, 3)),
+        ("r100", (3, 13, 30, 3)),
+        ("r200", (6, 26, 60, 6)),
+        ("r2060", (3, 128, 896, 3)),
+    ],
 )
 def test_deep_iresnets_have_the_released_names(name: str, depths: tuple[int, ...]) -> None:
     with torch.device("meta"):
@@ -200,6 +210,64 @@ def test_vit_without_masking_trains_no_mask_token() -> None:
         assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
 
 
+def test_vit_h_is_the_same_network_wider_and_deeper() -> None:
+    with torch.device("meta"):
+        huge, small = (backbones.build(name) for name in ("vit_h", "vit_s"))
+        assert huge.eval()(torch.zeros(2, 3, 112, 112)).shape == (2, 512)
+    state = huge.state_dict()
+    assert len(huge.blocks) == 48 and huge.mask_ratio == 0 and huge.blocks[-1].drop_path.rate == pytest.approx(0.1)
+    further = re.compile(r"blocks\.(1[2-9]|[2-4]\d)\.")
+    assert [name for name in state if not further.match(name)] == list(small.state_dict())
+    assert state["blocks.47.attn.qkv.weight"].shape == (3 * 1024, 1024)
+
+
+@needs_golden
+def test_networks_of_arcface_torchs_configurations_are_known() -> None:
+    configs = json.loads((GOLDEN / "arcface_torch_configs.json").read_text())
+    with torch.device("meta"):
+        for name in {config["network"] for config in configs.values()}:
+            assert isinstance(backbones.build(name), nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "drop_path", "mask_ratio"),
+    [
+        ("vit_t_dp005_mask0", 12, 0.05, 0.0),
+        ("vit_s_dp005_mask_0", 12, 0.05, 0.0),
+        ("vit_b_dp005_mask_005", 24, 0.05, 0.05),
+        ("vit_l_dp005_mask_005", 24, 0.05, 0.05),
+        ("vit_h_dp01_mask_02", 48, 0.1, 0.2),
+    ],
+)
+def test_suffixes_set_drop_path_and_masking(name: str, depth: int, drop_path: float, mask_ratio: float) -> None:
+    with torch.device("meta"):
+        net, own = backbones.build(name), backbones.build(name, drop_path=0.5, gradient_checkpointing=True)
+    assert (len(net.blocks), net.blocks[-1].drop_path.rate, net.mask_ratio) == (depth, pytest.approx(drop_path), mask_ratio)
+    assert own.blocks[-1].drop_path.rate == pytest.approx(0.5) and own.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "refused"),
+    [
+        ("r50_dp005_mask_005", {}, "does not support drop_path, mask_ratio"),
+        ("mbf", {"dropout": 0.1, "gradient_checkpointing": True}, "does not support dropout, gradient_checkpointing"),
+        ("r50", {"dropout": 0.1, "drop_path": 0.1}, "does not support drop_path$"),
+    ],
+)
+def test_options_that_a_network_lacks_are_named(name: str, options: dict[str, float], refused: str) -> None:
+    with pytest.raises(TypeError, match=refused):
+        backbones.build(name, **options)
+
+
+def test_keys_of_a_configuration_reach_the_backbone() -> None:
+    net = build_encoder(from_base(network="vit_t", embedding_size=8, drop_path=0.3, gradient_checkpointing=True))
+    assert net.gradient_checkpointing and net.blocks[-1].drop_path.rate == pytest.approx(0.3)
+    own = build_encoder(from_base(network="vit_t", embedding_size=8))
+    assert not own.gradient_checkpointing and own.blocks[-1].drop_path.rate == pytest.approx(0.1)
+    with pytest.raises(UserError, match=r"network='mbf' does not support drop_path, gradient_checkpointing$"):
+        build_encoder(from_base(network="mbf", drop_path=0.3, gradient_checkpointing=True))
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "make",
@@ -214,7 +282,7 @@ def test_checkpointing_changes_no_gradient_and_no_statistic(make, precision: str
     images, results = torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(1)), []
     for switch in (False, True):
         torch.manual_seed(0)
-        net = make(checkpoint=switch)
+        net = make(gradient_checkpointing=switch)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             features = net(images)
         (features * torch.linspace(-1, 1, 8)).square().sum().backward()
@@ -228,7 +296,7 @@ def test_checkpointing_changes_no_gradient_and_no_statistic(make, precision: str
 def test_checkpointing_keeps_fewer_activations() -> None:
     kept = []
     for switch in (False, True):
-        net, sizes = IResNet((2, 2, 2, 2), 32, checkpoint=switch), {}
+        net, sizes = IResNet((2, 2, 2, 2), 32, gradient_checkpointing=switch), {}
         own = {p.data_ptr() for p in net.parameters()}
 
         def pack(t: Tensor, sizes: dict[int, int] = sizes, own: set[int] = own) -> Tensor:

@@ -56,11 +56,13 @@ class Config:
     network: str
     embedding_size: PositiveInt
     dropout: Annotated[float, (">=", 0), ("<", 1)]
+    drop_path: Annotated[float, (">=", 0), ("<", 1)] | None
     map_norm: bool
     init_from: str
     sync_bn: bool
     channels_last: bool
     compile: bool
+    gradient_checkpointing: bool
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     # quality and losses
     quality_concentration: PositiveFloat
@@ -153,6 +155,10 @@ _PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: 
 _RULES: list[_Rule] = [
     (lambda c: c.views * c.batch_size > 1, "batch_size={batch_size}: BatchNorm needs at least 2 images per rank"),
     (lambda c: not c.map_norm or c.margin != "magface", "map_norm=True: margin='magface' trains the norm; use another margin"),
+    (
+        lambda c: not (c.compile and c.gradient_checkpointing),
+        "gradient_checkpointing=True: torch.compile does not support it here; set compile=False",
+    ),
     (
         lambda c: (
             c.margin_gradient == "exact"

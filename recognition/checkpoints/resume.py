@@ -15,7 +15,7 @@ from utils.errors import UserError
 # What happens if a key has changed when a run resumes. A new key goes into one of the three groups.
 REFUSED = {  # another experiment: data, encoder, losses, and what the state is made of
     *("num_classes", "num_image", "channel_order", "views", "augmentation"),
-    *("network", "embedding_size", "dropout", "map_norm"),
+    *("network", "embedding_size", "dropout", "drop_path", "map_norm"),
     *("quality_concentration", "quality_rate", "quality_mean", "quality_std", "partition", "quality_threshold"),
     *("margin", "margin_m", "margin_list", "margin_gradient", "magface", "scale"),
     *("sample_rate", "unsampled_rows", "interclass_filtering_threshold", "filtered_negatives"),
@@ -31,6 +31,7 @@ REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verificati
 }
 FREE = {  # paths, processes, logging, when to save: no figure depends on them. Data and images per step are compared below
     *("rec", "output", "resume", "batch_size", "global_batch_size", "num_workers", "val_batch_size", "frequent"),
+    *("gradient_checkpointing",),
     *("diagnose_every", "verbose", "verify_share", "max_skipped", "save_every", "save_minutes", "keep_last", "async_save"),
     *("timeout_minutes",),
 }

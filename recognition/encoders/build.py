@@ -16,25 +16,33 @@ from utils.errors import UserError
 
 def build_encoder(config: Config) -> nn.Module:
     """The configuration's backbone with random weights, which depend on its seed alone (the same on all ranks)."""
-    encoder = build_backbone(config.network, config.embedding_size, config.seed, dropout=config.dropout, map_norm=config.map_norm)
+    encoder = build_backbone(
+        config.network,
+        config.embedding_size,
+        config.seed,
+        dropout=config.dropout or None,
+        drop_path=config.drop_path,
+        map_norm=config.map_norm or None,
+        gradient_checkpointing=config.gradient_checkpointing or None,
+    )
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return encoder.to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str = "", **options: float) -> nn.Module:
+def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str = "", **options: float | None) -> nn.Module:
     """A backbone with random weights; the global random state stays as it is.
 
-    source: what names the network, for errors. options: passed on unless they are 0 or False.
-    UserError: an unknown network, or one without these options.
+    source: what names the network, for errors. options: passed on unless they are None.
+    UserError: an unknown network, or one that does not support an option.
     """
     where = f"{source}: network={network!r}" if source else f"network={network!r}"
-    chosen = {name: value for name, value in options.items() if value}
+    chosen = {name: value for name, value in options.items() if value is not None}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             return backbones.build(network, embedding_size=embedding_size, **chosen)
         except TypeError as fault:
-            raise UserError(f"{where} does not support all of these: {', '.join(chosen)}") from fault
+            raise UserError(f"{where} {fault}") from fault
         except (ValueError, OSError) as fault:
             raise UserError(f"{where}: {fault}") from fault
 

@@ -104,14 +104,12 @@ def _quality_of(folder: Path, config: Config) -> QualityScale | None:
 def _load_file(
     path: Path, device: torch.device, channel_order: ChannelOrder | None, network: str | None, precision: str
 ) -> LoadedEncoder:
-    if network and network not in backbones.names():
-        raise UserError(f"--network {network}: no such backbone; known are {', '.join(backbones.names())}")
     try:
         card = card_of_weights(path)
         if card is None:
             name, size = backbones.identify_weights(path, network or "")
             card = EncoderCard(name, size, channel_order or order_of_family(name))
-        encoder = build_backbone(card.network, card.embedding_size, source=str(path), map_norm=card.map_norm)
+        encoder = build_backbone(card.network, card.embedding_size, source=str(path), map_norm=card.map_norm or None)
         backbones.load_weights(encoder, path)
     except (ValueError, OSError) as fault:
         raise UserError(str(fault)) from fault
