@@ -7,9 +7,9 @@ that train the same way; docs/MIGRATING.md describes what differs.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prettytable import PrettyTable
@@ -138,10 +138,10 @@ def _output(key: str, values: Mapping[str, Any]) -> _Result:
 
 
 def _val_targets(key: str, values: Mapping[str, Any]) -> _Result:
-    targets, folder = values[key], Path(str(values.get("val_dir") or values.get("rec", "")))
-    if not _is_list(targets) or not folder.is_dir():
+    targets, folder = values[key], str(values.get("val_dir") or values.get("rec", ""))
+    if not _is_list(targets) or not os.path.isdir(folder):
         return {key: targets}, ""
-    absent = [target for target in targets if not any((folder / name).is_file() for name in (f"{target}.bin", str(target)))]
+    absent = [target for target in targets if not any(map(os.path.isfile, (f"{folder}/{target}.bin", f"{folder}/{target}")))]
     remark = f"warning: not in {folder}, so not verified, as there: {', '.join(map(str, absent))}" if absent else ""
     return {key: [target for target in targets if target not in absent]}, remark
 
