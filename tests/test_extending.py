@@ -44,7 +44,7 @@ def _run(folder: Path, *arguments: str) -> str:
 def test_train_resume_evaluate_and_export_with_the_examples(extended, demo_set):
     """One run uses the backbone, the margin and the augmentation; the command evaluates it."""
     keys = (f"rec={demo_set}", "val_targets=('demo_hq',)", "output=run", "network=mine", "margin=mine", "batch_size=8")
-    small = ("num_workers=1", "precision=fp32", "diagnose_every=0", "num_epoch=1")
+    small = ("num_workers=1", "precision=fp32", "diagnose_every=0", "num_epoch=2")
     _run(extended, "train.py", "my_config.py", *keys, *small, "max_steps=2")
     assert "resumed from" in _run(extended, "train.py", "my_config.py", *keys, *small, "max_steps=3")
     bins = str(demo_set / "demo_hq.bin")
