@@ -13,7 +13,9 @@ from easydict import EasyDict as edict
 config = edict()
 
 # --- data -----------------------------------------------------------------------------------------------------------
-config.rec = ""  # folder with train.rec and train.idx, or with several *.rec shards; or one .rec file
+# Folder with train.rec and train.idx, or with several *.rec shards; or one .rec file. "synthetic": random images and labels, to
+# measure a machine without data; num_classes and num_image set the sizes.
+config.rec = ""
 config.num_classes = 0  # number of identities; 0: as many as the data set has
 config.num_image = 0  # number of images; 0: as many as the data set has; any other number must match the data set
 # Order of the images. "full": a new permutation of the whole set every epoch; "windowed": large sequential reads, shuffled

@@ -18,6 +18,7 @@ from losses.quality import Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
+from recognition.data.synthetic import SYNTHETIC, training_set
 from recognition.encoders.build import build_encoder
 from recognition.encoders.embedder import autocast_type
 from recognition.momentum_encoder import MomentumEncoder
@@ -36,7 +37,7 @@ def open_dataset(config: Config) -> FaceDataset:
     """The training set. UserError: it contradicts the configuration."""
     if not config.rec:
         raise UserError("rec is not set: give the folder with train.rec, such as rec=/data/faces_vgg_112x112")
-    dataset = FaceDataset(config.rec, strict=config.on_error == "stop")
+    dataset = training_set(config)
     if config.num_image and config.num_image != len(dataset):
         raise UserError(f"{config.rec}: holds {len(dataset)} images, but num_image={config.num_image}")
     dataset.check_training_files()
@@ -63,6 +64,18 @@ def resolve_config(config: Config, dataset: FaceDataset, world: World) -> Config
         num_image=len(dataset),
         queue_size=config.queue_size or num_classes,
     )
+
+
+def data_notes(config: Config, dataset: FaceDataset) -> list[str]:
+    """Lines about the training set for the start of the log. The labels have been checked."""
+    notes = [f"{config.rec}: {dataset.describe_files()}"] if dataset.shards and Path(config.rec).is_dir() else []
+    if config.rec == SYNTHETIC:
+        notes.append(
+            f"warning: rec={SYNTHETIC!r}: images and labels are RANDOM: speed and memory are those of a real run, losses and "
+            "accuracies mean nothing"
+        )
+    gaps = classes_without_images(config, dataset)
+    return [*notes, gaps] if gaps else notes
 
 
 def classes_without_images(config: Config, dataset: FaceDataset) -> str:

@@ -50,10 +50,9 @@ class Trainer:
         self.bins = build.verification_sets(config)
         self.loader = build.build_loader(config, dataset, world)
         self.prefetcher = Prefetcher(world.device, self.loader.slots, keep=config.gradient_acc > 1)
-        self.data_files = dataset.describe_files()
         self.data_fingerprint = fingerprint(dataset)
         metrics = check_bins(self.bins)
-        self.class_gaps = build.classes_without_images(config, dataset)
+        self.data_notes = build.data_notes(config, dataset)
 
         # What is trained, how long and how fast.
         self.state = build.build_train_state(config, world)
@@ -321,10 +320,8 @@ class Trainer:
     def _print_overview(self) -> None:
         config, encoder = self.config, self.state.encoder
         self.progress.say(str(overview(config, self.world, encoder, self.embed.precision, self.schedule)))
-        if Path(config.rec).is_dir():
-            self.progress.say(f"{config.rec}: {self.data_files}")
-        if self.class_gaps:
-            self.progress.say(self.class_gaps)
+        for note in self.data_notes:
+            self.progress.say(note)
         for note in self.start_notes:
             self.progress.say(note)
             self.progress.event(self.step_number, note=note)

@@ -20,6 +20,7 @@ from recognition.data.augment import none as flip_only
 from recognition.data.dataset import UNREADABLE, FaceDataset
 from recognition.data.order import FullShuffle, InOrder, Order, WindowedShuffle
 from recognition.data.records.format import RecordError
+from recognition.data.synthetic import training_set
 from utils.config import Config
 from utils.errors import UserError
 from utils.images import FACE_SIZE, ChannelOrder, decode_face, decode_face_into
@@ -189,7 +190,7 @@ def sample_views(config: Config, count: int) -> tuple[np.ndarray, np.ndarray]:
     Returns (originals, augmented), uint8 RGB [n, 112, 112, 3] each, n <= `count`. The augmentation is the run's, drawn from its
     seed. Raises UserError if the data set is missing or an image cannot be decoded.
     """
-    dataset = FaceDataset(config.rec, strict=config.on_error == "stop")
+    dataset = training_set(config)
     numbers = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64)).tolist()
     augment = recipe(config.augmentation)
     draws_NU = uniforms(config.seed, 0, np.arange(len(numbers)), UNIFORMS, stream=0)

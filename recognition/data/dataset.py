@@ -71,6 +71,11 @@ class FaceDataset:
         shard, position = self.locate(image)
         return self.shards[shard].where(position)
 
+    def record(self, image: int) -> tuple[str, int]:
+        """The file and key of an image."""
+        shard, position = self.locate(image)
+        return str(self.shards[shard].path), int(self.shards[shard].keys[position])
+
     def record_error(self, image: int, problem: str) -> RecordError:
         """A RecordError that names the file, key and offset of an image."""
         shard, position = self.locate(image)

@@ -110,13 +110,7 @@ class SkippedSteps:
         """Write the batches of all ranks to `path`. Collective."""
         for step in self._steps:
             for batch in step["batches"]:
-                batch["records"] = [self._record(image) for image in batch["images"]]
+                batch["records"] = [self._dataset.record(image) for image in batch["images"]]
         ranks = dist.gather_objects(list(self._steps))
         document = {"seed": seed, "batch_size": batch_size, "ranks": [{"rank": r, "steps": s} for r, s in enumerate(ranks)]}
         dist.on_first_rank(lambda: write_file(self.path, json.dumps(document) + "\n"))
-
-    def _record(self, image: int) -> list[str | int]:
-        """[file, key] of an image."""
-        shard, position = self._dataset.locate(image)
-        reader = self._dataset.shards[shard]
-        return [str(reader.path), int(reader.keys[position])]
