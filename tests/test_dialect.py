@@ -8,6 +8,7 @@ import re
 import pytest
 
 from configs.base import config as base
+from recognition import build
 from tests.arcface_torch import arcface_torch_file
 from tests.commands import metrics, train
 from tests.shared_files import FACES, GOLDEN, ROOT, needs_faces, needs_golden
@@ -124,6 +125,17 @@ def test_what_differs_is_in_the_table(tmp_path):
         assert "warning: " in _row(table, key)
     assert "ignored: " in _row(table, "num_image") and "secret" not in table
     assert "warning: " not in _row(_load(tmp_path, {**R50, "margin_list": (1.0, 0.0, 0.4)})[1], "margin_list")
+
+
+def test_large_networks_recompute_activations_as_there(tmp_path):
+    loaded, table = _load(tmp_path, {**R50, "network": "vit_l_dp005_mask_005"})
+    assert loaded.gradient_checkpointing and "there: a tenth" in _row(table, "network")
+    assert not _load(tmp_path, R50)[0].gradient_checkpointing
+
+
+def test_synthetic_data_have_the_size_of_the_file(tmp_path):
+    loaded, _ = _load(tmp_path, {**R50, "rec": "synthetic", "num_classes": 300000, "num_image": 100000, "val_targets": []})
+    assert len(build.open_dataset(loaded)) == 100000 and loaded.num_classes == 300000
 
 
 def test_every_key_is_documented():

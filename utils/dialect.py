@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,14 @@ def _margin_list(key: str, values: Mapping[str, Any]) -> _Result:
     raise ValueError("arcface_torch trains only with m1 = 1 and m3 = 0 (ArcFace), or with m3 > 0 (CosFace)")
 
 
+def _network(key: str, values: Mapping[str, Any]) -> _Result:
+    name = str(values[key])
+    recomputes = name == "r2060" or name.startswith(("vit_b", "vit_l", "vit_h"))
+    masked = re.search(r"_mask_?0*[1-9]", name)
+    remark = "masks the share of its name (there: a tenth of the tokens)" if masked else ""
+    return {key: values[key], **({"gradient_checkpointing": True} if recomputes else {})}, remark
+
+
 def _fp16(key: str, values: Mapping[str, Any]) -> _Result:
     import torch  # here, because it is slow to import
 
@@ -154,7 +163,7 @@ _TRACKER = _ignored("figures go to metrics.jsonl and TensorBoard")
 
 _RULES: dict[str, _Rule] = {
     "margin_list": _margin_list,
-    "network": _same(),
+    "network": _network,
     "embedding_size": _same(),
     "sample_rate": _sample_rate,
     "interclass_filtering_threshold": _same(filtered_negatives="zeroed"),
