@@ -21,6 +21,8 @@ fail() { echo "error: $*" >&2; exit 2; }
 
 print_help() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' run.sh; }
 
+[ "$(uname -s)" = Linux ] || fail "this software runs on Linux only; this system is $(uname -s)"
+
 find_python() {
     local candidate
     for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
@@ -53,19 +55,8 @@ setup() {
     install requirements.txt "$VENV/.requirements"
 }
 
-# The number of training processes: one per GPU, else one per core, at most two (small encoders gain little from more).
-processes() {
-    "$VENV/bin/python" -c 'import os, torch
-gpus = torch.cuda.device_count()
-print(gpus or min(2, len(os.sched_getaffinity(0))))'
-}
-
 train() {
-    local count cores
-    count=${NPROC:-$(processes)}
-    cores=$("$VENV/bin/python" -c 'import os; print(len(os.sched_getaffinity(0)))')
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > count ? cores / count : 1))}
-    "$VENV/bin/python" -m torch.distributed.run --standalone --nproc_per_node="$count" train.py "$@"
+    "$VENV/bin/python" -m scripts.launch --standalone ${NPROC:+"--nproc_per_node=$NPROC"} train.py "$@"
 }
 
 demo() {

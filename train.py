@@ -14,6 +14,11 @@ from __future__ import annotations
 
 import sys
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 from recognition.trainer import Trainer
 from utils import config, dist
 from utils.errors import UserError
@@ -22,7 +27,7 @@ USAGE = "usage: train.py CONFIG [key=value ...], such as: train.py configs/vgg2_
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    arguments = program.arguments()
     if {"-h", "--help"} & set(arguments):
         print(__doc__, end="")
         return

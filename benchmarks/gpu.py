@@ -11,6 +11,11 @@ Each part writes its log to the folder of the page. Exits with 0 only if every c
 
 from __future__ import annotations
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 import argparse
 import json
 import os

@@ -18,6 +18,11 @@ if every measured bar holds.
 
 from __future__ import annotations
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 import argparse
 import contextlib
 import itertools

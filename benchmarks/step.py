@@ -15,6 +15,11 @@ queued without waiting, as in a run. There is no bar: the figures depend on the 
 
 from __future__ import annotations
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 import argparse
 import json
 import tempfile

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 import argparse
 import importlib
 import pkgutil
@@ -31,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    arguments = build_parser().parse_args()
+    arguments = build_parser().parse_args(program.arguments())
     world = dist.start(_LONGEST_METRIC_MINUTES)
     dist.on_first_rank(lambda: prepare_outputs(arguments))
     arguments.run(arguments, world)

@@ -1,12 +1,14 @@
 """How a run holds its output folder, and how it is asked to end.
 
-SIGTERM and SIGINT: the first asks the run to save and end, the second ends it at once. A thread reads the signals from a pipe
-that the C-level handler writes to, so it sees them even while the main thread waits in a collective. What a rank was asked
-for travels with the next step's labels (`utils.dist`): all ranks act after the same step, without a collective of its own.
+Ctrl-C, SIGTERM, a closed terminal (SIGHUP, unless `nohup` ignores it), and SIGUSR1 and SIGUSR2, which job schedulers send before
+the time limit: the first asks the run to save and end, the second ends it at once. A thread reads the signals from a pipe that
+the C-level handler writes to, so it sees them even while the main thread waits in a collective. What a rank was asked for travels
+with the next step's labels (`utils.dist`): all ranks act after the same step, without a collective of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -16,14 +18,15 @@ import threading
 import time
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, discard_output
 from utils.files import cannot_write
 
 # What ranks ask each other for: one bit each, joined by OR over the ranks.
 SAVE = 1  # save after this step
 WRITING = 2  # this rank's part of the last checkpoint is not on disk yet
-_BIT_OF_SIGNAL = {signal.SIGINT: 4, signal.SIGTERM: 8}
+_BIT_OF_SIGNAL = {signal.SIGINT: 4, signal.SIGTERM: 8, signal.SIGHUP: 16, signal.SIGUSR1: 32, signal.SIGUSR2: 64}
 STOP = sum(_BIT_OF_SIGNAL.values())
+STOP_SIGNALS = frozenset(_BIT_OF_SIGNAL)
 
 LOCK = ".lock"
 _LOCK_TIMEOUT = 3.0  # seconds: a run that was just killed may not have ended yet
@@ -52,7 +55,9 @@ class StopSignals:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        self._old = {number: signal.signal(number, lambda *_: None) for number in _BIT_OF_SIGNAL}
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        handled = STOP_SIGNALS - {signal.SIGHUP} if ignored else STOP_SIGNALS
+        self._old = {number: signal.signal(number, lambda *_: None) for number in handled}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -80,13 +85,15 @@ class StopSignals:
         if not self.requests:
             self._first = now
             if self._verbose:
-                _print(f"{number.name}: saving after this step; a second one ends at once")
+                _print(f"{number.name}: saving after this step; a second signal ends the run at once")
         self.requests |= _BIT_OF_SIGNAL[number]
 
 
 def _print(text: str) -> None:
     # Not the built-in: the main thread may hold the stream's lock while it waits.
-    os.write(sys.stderr.fileno(), f"{text}\n".encode())
+    discard_output()  # the terminal may have been closed
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
 
 class RunLock:

@@ -8,6 +8,11 @@ On 1,200 images of the set, without augmentation: the probability that a degrade
 
 from __future__ import annotations
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 import argparse
 import csv
 from pathlib import Path

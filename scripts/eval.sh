@@ -26,6 +26,6 @@ command=$1
 shift
 launch=("$python")
 if [ "${NPROC:-1}" -gt 1 ]; then
-    launch+=(-m torch.distributed.run --standalone --nproc_per_node="$NPROC")
+    launch+=(-m scripts.launch --standalone --nproc_per_node="$NPROC")
 fi
 exec "${launch[@]}" -m eval "$command" --checkpoint "$run" "$@"

@@ -9,6 +9,11 @@ and the share in % of faces whose norm is below that of their own sharp twin.
 
 from __future__ import annotations
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 import argparse
 from pathlib import Path
 

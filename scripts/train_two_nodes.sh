@@ -21,7 +21,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh" 2 "$@"
 node=$1
 shift
 cd "$root"
-exec "$python" -m torch.distributed.run \
+exec "$python" -m scripts.launch \
     --nnodes="${NNODES:-2}" --node_rank="$node" --nproc_per_node="${NPROC:-gpu}" --max_restarts="${MAX_RESTARTS:-3}" \
     --rdzv_backend=c10d --rdzv_endpoint="$RDZV" --rdzv_id="${RDZV_ID:-qgface}" \
     --rdzv_conf=is_host="$([ "$node" = 0 ] && echo 1 || echo 0)" \

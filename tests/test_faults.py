@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -44,7 +46,7 @@ def test_a_killed_loader_worker_ends_the_run_with_the_reason(demo_set, undisturb
     assert rank is not None
     os.kill(_children(rank)[0], signal.SIGKILL)
     codes = run.wait(60)
-    assert codes[1] == 1 and 0 not in codes
+    assert codes[1] == 1 and 0 not in codes and "Traceback" not in run.text
     assert "a loader worker" in run.text and "exit code -9" in run.text and "lower num_workers" in run.text
     Run(demo_set, tmp_path / "run", *SETTINGS, ranks=2).succeed()
     assert_same_run(tmp_path / "run", undisturbed, STEPS)
@@ -148,6 +150,19 @@ def test_a_disk_that_is_full(demo_set, small_disk):
     assert run.wait() == [2], run.text[-2000:]
     assert "step-00000006: cannot be written" in run.text and "No space left" in run.text
     assert store.newest(small_disk / "run") == small_disk / "run" / "checkpoints" / "step-00000003"
+
+
+def test_a_disk_that_fills_up_between_two_checkpoints(demo_set, small_disk):
+    """Here metrics and TensorBoard's files cannot be written, the latter by a thread."""
+    before = "from utils import program; program.begin()"
+    run = Run(demo_set, small_disk / "run", "num_epoch=1000", "save_every=4", "keep_last=1", before=before)
+    run.wait_for_file("checkpoints/step-00000004")
+    with contextlib.suppress(OSError), open(small_disk / "other", "wb", 0) as other:
+        while True:
+            other.write(bytes(4096))
+    assert run.wait() == [2] and "Traceback" not in run.text, run.text[-2000:]
+    assert re.search(r"^error: .*cannot be written \(No space left on device\); .* intact$", run.text, re.MULTILINE)
+    assert store.newest(small_disk / "run") is not None
 
 
 def test_a_disk_that_takes_no_writes(demo_set, small_disk):

@@ -79,7 +79,9 @@ def test_torchrun_restarts_killed_ranks(demo_set, undisturbed, tmp_path, ranks):
     assert_same_run(output, undisturbed(ranks), STEPS, f"rank {rank} killed after step {step} (PLUG_SEED={SEED})")
 
 
-@pytest.mark.parametrize(("number", "ranks", "asked"), [(signal.SIGTERM, 2, 1), (signal.SIGINT, 1, 0)])
+@pytest.mark.parametrize(
+    ("number", "ranks", "asked"), [(signal.SIGTERM, 2, 1), (signal.SIGINT, 1, 0), (signal.SIGHUP, 1, 0), (signal.SIGUSR1, 2, 0)]
+)
 def test_a_signal_saves_and_ends_the_run_which_can_be_resumed(demo_set, undisturbed, tmp_path, number, ranks, asked):
     """One rank receives the signal; all save after the same step, exit with 0 and print what to do; nothing is lost."""
     run = Run(demo_set, tmp_path / "run", f"max_steps={STEPS}", "save_every=0", "dropout=0.2", ranks=ranks)

@@ -150,7 +150,7 @@ def test_a_worker_that_falls_behind_changes_nothing(faces):
 def test_a_killed_worker_is_reported(faces):
     loader = Loader(FaceDataset(faces), _spec(), 2)
     os.kill(loader.worker_ids[1], signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="died with exit code -9"):
+    with pytest.raises(UserError, match="died with exit code -9"):
         list(loader.epoch(0))
     loader.close()
 

@@ -17,6 +17,7 @@ import difflib
 import json
 import math
 import operator
+import os
 import runpy
 import types
 import typing
@@ -149,6 +150,7 @@ class Config:
 _Rule = tuple[typing.Callable[[Any], bool], str]
 _TYPES = typing.get_type_hints(Config, include_extras=True)
 _HOLDS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+_PATHS = {"rec", "init_from", "output", "val_targets", "val_dir"}  # `~` is expanded; environment variables are the shell's
 _PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 # What keys must satisfy together.
@@ -306,9 +308,20 @@ def _convert(key: str, value: Any) -> Any:
         near = difflib.get_close_matches(key, _TYPES, 1)
         raise ValueError(f"unknown key; did you mean {near[0]!r}?" if near else "unknown key; configs/base.py lists all keys")
     try:
-        return _as_type(value, _TYPES[key])
+        converted = _as_type(value, _TYPES[key])
+        if key in _PATHS:
+            return _expand(converted) if isinstance(converted, str) else tuple(map(_expand, converted))
+        return converted
     except ValueError as fault:
         raise ValueError(f"must be {fault}") from None
+
+
+def _expand(path: str) -> str:
+    """A path with the user's folder in place of `~`, as shells expand it. ValueError: there is no such user."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(f"a path that exists: there is no user {path[1:].split('/')[0]!r}")
+    return expanded
 
 
 def _as_type(value: Any, wanted: Any) -> Any:

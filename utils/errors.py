@@ -1,22 +1,40 @@
 """Mistakes of the user, as opposed to faults of this software.
 
-A `UserError` is printed on stderr, one line per problem, and ends with exit code 2. Any other exception is a fault: it keeps
-its traceback and ends with exit code 1.
+A `UserError` is printed on stderr, one line per problem, and ends with exit code 2. Limits of the machine (open files, disk
+space), a killed process and Ctrl-C are reported the same way. Any other exception is a fault: it keeps its traceback and ends
+with exit code 1.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
+import os
+import resource
+import select
+import signal
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
-FAULT, USER_MISTAKE, INTERRUPTED = 1, 2, 130
+from utils import program
+
+FAULT, USER_MISTAKE = 1, 2
+
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of the machine, wherever they occur
 
 
 class UserError(ValueError):
-    """One or more mistakes that the user can fix. One line per problem: what is wrong, where, and what to do about it."""
+    """One or more mistakes that the user can fix. One line per problem: what is wrong, where, and what to do about it.
 
-    def __init__(self, *problems: str):
+    code: the exit code of a program that ends with it.
+    """
+
+    def __init__(self, *problems: str, code: int = USER_MISTAKE):
         super().__init__(*(" ".join(problem.split()) for problem in problems))
+        self.code = code
 
     def __str__(self) -> str:
         return "\n".join(self.args)
@@ -27,15 +45,73 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
+def explain(error: BaseException) -> UserError | None:
+    """The error as one for the user: a `UserError`, an interruption, or a limit of the machine. None: a fault of the software."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return UserError("interrupted", code=program.INTERRUPTED)
+    if isinstance(error, OSError) and discard_output():
+        return UserError(code=128 + signal.SIGPIPE)
+    if isinstance(error, OSError) and error.errno in _LIMITS:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return UserError(f"{where}{os.strerror(error.errno)}")
+    if is_limit(error):
+        return UserError(f"{type(error).__name__}: {error}")
+    return explain(error.__cause__) if error.__cause__ is not None else None
+
+
+def is_limit(error: BaseException) -> bool:
+    """Whether a limit of the machine caused it: then a file that cannot be read is not damaged."""
+    return any(os.strerror(number) in str(error) for number in _LIMITS)  # libraries report it in classes of their own
+
+
 def exit_on_user_error(main: Callable[[], object]) -> None:
-    """Run `main`; a `UserError` is printed and becomes exit code 2. Commands of several ranks use `utils.dist.run_command`."""
+    """Run the main function of a program. What `explain` explains is printed and becomes its exit code.
+
+    Programs of several ranks use `utils.dist.run_command`.
+    """
     try:
+        program.raise_first()
         main()
-    except UserError as error:
-        print_error(error)
-        raise SystemExit(USER_MISTAKE) from None
+    except (Exception, KeyboardInterrupt) as error:
+        program.end_at_once()
+        problem = explain(error)
+        if problem is None:
+            raise
+        print_error(problem)
+        raise SystemExit(problem.code) from None
+    program.end_at_once()
 
 
 def print_error(error: UserError) -> None:
     """Print one line per problem on stderr."""
-    print("\n".join(f"error: {problem}" for problem in error.args), file=sys.stderr, flush=True)
+    if error.args:
+        print("\n".join(f"error: {problem}{_remedy(problem)}" for problem in error.args), file=sys.stderr, flush=True)
+
+
+def record_for_launcher(text: str) -> None:
+    """Write the file from which torchrun's summary takes the reason why a rank failed."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        reason = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": reason}))
+
+
+def discard_output() -> bool:
+    """If the terminal, or the reader of a pipe, is gone, send what is printed there to nowhere. Whether it is gone."""
+    gone = False
+    for stream in (1, 2):
+        poll = select.poll()
+        poll.register(stream, 0)
+        if poll.poll(0):
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), stream)
+            gone = True
+    return gone
+
+
+def _remedy(problem: str) -> str:
+    if os.strerror(errno.EMFILE) not in problem:
+        return ""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"; this process may open {limit}: raise the limit with `ulimit -n 65536`, or use fewer workers or shards"

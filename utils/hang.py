@@ -17,9 +17,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from utils.errors import FAULT
+from utils import program
+from utils.errors import FAULT, discard_output, record_for_launcher
 
 _LONGEST_PERIOD = 5.0  # seconds between two checks
+_LAUNCHER_PERIOD = 0.5
 _LONGEST_REQUEST = 60.0  # seconds that the store may take to answer
 
 
@@ -98,8 +100,35 @@ class Watch:
 
     def _give_up(self, why: str) -> None:
         text = f"error: rank {self.rank}: {why}; the run ends; start it again to continue from its last checkpoint"
+        record_for_launcher(text)
         print(text, file=sys.stderr, flush=True)
         self._end(FAULT)
+
+
+class LauncherWatch:
+    """Ends this rank when torchrun, its parent, is gone, which `kill -9` allows no time to end its ranks.
+
+    At once, without saving: the store that connects the ranks was torchrun's, ranks of other machines may have ended, and what is
+    left would occupy the GPUs. Without torchrun nothing is watched: `nohup` and `disown` keep their meaning.
+    """
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="launcher", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while os.getppid() == program.PARENT:
+            if self._stopped.wait(_LAUNCHER_PERIOD):
+                return
+        if os.environ.get("LOCAL_RANK") == "0" and not discard_output():
+            text = f"error: the launcher (process {program.PARENT}) has ended, and so do its ranks; start the command again\n"
+            os.write(2, text.encode())
+        os._exit(FAULT)
 
 
 def _first_line(fault: BaseException) -> str:

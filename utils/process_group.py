@@ -21,16 +21,20 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional  # before any group exists: its functions keep the default group as a default argument
 
-from utils.errors import FAULT, INTERRUPTED, USER_MISTAKE, UserError, print_error
-from utils.hang import Watch
+from utils import program
+from utils.errors import FAULT, UserError, explain, print_error, record_for_launcher
+from utils.hang import LauncherWatch, Watch
 from utils.rendezvous import agree_on_start
 
 _GRACE = timedelta(minutes=1)  # the backend times out only after the watch, which names the missing rank
 _REPORTING_TIME = 1.0  # seconds that ranks wait for another to print: the launcher ends all ranks as soon as one has ended
 
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")  # gloo's, NCCL's words
+
 _store: dist.Store | None = None
 _watch: Watch | None = None
 _timeout: timedelta | None = None  # of every group; None: PyTorch's
+_launcher_watch: LauncherWatch | None = None
 _host_groups: list[dist.ProcessGroup] = []
 
 
@@ -77,7 +81,9 @@ def start(timeout_minutes: float = 10.0) -> World:
         torch.backends.cudnn.benchmark = True  # all batches have one shape: 8 % faster (docs/RESULTS.md)
     # Collectives on the host (labels, votes) use gloo even if features travel through NCCL.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    global _store, _watch, _timeout
+    global _store, _watch, _launcher_watch, _timeout
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _launcher_watch = LauncherWatch()
     _timeout = timeout = timedelta(minutes=timeout_minutes) + _GRACE
     _store = _store_of_this_start(rank, size, timeout) if "RANK" in os.environ else dist.HashStore()
     dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=timeout)
@@ -151,23 +157,18 @@ def run_command(main: Callable[[], object]) -> None:
     would wait for collectives that other ranks, which may have ended, have not entered.
     """
     try:
+        program.raise_first()
         main()
-    except UserError as error:
-        if _claim_report(str(error)):
-            print_error(error)
-        _end(USER_MISTAKE)
-    except KeyboardInterrupt:
-        if _claim_report("interrupted"):
-            print("error: interrupted", file=sys.stderr)
-        _end(INTERRUPTED)
-    except torch.OutOfMemoryError as error:  # of a GPU
-        if _claim_report("out of memory"):  # the rest of the message differs between ranks
-            advice = "lower batch_size, or set precision=bf16 or sample_rate below 1"
-            print_error(UserError(f"the GPU's memory is full; {advice} ({str(error).splitlines()[0]})"))
-        _end(USER_MISTAKE)
-    except Exception:  # noqa: BLE001 - reported here, with its traceback
-        traceback.print_exc()
-        _end(FAULT)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported here
+        program.end_at_once()
+        problem = explain(error) or _out_of_memory(error) or _lost_rank(error)
+        record_for_launcher(f"{type(error).__name__}: {error}" if problem is None else f"error: {problem}")
+        if problem is None:
+            traceback.print_exc()
+        elif _claim_report("out of memory" if isinstance(error, torch.OutOfMemoryError) else str(problem)):
+            print_error(problem)
+        _end(FAULT if problem is None else problem.code)
+    program.end_at_once()
     stop()  # now that the local variables of `main` no longer keep a group alive
 
 
@@ -178,10 +179,11 @@ def stop() -> None:
     DistributedDataParallel, often part of a reference cycle, holds one. A thread that frees the tensors of its last collective
     while the interpreter shuts down aborts the process ("terminate called without an active exception").
     """
-    global _store, _watch
-    if _watch is not None:
-        _watch.stop()
-        _watch = None
+    global _store, _watch, _launcher_watch
+    for thread in (_watch, _launcher_watch):
+        if thread is not None:
+            thread.stop()
+    _watch = _launcher_watch = None
     groups = [dist.group.WORLD, *_host_groups] if dist.is_initialized() else []
     _host_groups.clear()
     if groups:
@@ -201,6 +203,22 @@ def _end(code: int) -> None:
         with contextlib.suppress(OSError):  # its reader may have ended
             stream.flush()
     os._exit(code)
+
+
+def _out_of_memory(error: BaseException) -> UserError | None:
+    if not isinstance(error, torch.OutOfMemoryError):  # of a GPU; the details differ between ranks
+        return None
+    advice = "lower batch_size, or set precision=bf16 or sample_rate below 1"
+    return UserError(f"the GPU's memory is full; {advice} ({str(error).splitlines()[0]})")
+
+
+def _lost_rank(error: BaseException) -> UserError | None:
+    """The error as one for the user if it is due to another rank that has ended, which is where the reason is."""
+    if rank_and_world()[1] == 1 or not isinstance(error, RuntimeError) or not any(sign in str(error) for sign in _LOST):
+        return None
+    time.sleep(_REPORTING_TIME)  # a launcher that sees the other rank's end first blames that one, and ends this one
+    rank, _ = rank_and_world()
+    return UserError(f"rank {rank}: another rank has ended; start the run again to continue from its last checkpoint", code=FAULT)
 
 
 def _claim_report(text: str) -> bool:

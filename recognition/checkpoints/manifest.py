@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from utils.errors import UserError, is_limit
 from utils.files import sync
 
 FILE = "manifest.json"
@@ -59,6 +60,8 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str:
             if number % parts == part and _entry_of(folder / name) != entry:
                 return f"the checksum of {name} is wrong"
     except OSError as fault:
+        if is_limit(fault) or isinstance(fault, PermissionError):
+            raise UserError(f"{fault.filename or folder}: cannot be read ({fault.strerror})") from fault
         return f"{fault.filename or folder}: {fault.strerror}"
     except _MalformedError:
         return f"{FILE} is damaged"

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor, Shard
 from recognition.checkpoints import manifest
 from utils import dist
 from utils.config import Config, load_json
-from utils.errors import UserError, warn
+from utils.errors import UserError, is_limit, warn
 
 FORMAT = 2
 STATE, CONFIG, BEST = "state.json", "config.json", "best"
@@ -153,7 +153,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads((folder / STATE).read_bytes())
     except (OSError, ValueError, RecursionError) as fault:
-        raise UserError(f"{folder / STATE}: cannot be read ({fault}); remove this checkpoint to use the one before") from fault
+        advice = "" if is_limit(fault) else "; remove this checkpoint to use the one before"
+        raise UserError(f"{folder / STATE}: cannot be read ({fault}){advice}") from fault
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise UserError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}")
@@ -176,7 +177,8 @@ def _read_tensors(folder: Path, prefix: str, sharded: list[str] | None) -> dict[
             state = {name: _allocate(described[name], name in (sharded or ())) for name in described if name.startswith(prefix)}
             dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=sharded is None)
     except (dcp.CheckpointException, Exception) as fault:
-        raise UserError(f"{folder}: the checkpoint cannot be read ({cause(fault)}); remove it to use the one before") from fault
+        advice = "" if is_limit(fault) else "; remove it to use the one before"
+        raise UserError(f"{folder}: the checkpoint cannot be read ({cause(fault)}){advice}") from fault
     return {
         name: ShardedRows(value.to_local(), value.shape[0]) if isinstance(value, DTensor) else value
         for name, value in state.items()

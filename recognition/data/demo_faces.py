@@ -7,6 +7,11 @@ train.rec. The set is a function of its parameters; the number of workers only c
 
 from __future__ import annotations
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 import argparse
 import json
 import os
@@ -242,7 +247,7 @@ def main() -> None:
         name, default = f"--{option.name.replace('_', '-')}", option.default
         parser.add_argument(name, type=type(default), default=default, help=f"{option.metadata['help']} (%(default)s)")
     add_workers_argument(parser)
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(program.arguments()))
     exit_on_signals()
     make_demo_set(arguments.pop("out"), **arguments)
 

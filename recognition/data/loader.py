@@ -26,7 +26,8 @@ from recognition.data.dataset import FaceDataset
 from recognition.data.order import WindowedShuffle
 from recognition.data.readahead import Readahead
 from recognition.data.records.format import RecordError
-from utils.errors import UserError
+from recognition.signals import STOP_SIGNALS
+from utils.errors import FAULT, UserError
 
 _REQUESTS_PER_WORKER = 2  # the batch that it fills, and the next one
 _NOTHING = np.empty(0, np.int64)
@@ -172,7 +173,9 @@ class _Worker:
         self._process = context.Process(
             target=_worker_main, args=(maker, slots, theirs, [*inherited, self.connection]), daemon=True
         )
-        self._process.start()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # in the worker for good: the trainer decides when to stop,
+        self._process.start()  # and closes the pipe; the signals may be sent to the whole process group
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
     @property
@@ -199,9 +202,10 @@ class _Worker:
             answer = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join(5)
-            raise RuntimeError(
+            raise UserError(
                 f"a loader worker (process {self._process.pid}) died with exit code {self._process.exitcode}; "
-                "-9 usually means that the machine ran out of memory: lower num_workers or batch_size"
+                "-9 usually means that the machine ran out of memory: lower num_workers or batch_size",
+                code=FAULT,
             ) from None
         self.outstanding -= 1
         return answer
@@ -222,9 +226,6 @@ class _Worker:
 
 
 def _worker_main(maker: BatchMaker, slots: list[np.ndarray], connection: Connection, inherited: list[Connection]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer decides when to stop, and closes the pipe
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole process group
-    signal.set_wakeup_fd(-1)
     gc.freeze()  # the collector would write to every page that holds an object, and so unshare it
     for other in inherited:  # the trainer's ends of all pipes: open here, they would hide that the trainer is gone
         other.close()

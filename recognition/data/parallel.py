@@ -23,7 +23,7 @@ import cv2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from utils.errors import UserError
+from utils.errors import UserError, discard_output
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,7 +67,13 @@ def in_order(
     cv2.setNumThreads(1)  # ends OpenCV's threads, if any: a forked process would wait for them forever
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (shared,))
     _active_pools.append(executor)
-    executor.submit(os.getpid)  # starts all processes now, before the bar's thread, which may hold a lock at any time
+    try:
+        executor.submit(os.getpid)  # starts all processes now, before the bar's thread, which may hold a lock at any time
+    except OSError:
+        for worker in multiprocessing.active_children():  # the executor does not end those that it has started
+            worker.kill()
+        _active_pools.remove(executor)
+        raise
     cv2.setNumThreads(threads)
     with _progress_bar(unit) as progress:
         task = progress.add_task(title, total=total)
@@ -143,13 +149,19 @@ _active_pools: list[ProcessPoolExecutor] = []
 
 
 def exit_on_signals() -> None:
-    """Let SIGINT and SIGTERM raise `SystemExit` with a shell's exit code, so that unfinished output is removed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _handle_signal)
+    """Let Ctrl-C, SIGTERM and a closed terminal raise `SystemExit` with a shell's exit code, so that unfinished output goes."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
+            signal.signal(number, _handle_signal)
 
 
 def _handle_signal(number: int, frame: FrameType | None) -> None:
-    """While a pool is active, only note the signal: raising at an arbitrary place could leave one of its locks acquired."""
+    """While a pool is active, only note the signal: raising at an arbitrary place could leave one of its locks acquired.
+
+    A second signal ends the program at once; its workers end with it.
+    """
+    if _received_signals:
+        os._exit(_SIGNAL_EXIT + number)
     _received_signals.append(number)
     if not _active_pools:
         _exit_if_signalled()
@@ -157,6 +169,7 @@ def _handle_signal(number: int, frame: FrameType | None) -> None:
 
 def _exit_if_signalled() -> None:
     if _received_signals:
+        discard_output()
         print("interrupted; nothing was kept", file=sys.stderr, flush=True)
         raise SystemExit(_SIGNAL_EXIT + _received_signals[0])
 
@@ -176,6 +189,7 @@ def _start_worker(shared: object) -> None:
     cv2.setNumThreads(1)  # the processes provide the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends the workers in an orderly way
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

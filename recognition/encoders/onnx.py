@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class OnnxEmbedder:
 
 
 def _open(path: Path, device: torch.device) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would contact its vendor, and warn if the home folder is read-only
     try:
         import onnxruntime
     except ImportError as fault:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from recognition.monitor.environment import timestamp
+from utils.errors import discard_output
 from utils.files import cannot_write, write_file
 
 if TYPE_CHECKING:
@@ -48,13 +49,19 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.active:
-            self._lines.close()
-            self._board.close()
+            with self._writing():
+                self._lines.close()
+                self._board.close()
 
     def say(self, text: str) -> None:
         """Print a line on the console."""
-        if self.active:
+        if not self.active:
+            return
+        try:
             print(text, flush=True)
+        except OSError:
+            if not discard_output():  # a closed terminal, or the end of `| head`, does not end a training
+                raise
 
     @contextlib.contextmanager
     def clock_stopped(self) -> Iterator[None]:
@@ -86,12 +93,11 @@ class Progress:
         values = {**values, "images_per_second": images_per_step * steps / seconds, "epoch": epoch}
         training = seconds / steps * (self.total_steps - step)
         left = timedelta(seconds=round(training + further_seconds(training)))
-        print(
+        self.say(
             f"step {step:>6}/{self.total_steps}  epoch {epoch:6.2f}  loss {values['loss']:8.4f}"
             f"  cls {values['loss_classification']:8.4f}  con {values['loss_contrastive']:8.4f}"
             f"  HQ {values['high_quality_share']:6.1%}  LQ pairs {values['low_quality_pair_share']:6.1%}"
-            f"  norm {values['norm_mean']:6.2f}  lr {values['lr']:.2e}  {values['images_per_second']:7.0f} img/s  left {left}",
-            flush=True,
+            f"  norm {values['norm_mean']:6.2f}  lr {values['lr']:.2e}  {values['images_per_second']:7.0f} img/s  left {left}"
         )
         self._record(step, "train", values)
 
@@ -110,34 +116,45 @@ class Progress:
     def on_board(self, step: int, group: str, values: dict[str, float], samples: dict[str, torch.Tensor] | None = None) -> None:
         """Record curves and histograms, in TensorBoard only."""
         if self.active:
-            for key, value in values.items():
-                self._board.add_scalar(f"{group}/{key}", value, step)
-            for key, numbers in (samples or {}).items():
-                self._board.add_histogram(f"{group}/{key}", numbers, step)
+            with self._writing():
+                for key, value in values.items():
+                    self._board.add_scalar(f"{group}/{key}", value, step)
+                for key, numbers in (samples or {}).items():
+                    self._board.add_histogram(f"{group}/{key}", numbers, step)
 
     def picture(self, step: int, name: str, picture: np.ndarray | Figure) -> None:
         """Record a picture, in TensorBoard only: uint8 RGB [height, width, 3], or a matplotlib figure."""
         if not self.active:
             return
-        if isinstance(picture, np.ndarray):
-            self._board.add_image(name, picture, step, dataformats="HWC")
-        else:
-            self._board.add_figure(name, picture, step)
+        with self._writing():
+            if isinstance(picture, np.ndarray):
+                self._board.add_image(name, picture, step, dataformats="HWC")
+            else:
+                self._board.add_figure(name, picture, step)
 
     def event(self, step: int, **what: object) -> None:
         """Record an event, such as a skipped step or a resumption: a line of metrics.jsonl."""
         if self.active:
-            self._write_line(step, what)
-
-    def _write_line(self, step: int, values: Mapping[str, object]) -> None:
-        self._lines.write(json.dumps({"step": step, "time": timestamp(), **values}) + "\n")
+            with self._writing():
+                self._write_line(step, what)
 
     def _record(self, step: int, group: str, values: dict[str, float]) -> None:
         flat = values if group == "train" else {f"{group}/{key}": value for key, value in values.items()}
         finite = {key: value if math.isfinite(value) else None for key, value in flat.items()}  # JSON has no NaN
-        self._write_line(step, finite)
-        for key, value in values.items():
-            self._board.add_scalar(f"{group}/{key}", value, step)
+        with self._writing():
+            self._write_line(step, finite)
+            for key, value in values.items():
+                self._board.add_scalar(f"{group}/{key}", value, step)
+
+    def _write_line(self, step: int, values: Mapping[str, object]) -> None:
+        self._lines.write(json.dumps({"step": step, "time": timestamp(), **values}) + "\n")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.output, error, "the last checkpoint is intact") from error
 
 
 def verification_history(output: Path) -> dict[int, dict[str, dict[str, float]]]:

@@ -13,6 +13,11 @@ tables are written to OUTPUT/TABLE.json and TABLE.md.
 
 from __future__ import annotations
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 import argparse
 import os
 from collections.abc import Sequence
@@ -28,7 +33,7 @@ from utils.errors import UserError, exit_on_user_error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parse(arguments)
+    options = _parse(program.arguments() if arguments is None else arguments)
     tables = {name: list(TABLES[name]) for name in options.tables}
     tables[options.tables[-1]] += [parse_row(text) for text in options.row]
     runs = _runs([row for rows in tables.values() for row in rows], options)

@@ -56,6 +56,8 @@ class Run:
         add_to_record(self.folder, SETTINGS, self.recorded_settings())
         unfinished = self.folder / "eval.unfinished.json"
         self._call(log, "train.py", *self.arguments, f"output={self.folder}")
+        if not (self.folder / "results.json").is_file():  # it saved and ended because of a signal
+            raise UserError(f"{self.folder}: the training was stopped; start the table again to continue")
         benchmarks = ("--data-root", str(self.data_root), "--json", str(unfinished))
         self._call(log, "-m", "eval", "all", "--checkpoint", str(self.folder), *benchmarks)
         add_to_record(self.folder, DATA_ROOT, data_root)
@@ -63,7 +65,7 @@ class Run:
 
     def _call(self, log: Path, *program: str) -> None:
         """Run a Python program, under torchrun if there are several processes. UserError if it fails."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
+        launcher = ["-m", "scripts.launch", "--standalone", f"--nproc_per_node={self.processes}"]
         command = [sys.executable, *(launcher if self.processes > 1 else []), *program]
         environment = dict(os.environ)
         if self.threads:

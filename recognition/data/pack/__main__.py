@@ -6,6 +6,11 @@ incomplete result left under its final name.
 
 from __future__ import annotations
 
+from utils import program
+
+if __name__ == "__main__":
+    program.begin()  # before the imports that take seconds
+
 import argparse
 import importlib
 import pkgutil
@@ -34,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    arguments = make_parser().parse_args()
+    arguments = make_parser().parse_args(program.arguments())
     exit_on_signals()
     arguments.run(arguments)
 
