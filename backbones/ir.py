@@ -1,6 +1,6 @@
 """`ir_18 ir_34 ir_50 ir_101`, with the state-dict names and the arithmetic of AdaFace's encoders (Kim et al., 2022).
 
-Differences from iresnet: a block with equally many input and output channels subsamples its shortcut instead of convolving
+Differences from iresnet: a block with as many output as input channels subsamples its shortcut instead of convolving
 it, dropout is 0.4, and the last BatchNorm has no parameters. AdaFace's code returns the normalised embedding and its norm;
 this one returns the raw feature, which is their product.
 """

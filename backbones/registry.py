@@ -78,7 +78,7 @@ def multiply_adds(module: nn.Module) -> int:
     first = next(module.parameters())
     image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=first.device, dtype=first.dtype)
     try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused attention on CPUs
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not count fused attention on CPUs
             module.eval()(image)
     finally:
         for layer, training in modes:

@@ -49,7 +49,7 @@ _TORCHSCRIPT = (
     "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
 )
 
-# Bookkeeping that Lightning stores beside the weights. Its classes are not imported: every such name stands for an
+# Bookkeeping that Lightning stores with the weights. Its classes are not imported: every such name stands for an
 # empty shell, which takes whatever the file gives it and does nothing.
 _BOOKKEEPING = (
     "pytorch_lightning.",
@@ -97,7 +97,7 @@ class _Shell:
 def read_weights(path: Path) -> Any:
     """The content of a weight file: tensors by name, possibly nested and among other values.
 
-    Raises WeightsError: no such file; not a weight file, with what it is; damaged; asks for code.
+    Raises WeightsError if the file is missing, is damaged, would execute code, or is no weight file (the error names what it is).
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "there is no such file"
@@ -108,7 +108,7 @@ def read_weights(path: Path) -> Any:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The text entries of a safetensors file; other files have none. Raises WeightsError: it is damaged."""
+    """The text entries of a safetensors file; other files have none. Raises WeightsError if damaged."""
     if not path.is_file() or _not_weights(path) or not _is_safetensors(path):
         return {}
     from safetensors import SafetensorError, safe_open

@@ -57,9 +57,9 @@ class _Found:
 def load_weights(module: nn.Module, path: str | PathLike[str]) -> list[str]:
     """Load the weights of `path` (.pt, .pth, .ckpt, .safetensors) into `module`, in place; every entry must match.
 
-    Returns the names left out on purpose: a classification head that was saved beside the encoder.
-    Raises WeightsError (a ValueError): no such file; another kind of file; damaged; asks for code; entries missing, unexpected,
-    of another shape or not finite. `module` is then unchanged.
+    Returns the names left out on purpose: a classification head that was saved with the encoder.
+    Raises WeightsError (a ValueError) as `read_weights` does, and if entries are missing, unexpected, of another shape or not
+    finite. `module` is then unchanged.
     """
     path = Path(path)
     raw = _entries_of(path)

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.fuzz_targets import TARGETS, Target  # noqa: E402 - a script, run in place
 
-SECONDS, BYTES = 10, 2 << 30  # limits of processor time and address space
+SECONDS, BYTES = 10, 2 << 30  # limits on processor time and address space
 _NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 0xCED7230A, 1 << 29, 3 << 29)
 
 

@@ -10,7 +10,7 @@ forward, backward and one SGD step with momentum and weight decay, in float32, w
 `losses.sharded_softmax` with ArcFace's margin. `textbook` does what the field's reference code does: normalised rows, all
 G x C/W logits at once, acos, margin and cos over all of them, softmax, autograd; it uses the same fused SGD, so only the head
 differs. `floor` is the three matrix products alone (logits, gradient of the features, gradient of the weight). For information:
-`2 views` is ours with 512 features, `bf16` with bfloat16 products, `rate` with sampled classes.
+`2 views` is `ours` with 512 features, `bf16` with bfloat16 products, `rate` with sampled classes.
 
 Each measurement uses a pair of fresh processes. Time is the fastest step of the slower rank: wall-clock time, or with --cpu-time
 processor time, which other work on the machine disturbs less. Extra memory is the kernel's peak over the steps, minus what the
@@ -55,7 +55,7 @@ from utils.images import FACE_SIZE  # noqa: E402
 
 RANKS, IMAGES, DIM = 2, 128, 512
 SIZES = (8_631, 100_000, 500_000)
-BARS = {  # of ours / textbook
+BARS = {  # ratio: this project / textbook
     ("time", 500_000): 0.35,
     ("memory", 500_000): 0.25,
     ("time", 8_631): 1.0,
@@ -102,7 +102,7 @@ def ours(classes: int, views: int = 1, options: HeadOptions | None = None) -> tu
 
 
 class _TextbookSoftmax(torch.autograd.Function):
-    """Softmax cross-entropy of logits whose columns are spread over the ranks: probabilities of all of them are kept."""
+    """Softmax cross-entropy of logits whose columns are spread over the ranks. Keeps the probabilities of all columns."""
 
     @staticmethod
     def forward(ctx, logits_NK, target_N):
@@ -276,8 +276,10 @@ def compare(classes: int, ways: list[str], repetitions: int, clock: str) -> dict
 
 
 def scaling(clock: str) -> bool:
-    """Measure ours from 10,000 to 1,000,000 classes on two ranks, and with an eighth of 5,000,000 as one rank's shard: the growth
-    of the process compared with docs/SCALING.md's formula (weight, gradient, momentum, budget), and the time per row."""
+    """Measure `ours` with 10,000 to 1,000,000 classes on two ranks, and with an eighth of 5,000,000 as one rank's shard.
+
+    Compares the growth of the process with docs/SCALING.md's formula (weight, gradient, momentum, budget); and the time per row.
+    """
     good = True
     times = []
     for classes, ranks in ((10_000, 2), (100_000, 2), (1_000_000, 2), (5_000_000 // 8, 1)):
@@ -321,7 +323,7 @@ def main() -> None:
             ratio = figures["ours"][key] / figures["textbook"][key]
             bar = BARS.get((what, classes))
             if bar is not None:
-                good &= verdict(f"{what} of ours / textbook at {classes:,} classes", ratio, bar)
+                good &= verdict(f"{what}, ours / textbook at {classes:,} classes", ratio, bar)
     both = document["joint"] = compare(SIZES[0], ["joint", "encoder"], 3, clock)
     share = both["joint"][clock] / (2 * IMAGES / ENCODER_IMAGES * both["encoder"][clock])
     good &= verdict("joint step without the encoder / r34 step, 8,631 classes", share, JOINT_BAR)

@@ -347,7 +347,7 @@ def _remove_radial_(grad_CD: Tensor, raw_CD: Tensor, inverse_norm_C: Tensor) -> 
 
 
 def _cast(value: Tensor, precision: HeadPrecision) -> Tensor:
-    """`value` as the left factor of products in `precision`; its type then says how the products are computed."""
+    """`value` as the left factor of products in `precision`; its type then determines how the products are computed."""
     return value.bfloat16() if precision == "bf16" and value.is_cuda else value
 
 

@@ -88,7 +88,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class ViewPartition:
-    """A control for two views: the partition if the norm told augmented from original views without error.
+    """A control for two views: the partition if the norm separated augmented from original views without error.
 
     Originals are classified, and every augmented view is contrasted with its original. Compared with `Partition`, it shows what
     a better measure of quality would gain.

@@ -34,7 +34,7 @@ from utils.sync_bn import convert_sync_batchnorm
 
 
 def open_dataset(config: Config) -> FaceDataset:
-    """The training set. UserError: it contradicts the configuration."""
+    """The training set. Raises UserError if it contradicts the configuration."""
     if not config.rec:
         raise UserError("rec is not set: give the folder with train.rec, such as rec=/data/faces_vgg_112x112")
     dataset = training_set(config)
@@ -96,7 +96,7 @@ def build_loader(config: Config, dataset: FaceDataset, world: World) -> Loader:
 
 
 def verification_sets(config: Config) -> dict[str, Path]:
-    """Name -> path of the .bin files that the configuration names. UserError: one line per problem."""
+    """Name -> path of the .bin files that the configuration names. Raises UserError with one line per problem."""
     sets: dict[str, Path] = {}
     rec = Path(config.rec)
     folder = Path(config.val_dir) if config.val_dir else (rec if rec.is_dir() else rec.parent)
@@ -136,7 +136,7 @@ def build_train_state(config: Config, world: World) -> TrainState:
 
 
 def with_margin(config: Config) -> Config:
-    """Fill in the margin's default of `margin_m`. UserError: there is no such margin."""
+    """Fill in the margin's default of `margin_m`. Raises UserError if there is no such margin."""
     try:
         default = margins.default_m(config.margin)
     except ValueError as fault:
@@ -145,7 +145,7 @@ def with_margin(config: Config) -> Config:
 
 
 def build_margin(config: Config) -> margins.Margin:
-    """The margin that the configuration names. UserError: there is no such margin."""
+    """The margin that the configuration names. Raises UserError if there is no such margin."""
     return margins.build(config.margin, with_margin(config))
 
 

@@ -108,7 +108,7 @@ class RunLock:
         self._descriptor = -1
 
     def take(self) -> None:
-        """Create the folder if necessary, and lock it. UserError: another process holds it, or it cannot be written."""
+        """Create the folder if necessary, and lock it. Raises UserError if another process holds it, or it cannot be written."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.output / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

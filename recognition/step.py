@@ -32,7 +32,7 @@ ALL_DAMAGED = "every record of the batch is damaged"
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the host knows of a step right after it. Tensors are on the device: reading one waits for it.
+    """What the host has of a step right after it. Tensors are on the device: reading one waits for it.
 
     terms, gradient_norm: None if every record of a batch is damaged. gradient_norm: of the gradients that are clipped, before
     that. contrasted: share of the pairs, summed over the step's batches. damaged_records: left out by the ranks together.
@@ -97,7 +97,7 @@ class TrainStep:
         self._skip_reason = ""  # of the last step that is not pending
 
     def __call__(self, batches: Sequence[DeviceBatch], request: int = 0) -> StepResult:
-        """request: bits that this rank sends to all others with its labels."""
+        """Train on `batches`. request: bits that this rank sends to all others with its labels."""
         state = self.state
         self._snapshot.take()
         terms, damaged_records, requests = None, 0, 0
@@ -167,7 +167,7 @@ class TrainStep:
         return norm
 
     def _skip(self, reason: str) -> None:
-        """Skip the step for a reason that the host knows and that is the same on all ranks."""
+        """Skip the step for a reason found on the host, the same on all ranks."""
         self.state.optimiser.zero_grad(set_to_none=True)
         self._snapshot.restore()
         self._pending = reason

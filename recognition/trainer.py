@@ -247,7 +247,7 @@ class Trainer:
         return self.config.verbose or self.steps_per_epoch
 
     def _verification_left(self, training_seconds: float) -> float:
-        """Seconds that the remaining verifications will take, if that much training is left."""
+        """Seconds that the remaining verifications will take, given the remaining seconds of training."""
         last = self.total_steps % self._verify_every != 0
         count = self.total_steps // self._verify_every - self.step_number // self._verify_every + last
         return self.verification_time.left(count if self.bins else 0, training_seconds)

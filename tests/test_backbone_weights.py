@@ -245,7 +245,7 @@ def test_safetensors_and_arcface_checkpoints(tmp_path: Path, net: nn.Module, rel
 
 
 def lightning_checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:
-    """What Lightning 1.4 writes for AdaFace: weights under `model.`, the head beside them, and much bookkeeping."""
+    """What Lightning 1.4 writes for AdaFace: weights under `model.`, the head next to them, and much bookkeeping."""
     from pytorch_lightning import AttributeDict, ModelCheckpoint  # type: ignore[attr-defined]
 
     parameters = AttributeDict(arch="ir_18", lr=0.1)

@@ -252,7 +252,7 @@ def test_image_lists_stay_in_their_folder(release, name):
 
 
 @pytest.mark.parametrize("text", ["1 2 3\n4 5 6\n", "1 2 3\n4 5 6", "\n1  2\t3 \r\n\r\n 4 5 6\r\n\n"])
-def test_numbers_between_any_blanks(text, tmp_path):
+def test_numbers_between_any_whitespace(text, tmp_path):
     (tmp_path / "a.txt").write_bytes(text.encode())
     np.testing.assert_array_equal(read_numbers(tmp_path / "a.txt", 3, "three numbers"), [[1, 2, 3], [4, 5, 6]])
 

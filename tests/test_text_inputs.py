@@ -1,4 +1,4 @@
-"""Text that people and other programs write: byte-order marks, line ends, blank lines, encodings, blanks in paths, NaN."""
+"""Text that people and other programs write: byte-order marks, line ends, blank lines, encodings, spaces in paths, NaN."""
 
 from __future__ import annotations
 
@@ -159,16 +159,16 @@ def test_pairs_without_a_header(text, first, same, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "text", "problem"),
     [
-        ("pairs by path", "a 1.jpg b.jpg 1\n", "line 1: .*separate by tabs"),
-        ("LFW pairs", "1\t1\nAda Lee 1 2\nAda 1 Bo 2\n", "line 2: .*separate by tabs"),
+        ("pairs by path", "a 1.jpg b.jpg 1\n", "line 1: .*separate with tabs"),
+        ("LFW pairs", "1\t1\nAda Lee 1 2\nAda 1 Bo 2\n", "line 2: .*separate with tabs"),
         ("LFW pairs without header", "Ada 1 1\nAda 1 2\nAda 1\n", "line 3: 'Ada 1' is neither `NAME i j`"),
         ("pairs by path", "1 2 1\na.jpg b.jpg 1\nAda 1 2\n", "line 3: 'Ada 1 2' is not `PATH1 PATH2 0|1`"),
-        ("landmarks", f"a.jpg {POINTS}\na b.jpg {POINTS}\n", "line 2: .*separate by tabs"),
+        ("landmarks", f"a.jpg {POINTS}\na b.jpg {POINTS}\n", "line 2: .*separate with tabs"),
         ("landmarks", f"a.jpg {POINTS}\nb.jpg {POINTS} nan\n", "line 2: contains a number that is not finite"),
         ("landmarks", f"a.jpg {POINTS.replace('13', 'inf')}\n", "line 1: contains a number that is not finite"),
         ("SCface", f"001_frontal {POINTS.replace('13', 'nan')}\n", "line 1: contains a coordinate that is not finite"),
-        ("SCface", f"my face {POINTS}\n", "line 1: .*a name without blanks"),
-        ("IJB images", "1.jpg 1 1\n\na b.jpg 1 2\n", "line 3: .*names must not contain blanks"),
+        ("SCface", f"my face {POINTS}\n", "line 1: .*a name without spaces"),
+        ("IJB images", "1.jpg 1 1\n\na b.jpg 1 2\n", "line 3: .*names must not contain spaces"),
         ("IJB pairs", "1 2 1\n\n1 2 7\n", "line 3: the pair is marked 7"),
         ("IJB probes", "A,B\n\n1,2\n1,3\n", "line 4: template 1 is listed with two subjects"),
         ("classes", 'label,name,images\n0,"Ada,3\n', "line 2: is not CSV"),
@@ -180,7 +180,7 @@ def test_what_is_wrong_is_named_with_its_line(kind, text, problem, tmp_path):
         _read(tmp_path / "a", kind, text.encode())
 
 
-def test_tabs_separate_paths_with_blanks_and_commas(tmp_path):
+def test_tabs_separate_paths_with_spaces_and_commas(tmp_path):
     tabs = POINTS.replace(" ", "\t")
     (tmp_path / "a.txt").write_text(f"a, b/1 2.jpg\t{tabs}\n")
     assert list(read_landmarks(tmp_path / "a.txt")) == ["a, b/1 2.jpg"]

@@ -133,7 +133,7 @@ class Config:
         _check(_entries(vars(self)), _RULES)
 
     def save(self, path: Path) -> None:
-        """Write `as_json`. UserError: the file cannot be written."""
+        """Write `as_json`. Raises UserError if the file cannot be written."""
         write_file(path, self.as_json())
 
     def as_json(self) -> str:

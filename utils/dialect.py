@@ -22,7 +22,7 @@ Entry = tuple[str, str, Any]
 _Result = tuple[dict[str, Any], str]
 """Settings in our keys; a remark, or ""."""
 _Rule = Callable[[str, Mapping[str, Any]], _Result]
-"""Key, all values -> what the key becomes. ValueError: its value cannot be honoured."""
+"""Key, all values -> what the key becomes. Raises ValueError if the value is not supported."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _num_image(key: str, values: Mapping[str, Any]) -> _Result:
 
 
 def _dali_aug(key: str, values: Mapping[str, Any]) -> _Result:
-    return {}, "warning: not applied; augmentation= selects one of ours" if values[key] else "ignored: not needed"
+    return {}, "warning: not applied; augmentation= selects one of this project's" if values[key] else "ignored: not needed"
 
 
 def _output(key: str, values: Mapping[str, Any]) -> _Result:
@@ -209,7 +209,7 @@ def translate(entries: Sequence[Entry], arguments: Sequence[Entry]) -> tuple[lis
     """A row for each key and for each default that the file relies on; and a line for each key that cannot be honoured.
 
     entries: of the file; arguments: of the command line. Keys of this toolkit may be among both, so that a recipe can move from
-    one style to the other key by key: they replace what a key of arcface_torch implies. An argument that both have is ours.
+    one style to the other key by key: they override what arcface_torch's keys imply. An argument of both styles is read as ours.
     """
     theirs: dict[str, tuple[str, Any]] = {key: (f"arcface_torch: {key}={value!r}", value) for key, value in DEFAULTS.items()}
     ours: dict[str, tuple[str, Any]] = {}

@@ -67,7 +67,7 @@ def write_file(
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder to fill. When the block ends it becomes `path`; when the block fails it is removed.
 
-    UserError: `path` exists and is not an empty folder, or cannot be written.
+    Raises UserError if `path` exists and is not an empty folder, or cannot be written.
     """
     refuse_address(path)
     target = Path(os.path.abspath(path))
@@ -105,7 +105,7 @@ def sync(path: Path) -> None:
 
 
 def refuse_address(path: str | os.PathLike[str], label: str = "") -> None:
-    """UserError if a path to write to begins like `s3://`; it would become a folder named `s3:`. label: names it in the error."""
+    """Raise UserError for an output path such as `s3://x`, which would become a folder `s3:`. label: names it in the error."""
     if is_address(str(path)):
         raise UserError(f"{label or path}: is an address; give a path on a mounted file system")
 
@@ -121,7 +121,7 @@ def cannot_write(path: object, cause: object, advice: str = "nothing was kept") 
 
 
 def path_inside(text: str, where: object) -> PurePosixPath:
-    """`text`, which a list contains, as a relative path that stays in its folder. Raises UserError, beginning with `where`."""
+    """`text`, an entry of a list, as a relative path. Raises UserError, beginning with `where`, if it leaves its folder."""
     path = PurePosixPath(text)
     outside = path.is_absolute() or ".." in path.parts or not path.parts
     if outside or "\\" in text or not all(character >= " " and character != "\x7f" for character in text):
@@ -150,7 +150,7 @@ def open_text(path: Path, *, newline: str | None = None, errors: str = "strict")
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (`PATH: line N`, text) of each line that is not blank, without blanks at its ends. UserError as for `open_text`."""
+    """Yield (`PATH: line N`, text) of each line that is not blank, stripped. Raises UserError as `open_text` does."""
     number = 0
     with open_text(path) as file:
         while line := file.readline(_LONGEST_LINE + 1):
@@ -162,7 +162,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def refuse_utf16(path: Path) -> None:
-    """UserError if a file begins like UTF-16 or UTF-32 text. OSError: it cannot be read."""
+    """Raise UserError if a file begins like UTF-16 or UTF-32 text; OSError if it cannot be read."""
     with path.open("rb") as file:
         start = file.read(4)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:

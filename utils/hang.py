@@ -65,7 +65,7 @@ class Watch:
         while not self._stopped.wait(self._period):
             try:
                 self._check()
-            except (RuntimeError, OSError) as fault:  # the process that holds the store has ended: nobody can be asked
+            except (RuntimeError, OSError) as fault:  # the process that holds the store has ended: nothing can be asked
                 if time.monotonic() - self._since > self.limit:
                     faulthandler.dump_traceback(sys.stderr)
                     self._give_up(

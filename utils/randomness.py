@@ -29,7 +29,7 @@ _ROUNDS = 6
 def seed_for(*key: int) -> int:
     """A 32-bit seed for a generator (PyTorch's CPU generator uses no more bits), from numbers such as (seed, step, rank).
 
-    Keys that differ in their last number only always have different seeds.
+    Keys that differ only in their last number always have different seeds.
     """
     *first, last = key
     return (zlib.crc32(" ".join(map(str, first)).encode()) + last * 0x9E3779B1) & 0xFFFFFFFF

@@ -1,8 +1,8 @@
-"""NVIDIA DALI's CPU pipeline on a flat RecordIO file. Runs in a Python of its own that has DALI and torch.
+"""NVIDIA DALI's CPU pipeline on a flat RecordIO file. Runs in a separate environment that has DALI and torch.
 
-dali_images.py REC IDX BATCH THREADS KIND; then a line with a number of batches on stdin gives a line with seconds on stdout.
+dali_images.py REC IDX BATCH THREADS KIND; for each line on stdin with a number of batches, it prints a line with the seconds.
 
-KIND `normalised` is what arcface_torch trains from, with its decoder on the CPU: decode, mirror at random, and give normalised
+KIND `normalised` is what arcface_torch trains from, with its decoder on the CPU: decode, mirror at random, and return normalised
 float32 [3, 112, 112], through DALI's iterator for torch; shuffled among 32,768 records, one batch ahead. KIND `bytes` is the
 least that DALI can be asked for: decode, mirror at random; shuffled among its default of 1,024, two batches ahead, as numpy.
 """

@@ -1,6 +1,6 @@
-"""MXNet's own random access to a RecordIO file: read by key, unpack the header. Runs in a Python of its own that has MXNet.
+"""MXNet's own random access to a RecordIO file: read by key, unpack the header. Runs in a separate environment that has MXNet.
 
-mxnet_records.py REC IDX; then a line with a number of records on stdin gives a line with seconds on stdout.
+mxnet_records.py REC IDX; for each line on stdin with a number of records, it prints a line with the seconds.
 """
 
 import random

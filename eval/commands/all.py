@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 def _prepare(
     arguments: argparse.Namespace, root: Path, bins: list[Path], releases: list[str], others: list[ModuleType]
 ) -> list[Callable[..., None]]:
-    """Check everything; return the functions that evaluate it. UserError: one line per benchmark that cannot be used."""
+    """Check everything; return the functions that evaluate it. Raises UserError with one line per unusable benchmark."""
     taken = {*releases, *(name for command in others for name in command.SETS)}
     problems = [f"{path}: has the name of a benchmark of {root}; rename it" for path in bins if path.stem in taken]
     steps: list[tuple[ModuleType, str, Callable[[], object]]] = []

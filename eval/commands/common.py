@@ -67,7 +67,7 @@ class ImageSet:
 def bin_sets(paths: Iterable[str | Path]) -> Iterator[tuple[ImageSet, np.ndarray]]:
     """Read verification sets (.bin) one by one: their images, and bool [P], whether a pair shows the same person.
 
-    UserError: two files have the same name, or a file is damaged.
+    Raises UserError if two files have the same name, or a file is damaged.
     """
     for path in named_bins(paths).values():
         encoded, issame = load_bin(path)
@@ -79,7 +79,7 @@ def bin_sets(paths: Iterable[str | Path]) -> Iterator[tuple[ImageSet, np.ndarray
 
 
 def named_bins(paths: Iterable[str | Path]) -> dict[str, Path]:
-    """Name -> path of verification sets. UserError: two have the same name."""
+    """Name -> path of verification sets. Raises UserError if two have the same name."""
     files = [Path(path) for path in paths]
     if len({path.stem for path in files}) != len(files):
         raise UserError(f"--bins {' '.join(map(str, files))}: two sets have the same name; rename one")
@@ -209,7 +209,7 @@ def plot_folder(arguments: argparse.Namespace) -> Path | None:
 def prepare_outputs(arguments: argparse.Namespace) -> None:
     """Create the folders of `--json`, `--out`, `--cache` and `--plots`, so that a mistake is found before hours of work.
 
-    UserError: a folder cannot be created or written to.
+    Raises UserError if a folder cannot be created or written to.
     """
     given = vars(arguments)
     folders = {f"--{name} {given[name]}": Path(given[name]).parent for name in ("json", "out") if given.get(name)}

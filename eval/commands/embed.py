@@ -60,7 +60,10 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 
 def image_paths(given: list[str]) -> list[Path]:
-    """The given files, and the images in the given folders, by path. Rank 0 reports what is left out. UserError: none is left."""
+    """The given files, and the images in the given folders, by path. Rank 0 reports what is left out.
+
+    Raises UserError if no image is left.
+    """
     paths: list[Path] = []
     for path in map(Path, given):
         if path.is_dir():

@@ -110,7 +110,7 @@ def _evaluate_feature_file(arguments: argparse.Namespace, meta: Meta) -> Results
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, read and checked. crops, scores: only if images are to be embedded."""
+    """What to measure, already read and checked. crops, scores: None unless images are to be embedded."""
 
     meta: Meta
     images: Images
@@ -122,7 +122,10 @@ class Plan:
 
 
 def _plan(arguments: argparse.Namespace, meta: Meta) -> Plan:
-    """Read and check the protocol. UserError: an unknown setting, files that are missing, damaged or do not fit together."""
+    """Read and check the protocol.
+
+    Raises UserError if a setting is unknown, or files are missing, damaged or inconsistent.
+    """
     names = dict.fromkeys(arguments.setting)  # each once
     settings = SETTINGS if arguments.setting == ["all"] else [Setting.parse(name) for name in names]
     images = meta.images()
@@ -146,7 +149,7 @@ def prepare(arguments: argparse.Namespace, release: Path, target: str) -> Plan:
 
 
 def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, plan: Plan, figures: Figures) -> None:
-    """Align and embed on all ranks; compare, print and draw on rank 0. Adds results as of `_judge`."""
+    """Align and embed on all ranks; compare, print and draw on rank 0. Adds the same results as `_judge`."""
     meta, crops, target = plan.meta, plan.crops, plan.meta.target
     assert crops is not None
     sources = [meta.images_file, meta.landmarks_file, crops.folder]

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 
 def prepare(root: Path) -> ScFace:
-    """Find, decode and align all images. UserError: some are missing or damaged."""
+    """Find, decode and align all images. Raises UserError if some are missing or damaged."""
     left_out = LeftOut(LANDMARKS)
     data = find_scface(root, left_out)
     dist.on_first_rank(lambda: left_out.warn(root))

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 
 def prepare(root: Path) -> TinyFace:
-    """Find and decode all images. UserError: some are missing or damaged."""
+    """Find and decode all images. Raises UserError if some are missing or damaged."""
     left_out = LeftOut()
     data = find_tinyface(root, left_out)
     dist.on_first_rank(lambda: left_out.warn(root))

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 
 def prepare(paths: Iterable[str | Path]) -> dict[str, Path]:
-    """Check the sets; name -> path. UserError: names that occur twice, or sets that cannot be used."""
+    """Check the sets; name -> path. Raises UserError if a name occurs twice or a set cannot be used."""
     bins = named_bins(paths)
     check_bins(bins)
     return bins

@@ -210,7 +210,7 @@ def draw_curves(
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The finite points; if they are many, means of neighbours."""
+    """The finite points; if there are many, means of neighbours."""
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]
     if len(x) <= _MOST_POINTS // 4:
@@ -237,7 +237,7 @@ class GradientMap:
 
 def draw_gradient_scale(shown: GradientMap) -> Figure:
     """The gradient map, with the partition's border."""
-    figure, axes = new_figure("Gradient scale |g|", "norm of the feature", "angle to the own class, degrees")
+    figure, axes = new_figure("Gradient scale |g|", "norm of the feature", "angle to own class, degrees")
     extent = (shown.norms[0], shown.norms[-1], shown.degrees[0], shown.degrees[-1])
     image = axes.imshow(shown.values, origin="lower", aspect="auto", extent=extent, cmap="cividis")
     axes.grid(False)

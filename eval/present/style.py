@@ -61,7 +61,7 @@ def add_legend(owner: Axes | Figure, **options: Any) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> list[Path]:
-    """Write a figure as `path`.png and `path`.svg and return both paths. The same figure gives the same bytes."""
+    """Write a figure as `path`.png and `path`.svg and return both paths. The same figure yields the same bytes."""
     import matplotlib
 
     written = []

@@ -1,4 +1,4 @@
-"""Results as tables for people, with the paper's figures under a line, and as JSON for programs."""
+"""Results as tables for people, with the paper's figures below a rule, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def write_results(path: str | Path, results: Mapping, label: str = "") -> None:
     """Write `results` as JSON, whole or not at all.
 
     label: names the file in the UserError that is raised if it cannot be written (default: `path`).
-    UserError: a figure is not finite.
+    Raises UserError if a figure is not finite.
     """
     _refuse_not_finite(results, label or str(path))
     text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -138,7 +138,10 @@ def write_results(path: str | Path, results: Mapping, label: str = "") -> None:
 
 
 def read_results(path: Path) -> dict[str, dict[str, float]]:
-    """Read what `write_results` wrote: set -> metric -> value. UserError: unreadable, something else, or not finite."""
+    """Read what `write_results` wrote: set -> metric -> value.
+
+    Raises UserError if the file is unreadable, contains something else, or a figure is not finite.
+    """
     try:
         results = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as fault:

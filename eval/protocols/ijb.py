@@ -273,8 +273,8 @@ def verification_metrics(roc: Roc) -> dict[str, float]:
 def check_protocol(meta: Meta, images: Images, pairs: Pairs | None, one_to_many: bool) -> None:
     """Check, before features are computed, that the files of the meta folder fit together.
 
-    UserError: a template without images; pairs of one kind only; a probe that does not have exactly one mate; a gallery that has
-    no probe's mate, or every probe's.
+    Raises UserError if a template has no images, all pairs are of one kind, a probe does not have exactly one mate, or a gallery
+    has no probe's mate, or every probe's.
     """
     templates = Templates(np.unique(images.templates), np.empty((0, 0)))
     if pairs is not None:
@@ -298,7 +298,7 @@ def check_protocol(meta: Meta, images: Images, pairs: Pairs | None, one_to_many:
 
 
 def _probes_and_galleries(meta: Meta) -> tuple[TemplateSubjects, list[TemplateSubjects]]:
-    """The probes and the two galleries. UserError: a file is missing, or the galleries share a person."""
+    """The probes and the two galleries. Raises UserError if a file is missing, or the galleries share a person."""
     meta.need(*meta.gallery_files, meta.probe_file)
     probes, galleries = meta.probes(), [meta.gallery(0), meta.gallery(1)]
     shared = np.intersect1d(galleries[0].subjects, galleries[1].subjects)

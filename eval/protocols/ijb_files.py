@@ -147,7 +147,7 @@ class LooseCrops:
     landmarks: np.ndarray
 
     def find(self, index: int) -> Path:
-        """The file of an image. UserError: it is missing or empty."""
+        """The file of an image. Raises UserError if it is missing or empty."""
         path = self._path(index)
         try:
             size = path.stat().st_size
@@ -172,8 +172,8 @@ def _names(path: Path, columns: int, expected: str) -> list[str]:
     for where, line in numbered_lines(path):
         words = line.split()
         if len(words) != columns:
-            blanks = "; names must not contain blanks" if len(words) > columns else ""
-            raise UserError(f"{where}: {line[:60]!r} is not {expected}{blanks}")
+            spaces = "; names must not contain spaces" if len(words) > columns else ""
+            raise UserError(f"{where}: {line[:60]!r} is not {expected}{spaces}")
         names.append(words[0])
     return names
 

@@ -119,7 +119,7 @@ def _read_landmarks(root: Path) -> dict[str, np.ndarray]:
             try:
                 points = np.array(words[1:], np.float64)
             except ValueError as fault:
-                raise UserError(f"{where}: {fault}; expected a name without blanks and 8 or 10 coordinates") from fault
+                raise UserError(f"{where}: {fault}; expected a name without spaces and 8 or 10 coordinates") from fault
             if len(points) not in (8, 10):
                 raise UserError(f"{where}: {len(points)} coordinates; expected a name and 8 or 10")
             if not np.isfinite(points).all():

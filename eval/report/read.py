@@ -41,7 +41,7 @@ class Run:
 
 @dataclass
 class Measured:
-    """What was measured with the run's encoder, on rank 0. What could not be measured has a note for its section."""
+    """The measurements with the run's encoder, on rank 0. A section whose measurement is missing has a note with the reason."""
 
     folds: dict[str, TenFold] = field(default_factory=dict)  # verification set -> outcome
     searches: dict[str, Search] = field(default_factory=dict)  # SCface: d1 … d3
@@ -55,7 +55,7 @@ class Measured:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run's folder; UserError if it is not one, or if a file in it is damaged."""
+    """Read a run's folder. Raises UserError if it is not one, or if a file in it is damaged."""
     metrics = path / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{path}: no metrics.jsonl here; give the output folder of a run")
@@ -74,7 +74,10 @@ def read_run(path: Path) -> Run:
 
 
 def _measurements(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. A last line that a killed run did not finish is left out; UserError: any other damaged line."""
+    """The lines of metrics.jsonl. A last line that a killed run did not finish is left out.
+
+    Raises UserError if any other line is damaged.
+    """
     lines: list[dict[str, Any]] = []
     damage: UserError | None = None
     for where, text in numbered_lines(path):

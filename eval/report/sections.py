@@ -297,7 +297,7 @@ def gradients(run: Run, shown: GradientMap | None) -> str:
     for quality, (norm, values) in shown.slices.items():
         bound = "" if math.fabs(quality) < 1 else ("≤ " if quality < 0 else "≥ ")
         curves.append(Curve(f"ẑ = {quality:g}, norm {bound}{norm:.1f}", shown.degrees, values))
-    by_angle = draw_curves(curves, "", "angle to the own class, degrees", "|g|", y_limits=(0.0, None))
+    by_angle = draw_curves(curves, "", "angle to own class, degrees", "|g|", y_limits=(0.0, None))
     drawn = [
         page.chart(draw_gradient_scale(shown), "|g| by norm and angle"),
         page.chart(by_angle, "|g| by angle", "at five qualities"),

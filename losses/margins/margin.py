@@ -82,7 +82,7 @@ def names() -> list[str]:
 
 
 def default_m(name: str) -> float:
-    """The default of `margin_m` for the margin of that name. ValueError: there is no such margin, with the nearest known one."""
+    """The default of `margin_m` for the margin of that name. Raises ValueError, with the nearest known name, if there is none."""
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, _BUILDERS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""

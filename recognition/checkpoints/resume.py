@@ -87,7 +87,7 @@ def take_output(output: Path, config: Config) -> None:
 
 
 def refuse_used_output(output: Path) -> None:
-    """UserError if a new run would mix with an earlier one, or replace its results."""
+    """Raise UserError if a new run would mix with an earlier one, or replace its results."""
     if old := store.complete_checkpoints(output):
         raise UserError(
             f"{output}: holds {old[0].name} of an earlier run, and resume=False would mix the two; set another output=, "

@@ -50,7 +50,7 @@ def capture(state: TrainState) -> Checkpoint:
 
 @torch.no_grad()
 def restore(checkpoint: Checkpoint, state: TrainState) -> None:
-    """Put a captured state back, whatever number of ranks captured it. Collective."""
+    """Restore a captured state, however many ranks captured it. Collective."""
     values, joint = checkpoint.values, state.joint
     tensors = {name: value.rows if isinstance(value, ShardedRows) else value for name, value in checkpoint.tensors.items()}
     for prefix, module in _modules(state).items():

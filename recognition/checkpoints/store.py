@@ -76,7 +76,7 @@ def newest(output: Path, warn: Callable[[str], None] = warn) -> Path | None:
     """The newest undamaged checkpoint of a run; None if the run has no checkpoint.
 
     warn: receives a line per damaged checkpoint that is skipped.
-    UserError: the run has checkpoints, but all are damaged.
+    Raises UserError if the run has checkpoints, but all are damaged.
     """
     return _newest(complete_checkpoints(output), manifest.damage, warn)
 
@@ -118,7 +118,7 @@ def set_aside_after(output: Path, sound: Path) -> None:
 def find(path: str | Path) -> Path:
     """The checkpoint that a path given by the user names: a checkpoint folder, or a run folder (its newest undamaged one).
 
-    UserError: there is none.
+    Raises UserError if there is none.
     """
     folder = Path(path)
     if not folder.exists():

@@ -14,7 +14,7 @@ PROTOCOL = 4
 
 
 def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Sequence[bool]) -> None:
-    """Write a `.bin` file, atomically. Equal content gives equal bytes.
+    """Write a `.bin` file, atomically. The same content yields the same bytes.
 
     Args:
         path: the file to write; an existing file is replaced.

@@ -59,7 +59,7 @@ class DemoSet:
     images_per_identity: int = _parameter(24, "images of each person")
     unseen: int = _parameter(100, "other people, for the .bin files")
     pairs: int = _parameter(2000, "pairs in each .bin; a multiple of 20")
-    seed: int = _parameter(0, "other seeds give other people")
+    seed: int = _parameter(0, "another seed creates other people")
     low_quality_share: float = _parameter(0.1, "share of training images that are degraded")
 
     def __post_init__(self) -> None:

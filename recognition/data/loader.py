@@ -3,7 +3,7 @@
 Workers are forked once and live until `close`. They decode images straight into batch-sized slots of anonymous shared memory, so
 no image is copied between processes. The consumer reads a slot in place; the slot is free again when the next batch is
 requested. Each batch, in order, is assigned to the worker with the least work, and batches are returned in order, so a worker on
-a slow core makes fewer of them and delays nobody.
+a slow core makes fewer of them and does not delay the others.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class WindowedShuffle(Order):
         return np.where(chunks > 0, ((chunk + 1) * self._windows(chunks) - 1) // whole, 0)
 
     def _bounds(self, window: Int64Array, chunks: Int64Array, size: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """First position of a window and last + 1. The images after the last whole chunk belong to the last window."""
+        """First and last + 1 position of a window. The images after the last whole chunk belong to the last window."""
         windows = self._windows(chunks)
         stop = np.where(window == windows - 1, size, (window + 1) * chunks // windows * CHUNK)
         return window * chunks // windows * CHUNK, stop

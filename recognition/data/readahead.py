@@ -58,7 +58,7 @@ class Readahead:
                     return
         finally:
             with self._condition:
-                self._read_below = float("inf")  # nobody may wait any longer, whatever happened
+                self._read_below = float("inf")  # releases every waiting thread, also after an error
                 self._condition.notify_all()
 
     def _begin_window(self, window: int, previous: int) -> bool:

@@ -1,4 +1,4 @@
-"""Build the encoder that a configuration or an exported file describes, and give it learned weights."""
+"""Build the encoder that a configuration or an exported file describes, and load its weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str
     """A backbone with random weights; the global random state stays as it is.
 
     source: what names the network, for errors. options: passed on unless they are None.
-    UserError: an unknown network, or one that does not support an option.
+    Raises UserError if the network is unknown or does not support an option.
     """
     where = f"{source}: network={network!r}" if source else f"network={network!r}"
     chosen = {name: value for name, value in options.items() if value is not None}
@@ -50,7 +50,7 @@ def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str
 def initialise(encoder: nn.Module, config: Config) -> str:
     """Load the weights that `init_from` names: a weight file, or a run or checkpoint folder.
 
-    Returns a line for the user. UserError: they do not fit, or were trained with another channel order or norm.
+    Returns a line for the user. Raises UserError if they do not fit, or were trained with another channel order or norm.
     """
     path = Path(config.init_from)
     if path.is_dir():
@@ -78,7 +78,7 @@ def initialise(encoder: nn.Module, config: Config) -> str:
 
 
 def _refuse_difference(config: Config, trained: Config | EncoderCard) -> None:
-    """UserError if the encoder of `init_from` was trained as another network, or with another channel order or norm."""
+    """Raise UserError if the encoder of `init_from` was trained as another network, or with another channel order or norm."""
     for key in ("network", "embedding_size", "channel_order", "map_norm"):
         if getattr(trained, key) != getattr(config, key):
             raise UserError(
@@ -88,13 +88,13 @@ def _refuse_difference(config: Config, trained: Config | EncoderCard) -> None:
 
 
 def _refuse_other_order(config: Config) -> None:
-    """UserError if released weights that do not state their channel order belong to a family with another one."""
+    """Raise UserError if `channel_order` differs from the family's; for released weights that do not state theirs."""
     order = order_of_family(config.network)
     if config.channel_order != order:
         file, wanted = config.init_from, config.channel_order
         raise UserError(
             f"init_from={file!r}: does not state its channel order; {config.network} weights expect {order}, this run has "
-            f"channel_order={wanted!r}; use the same. If the file is known to expect {wanted}, let it say so: python -m eval "
+            f"channel_order={wanted!r}; use the same. If the file is known to expect {wanted}, record that in it: python -m eval "
             f"export --checkpoint {file} --channel-order {wanted} --out {Path(file).with_suffix('')}-{wanted}.safetensors"
         )
 
@@ -111,7 +111,7 @@ def _initialise_from_run(encoder: nn.Module, config: Config, path: Path) -> str:
 
 
 def load_from_checkpoint(encoder: nn.Module, folder: Path) -> None:
-    """Load a checkpoint's encoder, strictly. UserError: it does not fit."""
+    """Load a checkpoint's encoder, strictly. Raises UserError if it does not fit."""
     tensors = store.read_tensors(folder, prefix="encoder.")
     try:
         encoder.load_state_dict(tensors)

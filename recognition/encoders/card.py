@@ -97,7 +97,7 @@ class EncoderCard:
     def from_metadata(cls, metadata: Mapping[str, str], where: str) -> EncoderCard | None:
         """The card in a file's metadata; None if the file was not exported by this project.
 
-        UserError, beginning with `where`: another version of the format, an entry that is missing or makes no sense.
+        Raises UserError, beginning with `where`, if the format has another version, or an entry is missing or makes no sense.
         """
         if not metadata.get("format", "").startswith(FORMAT.rstrip("0123456789")):
             return None
@@ -136,7 +136,10 @@ def _quality(metadata: Mapping[str, str]) -> QualityScale | None:
 
 
 def card_of_weights(path: Path) -> EncoderCard | None:
-    """The card in a weight file's metadata; None if it has none. UserError: as of `from_metadata`, or another normalisation."""
+    """The card in a weight file's metadata; None if it has none.
+
+    Raises UserError as `from_metadata` does, and if the normalisation is not this project's.
+    """
     card = EncoderCard.from_metadata(backbones.read_metadata(path), str(path))
     if card is not None and (card.mean, card.std) != (MEAN, STD):
         raise UserError(
@@ -151,7 +154,7 @@ def order_of_family(network: str) -> ChannelOrder:
 
 
 def _switch(metadata: Mapping[str, str], name: str) -> bool:
-    """Whether an entry is "1" (not absent); ValueError for anything else."""
+    """Whether an entry is "1" (True) or absent (False). Raises ValueError if it is anything else."""
     if (text := metadata.get(name)) not in (None, "1"):
         raise ValueError(f"{name} is {text!r}, not '1'")
     return text is not None

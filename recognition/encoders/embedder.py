@@ -29,7 +29,7 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """The number format of autocast for a configuration's `precision`; None for plain fp32.
 
     "auto" is bf16 if the hardware multiplies it natively (emulated bf16 is slower than fp32), else fp32.
-    UserError: fp16 on the CPU.
+    Raises UserError for fp16 on the CPU.
     """
     if precision == "auto":
         precision = "bf16" if _has_native_bf16(device) else "fp32"

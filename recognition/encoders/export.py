@@ -34,7 +34,7 @@ def export_encoder(module: nn.Module, card: EncoderCard, out: str | Path) -> flo
     compared to the bit).
 
     module: images [B, 3, 112, 112], normalised as in `card` -> raw features [B, D]; stays unchanged.
-    UserError: another ending, a file that cannot be written or that disagrees with PyTorch.
+    Raises UserError if the ending is another one, or the file cannot be written or disagrees with PyTorch.
     """
     out = Path(out)
     formats = {".safetensors": (_write_safetensors, _check_safetensors), ".onnx": (_write_onnx, _check_onnx)}

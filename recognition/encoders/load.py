@@ -62,7 +62,7 @@ def load_encoder(
     channel_order, network: for files that do not contain them. Without `network`, the names and shapes of the entries
     identify it; the embedding size always comes from the weights. precision: as in the configuration; default: a run's
     own, "auto" for files.
-    UserError: a file that cannot be read or fits no backbone; `channel_order` or `network` contradicts the file.
+    Raises UserError if the file cannot be read or fits no backbone, or `channel_order` or `network` contradicts it.
     """
     path = Path(path)
     if path.is_dir() or not path.exists():

@@ -21,7 +21,7 @@ class OnnxEmbedder:
 
     A file without this project's metadata follows insightface's conventions: images in `channel_order`, normalised as
     (pixel - 127.5) / 127.5 unless the graph itself begins by subtracting and multiplying.
-    UserError: a damaged file; not one image in and one feature out; another image size.
+    Raises UserError if the file is damaged, does not map one image to one feature, or takes another image size.
     """
 
     precision = "own"  # the graph decides

@@ -1,4 +1,4 @@
-"""What a run will do, as one table: printed at the start, so that nobody has to guess which recipe runs."""
+"""What a run will do, as one table: printed at the start, so that no one has to guess which recipe runs."""
 
 from __future__ import annotations
 

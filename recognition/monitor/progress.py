@@ -82,7 +82,7 @@ class Progress:
     ) -> None:
         """Print and record the measurements of a step. The speed is the mean since the last call.
 
-        step: steps done. values: of the last one. further_seconds: what the run needs besides so many seconds of training.
+        step: steps done. values: of the last one. further_seconds: remaining seconds of training -> seconds for everything else.
         """
         if not self.active:
             return

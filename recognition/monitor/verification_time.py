@@ -1,4 +1,4 @@
-"""How much of a run's time verification takes: what is left out, and what the rest will take."""
+"""The share of a run's time that verification takes: which ones are left out, and how long the others will take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class VerificationTime:
         self._spent += self._last
 
     def is_affordable(self) -> bool:
-        """Whether another verification, as long as the last one, keeps within the share. The first one always does."""
+        """Whether another verification, as long as the last one, stays within the share. The first one always does."""
         elapsed = time.perf_counter() - self._begin
         return self._spent + self._last <= self.share * (elapsed + self._last)
 

@@ -43,7 +43,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record in a run's folder; {} if there is none. UserError if it cannot be read."""
+    """The record in a run's folder; {} if there is none. Raises UserError if it cannot be read."""
     path = folder / FILE
     try:
         return dict(json.loads(path.read_bytes())) if path.is_file() else {}

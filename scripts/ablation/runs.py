@@ -37,7 +37,7 @@ class Run:
         return [*self.row.arguments(self.form), *self.settings, f"seed={self.seed}"]
 
     def recorded_settings(self) -> dict[str, object]:
-        """What RUN/ablation.json holds of the settings. UserError if the configuration is wrong."""
+        """The settings as RUN/ablation.json records them. Raises UserError if the configuration is invalid."""
         return settings_of(self.row.load(self.form, [*self.settings, f"seed={self.seed}"]), self.processes)
 
     @property
@@ -64,7 +64,7 @@ class Run:
         unfinished.rename(evaluation)
 
     def _call(self, log: Path, *program: str) -> None:
-        """Run a Python program, under torchrun if there are several processes. UserError if it fails."""
+        """Run a Python program, under torchrun if there are several processes. Raises UserError if it fails."""
         launcher = ["-m", "scripts.launch", "--standalone", f"--nproc_per_node={self.processes}"]
         command = [sys.executable, *(launcher if self.processes > 1 else []), *program]
         environment = dict(os.environ)

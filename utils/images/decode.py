@@ -93,7 +93,7 @@ def _decode(
     size: tuple[int, int] | None = None,
     kinds: tuple[str, ...] = tuple(SUFFIXES_OF),
 ) -> Image:
-    """Check the header, then decode. size: required height and width. Raises ValueError: what is wrong and what to do."""
+    """Check the header, then decode. size: required height and width. Raises ValueError, with advice, if either fails."""
 
     def refusal(problem: object) -> ValueError:
         return ValueError(f"the image ({len(encoded)} bytes) cannot be decoded: {problem}; replace or remove it")

@@ -127,7 +127,7 @@ def _bmp_size(encoded: bytes) -> tuple[int, int]:
 
 
 def _pnm_size(encoded: bytes) -> tuple[int, int]:
-    """Two numbers after the magic, separated by blanks and #-comments."""
+    """Two numbers after the magic, separated by whitespace and #-comments."""
     numbers: list[int] = []
     at = 2
     while len(numbers) < 2:
@@ -164,7 +164,7 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
 
 
 def _gif_size(encoded: bytes) -> tuple[int, int]:
-    """Of the screen, which must contain the first frame: the decoder returns that frame on the screen."""
+    """The size of the screen, which must contain the first frame: the decoder returns that frame on the screen."""
     screen_width, screen_height, flags = struct.unpack_from("<HHB", encoded, 6)
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)  # behind the global colours
     while encoded[at] == _GIF_EXTENSION:

@@ -1,4 +1,4 @@
-"""The head as a height field. Depth towards the camera gives parallax when the head turns; normals and shadows give shading."""
+"""The head as a height field. Depth towards the camera causes parallax when the head turns; normals and shadows shade it."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ _LANDMARKS = slice(4, 14)  # of a detection: x, y, width, height, five points, s
 def read_landmarks(path: Path) -> LandmarkTable:
     """Read a landmark file: image path, as written in the file -> float64 [5, 2].
 
-    A line has a path and ten numbers, separated by commas, tabs or blanks; an eleventh number (a detector's score) is ignored.
-    Paths that contain blanks need commas or tabs. A first line without numbers is a header.
+    A line has a path and ten numbers, separated by commas, tabs or spaces; an eleventh number (a detector's score) is ignored.
+    Paths that contain spaces need commas or tabs. A first line without numbers is a header.
     Raises UserError, naming the line, if it is malformed, its path leads out of the folder, or it repeats a path.
     """
     table: LandmarkTable = {}
@@ -40,7 +40,7 @@ def read_landmarks(path: Path) -> LandmarkTable:
         if header:
             continue
         if len(numbers) not in (_NUMBERS, _NUMBERS + 1) or not name or not all(_is_number(text) for text in numbers):
-            advice = "separate by tabs if the path contains blanks"
+            advice = "separate with tabs if the path contains spaces"
             raise UserError(f"{where}: {line[:80]!r} is not a path and {_NUMBERS} numbers; fix it, or {advice}")
         values = np.array(numbers, np.float64)
         if not np.isfinite(values).all():

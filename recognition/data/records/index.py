@@ -132,12 +132,12 @@ def _find_parts(descriptor: int, size: int) -> tuple[Int64Array, UInt32Array, In
 def _join_parts(
     path: Path, size: int, strict: bool, offsets: Int64Array, part_words: UInt32Array, flags: Int64Array, ids: UInt64Array
 ) -> Scan:
-    """Tell the records among the parts; arguments as `_find_parts` returns them, errors as `scan_file` raises them."""
+    """Join the parts to records. Takes what `_find_parts` returns; raises what `scan_file` raises."""
     cflags, lengths = part_words >> LENGTH_BITS, (part_words & LENGTH_MASK).astype(np.int64)
     if not len(offsets):
         raise UserError(f"{path}: contains no RecordIO record (no aligned 0x{MAGIC:08x}); is it a .rec file?")
     ends = offsets + 8 + ((lengths + 3) & ~3)
-    opens, continues = cflags <= FIRST, (cflags == FIRST) | (cflags == MIDDLE)  # parts that begin a record; that are not its last
+    opens, continues = cflags <= FIRST, (cflags == FIRST) | (cflags == MIDDLE)  # begin a record; have a successor
     expected = np.concatenate([[False], continues[:-1]])
     orphan = ~opens & ~expected
     broken = (ends != np.append(offsets[1:], size)) | (continues & np.append(opens[1:], True)) | orphan | (cflags > LAST)

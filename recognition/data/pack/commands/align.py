@@ -4,8 +4,8 @@
     python -m recognition.data.pack align photos/ aligned/ --detector face_detection_yunet_2023mar.onnx
 
 --landmarks: one line per image, with its path below the folder (the suffix is optional) and ten numbers x1 y1 … x5 y5 in pixels:
-left eye, right eye, nose, left and right corner of the mouth, left and right as the viewer sees them. Separators are blanks, tabs
-or commas; a path that contains blanks needs tabs or commas. An eleventh number (a score) and a header line are ignored. An image
+left eye, right eye, nose, left and right corner of the mouth, left and right as the viewer sees them. Separators are spaces, tabs
+or commas; a path that contains spaces needs tabs or commas. An eleventh number (a score) and a header line are ignored. An image
 that is not listed is an error; --on-error skip leaves it out.
 
 --detector: your copy of OpenCV's YuNet. Of several faces the largest is used. The detected points are written to landmarks.csv,
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Alignment:
-    """What a worker needs to know, apart from the landmark table, which is its `shared_object`."""
+    """What a worker needs, apart from the landmark table, which is its `shared_object`."""
 
     source: Path
     folder: Path

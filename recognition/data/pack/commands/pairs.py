@@ -6,7 +6,7 @@ Two kinds of list are supported:
   LFW's     lines `NAME i j` (same person) and `NAME1 i NAME2 j` (different people), and before them `10<TAB>300` (or `300`, for
             one set), which may be missing; the image is NAME/NAME_0001.jpg, with any image suffix
   by paths  lines `PATH1 PATH2 1` (same person) or `PATH1 PATH2 0` (different people), below the folder
-Fields are separated by blanks, or by tabs, which names and paths that contain blanks need.
+Fields are separated by spaces, or by tabs, which names and paths that contain spaces need.
 
 Degrading faces makes sets of mixed and low quality from the same pairs; it imitates distance, lens, sensor and compression:
     python -m recognition.data.pack pairs pairs.txt lfw_aligned/ lfw_mixed.bin --degrade second
@@ -32,7 +32,7 @@ from utils.files import numbered_lines, path_inside
 from utils.images import SUFFIXES
 
 HELP = "list of pairs and image folder -> verification .bin"
-_ADVICE = "fix it, or separate by tabs if a name contains blanks"
+_ADVICE = "fix it, or separate with tabs if a name contains spaces"
 _DEGRADED = {"none": (), "second": (1,), "both": (0, 1)}
 
 
