@@ -68,12 +68,12 @@ def resolve_config(config: Config, dataset: FaceDataset, world: World) -> Config
 
 def data_notes(config: Config, dataset: FaceDataset) -> list[str]:
     """Lines about the training set for the start of the log. The labels have been checked."""
-    notes = [f"{config.rec}: {dataset.describe_files()}"] if dataset.shards and Path(config.rec).is_dir() else []
     if config.rec == SYNTHETIC:
-        notes.append(
+        return [
             f"warning: rec={SYNTHETIC!r}: images and labels are RANDOM: speed and memory are those of a real run, losses and "
             "accuracies mean nothing"
-        )
+        ]
+    notes = [f"{config.rec}: {dataset.describe_files()}"] if Path(config.rec).is_dir() else []
     gaps = classes_without_images(config, dataset)
     return [*notes, gaps] if gaps else notes
 

@@ -25,7 +25,7 @@ _MOST_IMAGES = 1 << 31  # labels take 8 bytes each
 class SyntheticFaces(FaceDataset):
     """Smooth random JPEGs of a face's size, read and decoded like those of a record file. A function of the three numbers alone.
 
-    Each class has the same number of images, give or take one. UserError: a number is missing or too large.
+    The labels are spread evenly over the classes, and so over the ranks. UserError: a number is missing or too large.
     """
 
     def __init__(self, num_image: int, num_classes: int, seed: int):
@@ -44,7 +44,7 @@ class SyntheticFaces(FaceDataset):
         cells = random.integers(0, 256, (min(_PICTURES, num_image), _CELLS, _CELLS, 3), np.uint8)
         enlarged = (cv2.resize(picture, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_CUBIC) for picture in cells)
         self._pictures = [encode(np.asarray(picture, np.uint8), FaceFormat()) for picture in enlarged]
-        self._random_labels = np.arange(num_image) % num_classes
+        self._random_labels = np.arange(num_image) * num_classes // num_image
         random.shuffle(self._random_labels)
         self._random_labels.flags.writeable = False
 
