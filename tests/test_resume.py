@@ -191,6 +191,7 @@ def test_fingerprints(demo_set, tmp_path):
     assert difference({}, whole) == difference(whole, {**whole, "labels": None}) == ""
     other = fingerprint(FaceDataset(_exchange(demo_set, tmp_path / "labels", "labels")))
     assert difference(whole, other) == f"the labels ({whole['labels']}, now {other['labels']})"
+    assert "…" in difference(whole, {**whole, "bytes": [10**9] * 50})
     assert "the number of images (104, now 105)" in difference(whole, {**whole, "images": 105})
 
 

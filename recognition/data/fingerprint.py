@@ -12,6 +12,7 @@ from recognition.data.dataset import UNREADABLE, FaceDataset
 from recognition.data.records.format import RecordError
 
 _SAMPLE = 64  # images, evenly spaced
+_LONGEST = 80  # characters of a value in a message
 _NAMES = {
     "images": "the number of images",
     "bytes": "the size of the .rec files",
@@ -37,11 +38,16 @@ def fingerprint(dataset: FaceDataset) -> dict[str, Any]:
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In what two data sets differ, with both values; "" if in nothing, or if one of them is unknown."""
     parts = [
-        f"{name} ({before[key]}, now {now[key]})"
+        f"{name} ({_short(before[key])}, now {_short(now[key])})"
         for key, name in _NAMES.items()
         if before.get(key) is not None and now.get(key) is not None and before[key] != now[key]
     ]
     return ", ".join(parts)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 def _sample(dataset: FaceDataset) -> str | None:
