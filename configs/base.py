@@ -37,6 +37,8 @@ config.embedding_size = 512  # dimension of the features
 config.dropout = 0.0  # probability of dropout before the last linear layer
 # Stochastic depth of vit_*: rate at the last block, from 0 at the first. None: the network's own (0.1; 0.05 in vit_*_dp005_*).
 config.drop_path = None
+# Share of the image's tokens that each training step leaves out; None: the network's own. For vit_*.
+config.mask_ratio = None
 # Give each feature the norm of the last feature map instead of its own. After a short training on little data that norm
 # measures quality much better (docs/EXPERIMENTS.md). For r18 … r2060, ir_18 … ir_101, tiny, small.
 config.map_norm = False

@@ -260,8 +260,9 @@ def test_options_that_a_network_lacks_are_named(name: str, options: dict[str, fl
 
 
 def test_keys_of_a_configuration_reach_the_backbone() -> None:
-    net = build_encoder(from_base(network="vit_t", embedding_size=8, drop_path=0.3, gradient_checkpointing=True))
-    assert net.gradient_checkpointing and net.blocks[-1].drop_path.rate == pytest.approx(0.3)
+    options = {"drop_path": 0.3, "mask_ratio": 0.2, "gradient_checkpointing": True}
+    net = build_encoder(from_base(network="vit_t", embedding_size=8, **options))
+    assert net.mask_ratio == 0.2 and net.gradient_checkpointing and net.blocks[-1].drop_path.rate == pytest.approx(0.3)
     own = build_encoder(from_base(network="vit_t", embedding_size=8))
     assert not own.gradient_checkpointing and own.blocks[-1].drop_path.rate == pytest.approx(0.1)
     with pytest.raises(UserError, match=r"network='mbf' does not support drop_path, gradient_checkpointing$"):

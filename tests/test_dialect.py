@@ -129,7 +129,8 @@ def test_what_differs_is_in_the_table(tmp_path):
 
 def test_large_networks_recompute_activations_as_there(tmp_path):
     loaded, table = _load(tmp_path, {**R50, "network": "vit_l_dp005_mask_005"})
-    assert loaded.gradient_checkpointing and "there: a tenth" in _row(table, "network")
+    assert loaded.gradient_checkpointing and loaded.mask_ratio == 0.1 and "a tenth" in _row(table, "network")
+    assert _load(tmp_path, {**R50, "network": "vit_t_dp005_mask0"})[0].mask_ratio is None
     assert not _load(tmp_path, R50)[0].gradient_checkpointing
 
 

@@ -58,6 +58,7 @@ class Config:
     embedding_size: PositiveInt
     dropout: Annotated[float, (">=", 0), ("<", 1)]
     drop_path: Annotated[float, (">=", 0), ("<", 1)] | None
+    mask_ratio: Annotated[float, (">=", 0), ("<", 1)] | None
     map_norm: bool
     init_from: str
     sync_bn: bool

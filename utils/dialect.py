@@ -96,8 +96,10 @@ def _network(key: str, values: Mapping[str, Any]) -> _Result:
     name = str(values[key])
     recomputes = name == "r2060" or name.startswith(("vit_b", "vit_l", "vit_h"))
     masked = re.search(r"_mask_?0*[1-9]", name)
-    remark = "masks the share of its name (there: a tenth of the tokens)" if masked else ""
-    return {key: values[key], **({"gradient_checkpointing": True} if recomputes else {})}, remark
+    settings = {key: values[key], **({"gradient_checkpointing": True} if recomputes else {})}
+    if masked:
+        return {**settings, "mask_ratio": 0.1}, "any masking is a tenth of the tokens, whatever the name"
+    return settings, ""
 
 
 def _fp16(key: str, values: Mapping[str, Any]) -> _Result:

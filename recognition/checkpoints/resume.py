@@ -15,7 +15,7 @@ from utils.errors import UserError
 # What happens if a key has changed when a run resumes. A new key goes into one of the three groups.
 REFUSED = {  # another experiment: data, encoder, losses, and what the state is made of
     *("num_classes", "num_image", "channel_order", "views", "augmentation"),
-    *("network", "embedding_size", "dropout", "drop_path", "map_norm"),
+    *("network", "embedding_size", "dropout", "drop_path", "mask_ratio", "map_norm"),
     *("quality_concentration", "quality_rate", "quality_mean", "quality_std", "partition", "quality_threshold"),
     *("margin", "margin_m", "margin_list", "margin_gradient", "magface", "scale"),
     *("sample_rate", "unsampled_rows", "interclass_filtering_threshold", "filtered_negatives"),

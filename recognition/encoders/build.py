@@ -22,6 +22,7 @@ def build_encoder(config: Config) -> nn.Module:
         config.seed,
         dropout=config.dropout or None,
         drop_path=config.drop_path,
+        mask_ratio=config.mask_ratio,
         map_norm=config.map_norm or None,
         gradient_checkpointing=config.gradient_checkpointing or None,
     )
