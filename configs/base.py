@@ -42,7 +42,13 @@ config.mask_ratio = None
 # Give each feature the norm of the last feature map instead of its own. After a short training on little data that norm
 # measures quality much better (docs/EXPERIMENTS.md). For r18 … r2060, ir_18 … ir_101, tiny, small.
 config.map_norm = False
-config.init_from = ""  # initial encoder: released weights, a run folder, or a checkpoint folder; the classifier starts anew
+config.init_from = ""  # initial encoder: released weights, a run folder, or a checkpoint folder
+# Initial classifier, with init_from. "new": random; "means": the class means of the initial encoder's features, which needs one
+# pass over the images; "kept": the classifier of the run or checkpoint, of as many classes.
+config.head_from = "new"
+# Parameters of the encoder that are not trained: shell-style patterns of their names, such as ("conv1*", "bn1*", "layer1.*"). A
+# BatchNorm that matches normalises with its running statistics and keeps them.
+config.freeze = ()
 config.sync_bn = False  # compute BatchNorm statistics over all ranks
 config.channels_last = True  # store the encoder's tensors channels last, which is faster
 config.compile = False  # compile the encoder with torch.compile
@@ -104,6 +110,9 @@ config.num_epoch = 12  # number of epochs
 config.max_steps = 0  # stop after this many steps (the schedule is still that of num_epoch); 0: after num_epoch
 config.optimizer = "sgd"  # "sgd" or "adamw"
 config.lr = 0.2  # learning rate after the warm-up
+# Learning rate of each stage of the encoder relative to the next one, counted from the output layers and the classifier, which
+# have the full rate. Stages: layer1 … layer4 of r*; otherwise each block; the stem. 1.0: the same rate for all.
+config.layer_decay = 1.0
 config.momentum = 0.9  # of SGD
 config.weight_decay = 5e-4  # of all parameters but those of normalisation layers
 config.decay_norms = False  # apply it to normalisation layers too, as arcface_torch does

@@ -69,7 +69,7 @@ def embed_items(
     start, stop = (mine.start, mine.stop) if mine.size else (0, 1)
     rows, problem = torch.empty(0), ""
     try:
-        rows = torch.cat([_features(embed, batch, merge_flip) for batch in _batches(load, start, stop, batch_size)])
+        rows = torch.cat([_features(embed, batch, merge_flip) for batch in decoded_batches(load, start, stop, batch_size)])
         if not rows.isfinite().all():
             bad = start + int(rows.isfinite().all(dim=1).int().argmin())
             problem = f"{describe}: the features of image {bad} are not finite; check the encoder's weights"
@@ -91,7 +91,7 @@ def _features(embed: Embed, images: np.ndarray, merge_flip: MergeFlip | None) ->
     return rows
 
 
-def _batches(load: Callable[[int], np.ndarray], start: int, stop: int, batch_size: int) -> Iterator[np.ndarray]:
+def decoded_batches(load: Callable[[int], np.ndarray], start: int, stop: int, batch_size: int) -> Iterator[np.ndarray]:
     """Batches uint8 [n, 112, 112, 3] in order, a few of them decoded ahead by threads."""
 
     def load_batch(first: int) -> np.ndarray:

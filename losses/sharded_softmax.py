@@ -27,7 +27,7 @@ from utils.dist import ShardRange, replicated, shard_range
 from utils.randomness import seed_for
 
 _INIT_BLOCK = 4096  # classes per generator, so that a rank draws little more than what it owns
-_INIT_STD = 0.01  # arcface_torch's
+INIT_STD = 0.01  # of each number; arcface_torch's
 
 
 def initial_rows(total: int, dim: int, shard: ShardRange, seed: int) -> torch.Tensor:
@@ -35,7 +35,7 @@ def initial_rows(total: int, dim: int, shard: ShardRange, seed: int) -> torch.Te
     rows = torch.empty(shard.size, dim)
     for first in range(shard.start - shard.start % _INIT_BLOCK, shard.stop, _INIT_BLOCK):
         generator = torch.Generator().manual_seed(seed_for(seed, first // _INIT_BLOCK))
-        block = torch.empty(min(_INIT_BLOCK, total - first), dim).normal_(0, _INIT_STD, generator=generator)
+        block = torch.empty(min(_INIT_BLOCK, total - first), dim).normal_(0, INIT_STD, generator=generator)
         low, high = max(first, shard.start), min(first + len(block), shard.stop)
         rows[low - shard.start : high - shard.start] = block[low - first : high - first]
     return rows

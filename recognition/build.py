@@ -21,6 +21,7 @@ from recognition.data.loader import BatchSpec, Loader
 from recognition.data.synthetic import SYNTHETIC, training_set
 from recognition.encoders.build import build_encoder
 from recognition.encoders.embedder import autocast_type
+from recognition.fine_tuning import freeze
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, build_optimiser
 from recognition.step import TrainStep
@@ -125,6 +126,7 @@ def build_train_state(config: Config, world: World) -> TrainState:
     encoder = build_encoder(config).to(world.device)
     if config.sync_bn:
         encoder = convert_sync_batchnorm(encoder)
+    freeze(encoder, config.freeze)
     joint = build_joint_loss(config, world)
     return TrainState(
         encoder,

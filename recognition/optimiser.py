@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from recognition.fine_tuning import rate_factors
 from utils.config import Config
 from utils.dist import gather_stack
 
@@ -27,7 +28,7 @@ _ROWS_AT_A_TIME = {"cpu": 4096, "cuda": 1 << 16}  # bounds the temporary copies
 
 def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> RowOptimiser:
     """SGD with momentum, as in the paper, or AdamW."""
-    groups = parameter_groups(encoder, head, config.weight_decay, config.decay_norms)
+    groups = parameter_groups(encoder, head, config.weight_decay, config.decay_norms, config.layer_decay)
     optimiser: RowOptimiser
     if config.optimizer == "adamw":
         optimiser = RowAdamW(groups, lr=config.lr, fused=True)
@@ -37,19 +38,30 @@ def build_optimiser(config: Config, encoder: nn.Module, head: nn.Module) -> RowO
     return optimiser
 
 
-def parameter_groups(encoder: nn.Module, head: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict]:
-    """Two groups: with weight decay, and without it (unless `decay_norms`, all parameters of normalisation layers)."""
+def parameter_groups(
+    encoder: nn.Module, head: nn.Module, weight_decay: float, decay_norms: bool, layer_decay: float = 1.0
+) -> list[dict]:
+    """Two groups: with weight decay, and without it (unless `decay_norms`, all parameters of normalisation layers).
+
+    With `layer_decay` < 1, two per stage of the encoder, from the output on. rate: factor of the group's learning rate.
+    """
     undecayed = {
         id(parameter)
         for module in encoder.modules()
         if isinstance(module, _NORMALISATION) and not decay_norms
         for parameter in module.parameters(recurse=False)
     }
+    factors = rate_factors(encoder, layer_decay) if layer_decay < 1 else {}
+    rates = {id(p): factors.get(name, 1.0) for name, p in encoder.named_parameters()} | {id(p): 1.0 for p in head.parameters()}
     parameters = [p for module in (encoder, head) for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if id(p) not in undecayed], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) in undecayed], "weight_decay": 0.0},
-    ]
+    groups = []
+    for rate in sorted(set(rates.values()), reverse=True):
+        own = [p for p in parameters if rates[id(p)] == rate]
+        groups += [
+            {"params": [p for p in own if id(p) not in undecayed], "weight_decay": weight_decay, "rate": rate},
+            {"params": [p for p in own if id(p) in undecayed], "weight_decay": 0.0, "rate": rate},
+        ]
+    return groups
 
 
 # ------------------------------------------------------------------------------------------------ gradients

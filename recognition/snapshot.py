@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
+from recognition.fine_tuning import FrozenBatchNorm
+
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -58,14 +60,15 @@ def running_statistics(*encoders: nn.Module | None) -> list[torch.Tensor]:
 
 @contextlib.contextmanager
 def batch_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Within the block, BatchNorm normalises with the batch's own statistics, as in training; dropout and the like are off.
+    """Within the block, BatchNorm normalises with the batch's own statistics (unless it is frozen), as in training; dropout and
+    the like are off.
 
     Afterwards each module is in its former mode, and the running statistics have their former values, to the bit.
     """
     before, modes = Snapshot(running_statistics(encoder)), [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     for module, _ in modes:
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and not isinstance(module, FrozenBatchNorm):
             module.training = True
     try:
         yield

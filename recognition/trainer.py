@@ -17,10 +17,12 @@ from recognition.checkpoints import store
 from recognition.checkpoints.resume import check_changes, refuse_used_output, take_output
 from recognition.checkpoints.saver import Saver
 from recognition.checkpoints.state import capture, restore
+from recognition.data.dataset import FaceDataset
 from recognition.data.fingerprint import fingerprint
 from recognition.data.prefetch import DeviceBatch, Prefetcher
 from recognition.encoders.build import initialise
-from recognition.encoders.embedder import Embedder
+from recognition.encoders.embedder import Embedder, autocast_type
+from recognition.fine_tuning import start_classifier
 from recognition.monitor.diagnostics import Diagnostics
 from recognition.monitor.environment import record_start
 from recognition.monitor.overview import overview
@@ -67,17 +69,19 @@ class Trainer:
         self.damaged_records = DamagedRecords(self.output)
         self.skipped_steps = SkippedSteps(self.output, dataset, config.max_skipped)
 
+        autocast = autocast_type(config.precision, world.device)
+        self.embed = Embedder(self.state.encoder, world.device, config.channel_order, autocast)
+
         # Where the run starts: at its newest checkpoint, from the weights of `init_from`, or from random weights.
         self.step_number = 0
         self.owes_verification = False  # of the checkpoint that the run resumes from; it is saved before
-        self.start_notes = self._resume() or self._start_anew()
+        self.start_notes = self._resume() or self._start_anew(dataset)
         if self.step_number < self.total_steps:
             dist.on_first_rank(lambda: take_output(self.output, config))
         record_start(self.output, self.step_number, world.device)
 
         # The step, and what watches it.
         self.train_step = build.build_train_step(config, world, self.state, self._handle_outcome)
-        self.embed = Embedder(self.state.encoder, world.device, config.channel_order, self.train_step.autocast)
         self.first_step = self.step_number
         self.progress = Progress(self.output, world.is_first, self.total_steps, self.step_number)
         self.diagnostics = Diagnostics(config, self.train_step, self.progress, self.steps_per_epoch, self.step_number)
@@ -191,7 +195,7 @@ class Trainer:
         torch.manual_seed(seed_for(self.config.seed, self.step_number, self.world.rank))
         self.state.joint.partition = self.schedule.partition(self.step_number)
         for group in self.state.optimiser.param_groups:
-            group["lr"] = self.schedule.learning_rate(self.step_number)
+            group["lr"] = group["rate"] * self.schedule.learning_rate(self.step_number)
 
     def _record_damage(self, batches: list[DeviceBatch]) -> None:
         """List the damaged records of the step. Collective: all ranks know from the labels that there are some."""
@@ -307,15 +311,15 @@ class Trainer:
         dist.on_first_rank(lambda: store.set_aside_after(self.output, folder))
         return [*notes, f"resumed from {folder}"]
 
-    def _start_anew(self) -> list[str]:
-        """Refuse a used output folder, and load the weights of `init_from`; return notes for the user."""
+    def _start_anew(self, dataset: FaceDataset) -> list[str]:
+        """Refuse a used output folder; load what `init_from` and `head_from` name; return notes for the user."""
         dist.on_first_rank(lambda: refuse_used_output(self.output))
         if not self.config.init_from:
             return []
         note = initialise(self.state.encoder, self.config)
         if self.state.momentum_encoder is not None:
             self.state.momentum_encoder.start_from(self.state.encoder)
-        return [note]
+        return [note, *start_classifier(self.state.joint.classifier, self.config, dataset, self.embed)]
 
     def _print_overview(self) -> None:
         config, encoder = self.config, self.state.encoder

@@ -61,6 +61,8 @@ class Config:
     mask_ratio: Annotated[float, (">=", 0), ("<", 1)] | None
     map_norm: bool
     init_from: str
+    head_from: Literal["new", "means", "kept"]
+    freeze: tuple[str, ...]
     sync_bn: bool
     channels_last: bool
     compile: bool
@@ -102,6 +104,7 @@ class Config:
     max_steps: NonNegativeInt
     optimizer: Literal["sgd", "adamw"]
     lr: PositiveFloat
+    layer_decay: Annotated[float, (">", 0), ("<=", 1)]
     momentum: Annotated[float, (">=", 0), ("<", 1)]
     weight_decay: NonNegativeFloat
     decay_norms: bool
@@ -184,6 +187,7 @@ _PLAN_RULES: list[_Rule] = [
         lambda c: c.margin_list is None or c.margin == "combined",
         "margin_list={margin_list}: margin={margin!r} does not use it; set margin='combined', or leave it out",
     ),
+    (lambda c: c.head_from == "new" or c.init_from, "head_from={head_from!r}: needs init_from, the encoder to start from"),
     (lambda c: c.warmup_epoch <= c.num_epoch, "warmup_epoch={warmup_epoch}: must be <= num_epoch={num_epoch}"),
     (
         lambda c: c.partition_warmup_epoch <= c.num_epoch,

@@ -24,7 +24,8 @@ REFUSED = {  # another experiment: data, encoder, losses, and what the state is 
     *("gradient_acc", "optimizer", "seed"),
 }
 REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verification; refused if nothing is left to train
-    *("shuffle", "shuffle_window", "on_error", "init_from", "sync_bn", "channels_last", "compile", "precision", "head_precision"),
+    *("shuffle", "shuffle_window", "on_error", "init_from", "head_from", "freeze", "sync_bn"),
+    *("channels_last", "compile", "precision", "head_precision", "layer_decay"),
     *("accumulation", "num_epoch", "max_steps", "lr", "momentum", "weight_decay", "decay_norms", "schedule", "milestones"),
     *("polynomial_power", "warmup_epoch", "partition_warmup_epoch", "max_grad_norm", "clip"),
     *("val_targets", "val_dir", "keep_best"),

@@ -167,6 +167,11 @@ def read_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
+def read_rows(folder: Path, name: str) -> torch.Tensor:
+    """This rank's rows of a sharded tensor. Collective."""
+    return _read_tensors(folder, name, [name])[name].rows
+
+
 def _read_tensors(folder: Path, prefix: str, sharded: list[str] | None) -> dict[str, Any]:
     """Collective, unless `sharded` is None."""
     try:

@@ -75,7 +75,7 @@ def in_order(
         _active_pools.remove(executor)
         raise
     cv2.setNumThreads(threads)
-    with _progress_bar(unit) as progress:
+    with progress_bar(unit) as progress:
         task = progress.add_task(title, total=total)
         try:
             limit = _TASKS_PER_WORKER * workers
@@ -91,7 +91,7 @@ def chunks(count: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _progress_bar(unit: str) -> Progress:
+def progress_bar(unit: str) -> Progress:
     """A progress bar on stderr, which is only shown on a terminal."""
     console = Console(stderr=True)
     return Progress(

@@ -72,10 +72,7 @@ def initialise(encoder: nn.Module, config: Config) -> str:
         if config.map_norm:
             about += "; its features had their own norm, those of this run have the last map's (map_norm)"
     head = f"; left out: {', '.join(left_out[:3])}{', …' if len(left_out) > 3 else ''}" if left_out else ""
-    return (
-        f"encoder: released weights from {path} ({config.channel_order}{about}){head}; classifier, quality statistics and queue "
-        "are new"
-    )
+    return f"encoder: released weights from {path} ({config.channel_order}{about}){head}; {_new_parts(config)} are new"
 
 
 def _refuse_difference(config: Config, trained: Config | EncoderCard) -> None:
@@ -106,9 +103,13 @@ def _initialise_from_run(encoder: nn.Module, config: Config, path: Path) -> str:
     _refuse_difference(config, before)
     load_from_checkpoint(encoder, folder)
     return (
-        f"encoder: from {folder} ({before.network}, trained on {before.num_classes} classes); the classifier of "
-        f"{config.num_classes} classes, quality statistics and queue are new"
+        f"encoder: from {folder} ({before.network}, trained on {before.num_classes} classes); "
+        f"{_new_parts(config, f'the classifier of {config.num_classes} classes')} are new"
     )
+
+
+def _new_parts(config: Config, classifier: str = "classifier") -> str:
+    return f"{classifier}, quality statistics and queue" if config.head_from == "new" else "quality statistics and queue"
 
 
 def load_from_checkpoint(encoder: nn.Module, folder: Path) -> None:

@@ -16,7 +16,7 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
     table = PrettyTable(["part", "setting"], align="l")
     table.add_rows(
         [
-            ["network", f"{config.network}, {_size(encoder)}; {precision}, {config.channel_order} input"],
+            ["network", f"{config.network}, {_size(encoder, config)}; {precision}, {config.channel_order} input"],
             ["machine", f"{world.size} GPU(s)" if world.device.type == "cuda" else f"CPU (no GPU found), {world.size} rank(s)"],
             ["data", f"{config.rec}: {config.num_image:,} images, {config.num_classes:,} classes"],
             ["views", f"{config.views} per image; augmentation {config.augmentation}"],
@@ -32,9 +32,11 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
     return table
 
 
-def _size(encoder: nn.Module) -> str:
+def _size(encoder: nn.Module, config: Config) -> str:
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    return f"{parameters / 1e6:.1f} M parameters, {backbones.multiply_adds(encoder) / 1e9:.2f} GMACs"
+    frozen = sum(p.numel() for p in encoder.parameters() if not p.requires_grad)
+    also = f" ({frozen / 1e6:.1f} M frozen)" if config.freeze else ""
+    return f"{parameters / 1e6:.1f} M parameters{also}, {backbones.multiply_adds(encoder) / 1e9:.2f} GMACs"
 
 
 def _margin(config: Config) -> str:
@@ -71,7 +73,8 @@ def _batch(config: Config, world: World) -> str:
 def _optimiser(config: Config) -> str:
     momentum = f", momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
     clipped = f", gradient norm <= {config.max_grad_norm:g} ({config.clip})" if config.max_grad_norm else ""
-    return f"{config.optimizer}, lr {config.lr:g}{momentum}, weight decay {config.weight_decay:g}{clipped}"
+    decay = f" (times {config.layer_decay:g} per stage)" if config.layer_decay < 1 else ""
+    return f"{config.optimizer}, lr {config.lr:g}{decay}{momentum}, weight decay {config.weight_decay:g}{clipped}"
 
 
 def _schedule(config: Config, schedule: Schedule) -> str:
