@@ -77,7 +77,7 @@ def test_a_kill_at_any_time_leaves_no_incomplete_set(tmp_path: Path, many: Path,
     assert again.communicate()[1].startswith("error:") and again.returncode == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_command_cleans_up(tmp_path: Path, many: Path, number: signal.Signals, code: int) -> None:
     process = start_pack("folder", many, tmp_path / "packed", "--workers", 2, start_new_session=True)
     _wait_for_draft(tmp_path)
@@ -86,6 +86,25 @@ def test_an_interrupted_command_cleans_up(tmp_path: Path, many: Path, number: si
     assert process.returncode == code, errors
     assert "interrupted; nothing was kept" in errors
     assert list(tmp_path.iterdir()) == [] and _wait_until_gone(process.pid)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_workers(tmp_path: Path, many: Path) -> None:
+    process = start_pack("folder", many, tmp_path / "packed", "--workers", 2, start_new_session=True)
+    _wait_for_draft(tmp_path)
+    workers: list[int] = []
+    while len(workers) < 2:
+        workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    time.sleep(0.2)  # they work
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None  # it waits for what they are doing
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
+    assert _wait_until_gone(process.pid)
 
 
 def test_a_file_size_limit_is_an_error_that_names_the_file(tmp_path: Path, many: Path) -> None:

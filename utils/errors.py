@@ -51,7 +51,7 @@ def explain(error: BaseException) -> UserError | None:
         return error
     if isinstance(error, KeyboardInterrupt):
         return UserError("interrupted", code=program.INTERRUPTED)
-    if isinstance(error, OSError) and discard_output():
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and discard_output():
         return UserError(code=128 + signal.SIGPIPE)
     if isinstance(error, OSError) and error.errno in _LIMITS:
         where = "" if error.filename is None else f"{error.filename}: "
@@ -74,6 +74,7 @@ def exit_on_user_error(main: Callable[[], object]) -> None:
     try:
         program.raise_first()
         main()
+        sys.stdout.flush()  # its reader may have ended
     except (Exception, KeyboardInterrupt) as error:
         program.end_at_once()
         problem = explain(error)

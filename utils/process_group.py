@@ -159,6 +159,7 @@ def run_command(main: Callable[[], object]) -> None:
     try:
         program.raise_first()
         main()
+        sys.stdout.flush()  # its reader may have ended
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - reported here
         program.end_at_once()
         problem = explain(error) or _out_of_memory(error) or _lost_rank(error)

@@ -7,6 +7,7 @@ Ctrl-C raises KeyboardInterrupt, so that unfinished files are removed; the secon
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -68,7 +69,8 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.write(2, b"error: interrupted\n")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"error: interrupted\n")
     os._exit(INTERRUPTED)
 
 
