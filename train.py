@@ -4,7 +4,7 @@ usage: train.py [--show] CONFIG [key=value ...]
 
 CONFIG is a configuration file, with or without .py; key=value changes one of its settings. configs/base.py describes all of
 them. Configuration files of arcface_torch can be used as they are (docs/MIGRATING.md). The same command, given again, resumes an
-interrupted run. --show prints the settings as a file in the style of configs/, and trains nothing.
+interrupted run. --show prints the settings as a file in the style of configs/, for GPUs, and trains nothing.
 
   python train.py configs/lfw_qg                                                              # one process
   torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112        # one process per GPU
@@ -36,7 +36,7 @@ def main() -> None:
     if not arguments:
         raise UserError(USAGE)
     explanations: list[str] = []
-    settings = config.load(arguments[0], arguments[1:], explanations.append)
+    settings = config.load(arguments[0], arguments[1:], explanations.append, gpu=show or None)  # files are shown for GPUs
     if show:
         print(*explanations, sep="\n", file=sys.stderr)
         print(settings.as_file(), end="")

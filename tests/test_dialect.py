@@ -59,7 +59,8 @@ def _load(tmp_path, values, *arguments):
 
 
 def _row(table: str, key: str) -> str:
-    return next(line for line in table.splitlines() if line.startswith(f"| {key} "))
+    """The lines of a key's last row."""
+    return re.split(r"\n\| (?=\w|\()", table.rpartition(f"\n| {key} ")[2])[0]
 
 
 def _problems(tmp_path, values, *arguments) -> tuple[str, ...]:
@@ -146,6 +147,7 @@ def test_every_key_is_documented():
 
 def test_fp16_scales_the_loss_on_a_gpu(tmp_path, monkeypatch):
     assert _load(tmp_path, R50)[0].precision == "fp32" and _load(tmp_path, R50, "fp16=False")[0].precision == "fp32"
+    assert config.load(str(tmp_path / "theirs.py"), gpu=True).precision == "fp16"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert _load(tmp_path, R50)[0].precision == "fp16"
 

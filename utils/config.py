@@ -207,10 +207,13 @@ def _entries(values: Mapping[str, Any], source: str = "") -> list[Entry]:
 _DEFAULTS = _entries(base, "configs/base.py: ")
 
 
-def load(path: str, overrides: Sequence[str] = (), explain: Callable[[str], None] = lambda table: None) -> Config:
+def load(
+    path: str, overrides: Sequence[str] = (), explain: Callable[[str], None] = lambda table: None, gpu: bool | None = None
+) -> Config:
     """Load a configuration file (with or without `.py`), apply `key=value` arguments, and check the result.
 
     explain: called with a table of what each key became, if the file is one of arcface_torch's.
+    gpu: whether the training of such a file will run on a GPU; None: as on this machine.
     """
     file = _find(path)
     entries, arguments, problems = _entries(_run(file), f"{file}: "), [], []
@@ -221,7 +224,7 @@ def load(path: str, overrides: Sequence[str] = (), explain: Callable[[str], None
         else:
             problems.append(f"argument {argument}: expected key=value, such as lr=0.1")
     if dialect.is_dialect({key: value for _, key, value in entries}):
-        rows, more = dialect.translate(entries, arguments)
+        rows, more = dialect.translate(entries, arguments, gpu)
         entries, problems = [(row.where, *setting) for row in rows for setting in row.settings.items()], [*problems, *more]
         explain(dialect.table(rows))
     else:

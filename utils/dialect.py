@@ -7,8 +7,10 @@ that train the same way; docs/MIGRATING.md describes what differs.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
+import shutil
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,14 +104,15 @@ def _network(key: str, values: Mapping[str, Any]) -> _Result:
     return settings, ""
 
 
-def _fp16(key: str, values: Mapping[str, Any]) -> _Result:
+def _fp16(key: str, values: Mapping[str, Any], gpu: bool | None = None) -> _Result:
     import torch  # here, because it is slow to import
 
+    gpu = torch.cuda.is_available() if gpu is None else gpu
     if not isinstance(values[key], bool):
         raise ValueError("must be True or False")
     if not values[key]:
         return {"precision": "fp32"}, ""
-    if not torch.cuda.is_available():
+    if not gpu:
         return {"precision": "fp32"}, "warning: no GPU found; autocast to fp16 needs one"
     return {"precision": "fp16"}, "the encoder, with loss scaling; the classifier is fp32 (head_precision)"
 
@@ -145,7 +148,7 @@ def _dali_aug(key: str, values: Mapping[str, Any]) -> _Result:
 
 
 def _output(key: str, values: Mapping[str, Any]) -> _Result:
-    return {key: values[key] or ""}, "" if values[key] else "runs/NAME, where NAME is that of the file"
+    return ({key: values[key]}, "") if values[key] else ({}, "runs/NAME, where NAME is that of the file")
 
 
 def _val_targets(key: str, values: Mapping[str, Any]) -> _Result:
@@ -173,7 +176,7 @@ _RULES: dict[str, _Rule] = {
     "rec": _same(),
     "num_classes": _same(),
     "num_image": _num_image,
-    "batch_size": _same("per rank"),
+    "batch_size": _same("the same, per rank"),
     "gradient_acc": _gradient_acc,
     "num_epoch": _same(),
     "warmup_epoch": _warmup_epoch,
@@ -181,9 +184,9 @@ _RULES: dict[str, _Rule] = {
     "lr": _same(schedule="polynomial", polynomial_power=1.0),
     "momentum": _momentum,
     "weight_decay": _same(decay_norms=True),
-    "seed": _same("the random numbers differ"),
+    "seed": _same("the same, but the random numbers differ"),
     "val_targets": _val_targets,
-    "verbose": _same("steps between two verifications; also at the end"),
+    "verbose": _same("the same: steps between two verifications; also at the end"),
     "frequent": _same(),
     "num_workers": _same(),
     "output": _output,
@@ -207,11 +210,12 @@ def is_dialect(values: Mapping[str, Any]) -> bool:
     return bool(values.keys() & _RULES.keys() - base.keys()) or ("margin_list" in values and "margin" not in values)
 
 
-def translate(entries: Sequence[Entry], arguments: Sequence[Entry]) -> tuple[list[Row], list[str]]:
+def translate(entries: Sequence[Entry], arguments: Sequence[Entry], gpu: bool | None = None) -> tuple[list[Row], list[str]]:
     """A row for each key and for each default that the file relies on; and a line for each key that cannot be honoured.
 
     entries: of the file; arguments: of the command line. Keys of this toolkit may be among both, so that a recipe can move from
     one style to the other key by key: they override what arcface_torch's keys imply. An argument of both styles is read as ours.
+    gpu: whether the training will run on one; None: as on this machine.
     """
     theirs: dict[str, tuple[str, Any]] = {key: (f"arcface_torch: {key}={value!r}", value) for key, value in DEFAULTS.items()}
     ours: dict[str, tuple[str, Any]] = {}
@@ -228,15 +232,17 @@ def translate(entries: Sequence[Entry], arguments: Sequence[Entry]) -> tuple[lis
     values = {key: value for key, (_, value) in {**theirs, **ours}.items()}
     if "rec" in values and "num_epoch" not in values:
         problems.append("num_epoch: missing; arcface_torch has no default")
-    rows = [Row("arcface_torch", "(code)", "", _without(ours, _CODE), "as in train_v2.py")]
+    rows = [Row("", "(code)", None, _without(ours, _CODE), "as in train_v2.py")]
+    rules: dict[str, _Rule] = {**_RULES, "fp16": functools.partial(_fp16, gpu=gpu)}
     for key, (where, value) in theirs.items():
         try:
-            settings, remark = _RULES[key](key, values)
+            settings, remark = rules[key](key, values)
             remark = "replaced below" if key in ours else remark
             rows.append(Row(where, key, "..." if key == "wandb_key" else value, _without(ours, settings), remark))
         except ValueError as fault:
             problems.append(f"{where}: {fault}")
-    rows += [Row(where, key, value, {key: value}, "a key of this toolkit") for key, (where, value) in ours.items()]
+    for key, (where, value) in ours.items():
+        rows.append(Row(where, key, value, {key: value}, "argument" if key in _RULES else "a key of this toolkit"))
     return rows, problems
 
 
@@ -245,9 +251,13 @@ def _without(keys: Container[str], settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def table(rows: Sequence[Row]) -> str:
-    """What each key became, for people."""
-    printed = PrettyTable(["key", "value", "became", "remark"], align="l", max_width=52)
+    """What each key became, for people; as wide as the terminal, but at least 80 columns."""
+    width = max(80, shutil.get_terminal_size((100, 24)).columns)
+    printed = PrettyTable(["arcface_torch", "here"], align="l")
+    printed.max_width = {"arcface_torch": 34, "here": width - 41}
     for row in rows:
-        became = ", ".join(f"{key}={value!r}" for key, value in row.settings.items())
-        printed.add_row([row.key, row.value, became, row.remark])
+        here = [", ".join(f"{key}={value!r}" for key, value in row.settings.items()), row.remark]
+        if row.settings == {row.key: row.value}:
+            here = [row.remark or "the same"]
+        printed.add_row([f"{row.key} = {row.value!r}" if row.where else row.key, "\n".join(filter(None, here))])
     return str(printed)
