@@ -128,13 +128,13 @@ def _use_class_means(classifier: ShardedSoftmax, config: Config, dataset: FaceDa
     norms = sums.norm(dim=1, keepdim=True).to(classifier.weight.device)
     means = sums.to(norms.device) / norms.clamp_min(1e-12) * (INIT_STD * sums.shape[1] ** 0.5)
     classifier.weight.copy_(torch.where(norms > 0, means, classifier.weight))
-    return f"classifier: class means of the features of {images:,} images"
+    return f"classifier: class means of the features of {images:,} of {len(dataset):,} images"
 
 
 def _sums_of_features(
     classifier: ShardedSoftmax, dataset: FaceDataset, embed: Embed, batch_size: int
 ) -> tuple[int, torch.Tensor]:
-    """Number of images, and for each class of this rank the sum of its images' unit features, float32 [K, D] on the CPU.
+    """Number of images that all ranks read, and this rank's sums of unit features per class, float32 [K, D] on the CPU.
 
     Each rank reads the images of its own classes, in batches that do not depend on the number of ranks; nor do the sums.
     """
@@ -178,4 +178,4 @@ def _sums_of_features(
                 raise UserError(problems[0])
             if progress and task is not None:
                 progress.advance(task, batch_size)
-    return len(order), sums
+    return sum(dist.gather_objects(stop - first - sum(first <= place < stop for place in unreadable))), sums

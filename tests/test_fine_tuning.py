@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from losses.margins.adaface import AdaFace
 from losses.sharded_softmax import INIT_STD, ShardedSoftmax, initial_rows
 from recognition.checkpoints import store
 from recognition.data.dataset import FaceDataset
+from recognition.data.records.reader import RecordReader
 from recognition.encoders.embedder import Embedder
 from recognition.fine_tuning import freeze, rate_factors, start_classifier
 from recognition.optimiser import parameter_groups
@@ -62,6 +64,35 @@ def test_class_means_equal_a_dense_computation_on_any_number_of_ranks(demo_set):
     torch.testing.assert_close(alone.double(), expected, rtol=1e-4, atol=1e-7)
     for world in (2, 3):
         assert all(torch.equal(rows, alone) for rows in run_world(world, _class_means, demo_set))
+
+
+def _class_means_of_damaged(folder: Path) -> tuple[torch.Tensor, list[str], str]:
+    torch.manual_seed(0)
+    embed, problem = _embedder(), ""
+    config = from_base(head_from="means", init_from="x", val_batch_size=10, num_classes=CLASSES)
+    head = ShardedSoftmax(CLASSES, DIM, AdaFace(0.4, 64.0), seed=1)
+    notes = start_classifier(head, config, FaceDataset(folder, strict=False), embed)
+    try:
+        start_classifier(head, config, FaceDataset(folder), embed)
+    except UserError as error:
+        problem = str(error)
+    return gather_uneven_rows(head.weight.detach()), notes, problem
+
+
+def test_damaged_records_stop_all_ranks_or_are_left_out_of_the_means(demo_set, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(demo_set, folder)
+    with RecordReader(folder / "train.rec") as reader:
+        middle = int(reader.offsets[reader.position(17)]) + 200
+    content = bytearray((folder / "train.rec").read_bytes())
+    content[middle : middle + 400] = bytes(400)
+    (folder / "train.rec").write_bytes(content)
+    damaged = int(FaceDataset(demo_set).labels()[16])  # image 16 is key 17
+    sound = run_world(1, _class_means, demo_set)[0]
+    for rows, notes, problem in run_world(2, _class_means_of_damaged, folder):
+        changed = {label for label in range(CLASSES) if not torch.equal(rows[label], sound[label])}
+        assert changed == {damaged} and torch.cosine_similarity(rows, sound)[damaged] > 0.9
+        assert "103 of 104 images" in notes[0] and "key 17" in problem
 
 
 def test_losses_after_class_means_do_not_depend_on_the_ranks(demo_set, source, tmp_path):
