@@ -5,7 +5,7 @@
 
 Its features of both views fill the queue instead of the encoder's own, and its feature of the original image is the positive
 key: as in MoCo, each query is compared with keys of one encoder only. All else is as with the other queues. As in MoCo, it
-normalises with the batch's own BatchNorm statistics, so its running statistics are never read.
+normalises with the batch's own BatchNorm statistics, so its running statistics are never read, except those of frozen layers.
 """
 
 from __future__ import annotations
