@@ -199,7 +199,7 @@ def _few(found: list[str]) -> str:
 def _advice(raw: Mapping[Any, Any]) -> str:
     """Which registered backbone has these entries, and what to type; or which is the most similar, and how they differ."""
     if found := _identify(raw):
-        return f"it looks like {found[0]!r}: build({found[0]!r}, embedding_size={found[1]})"
+        return f"it looks like {found[0]!r} (network={found[0]!r}, embedding_size={found[1]})"
     known = _names(raw)
     advice = f"it looks like no backbone of this project; known are {', '.join(known)}"
     similar, name = max((_similarity(raw, name), name) for name in known)

@@ -74,7 +74,7 @@ def data_notes(config: Config, dataset: FaceDataset) -> list[str]:
             f"warning: rec={SYNTHETIC!r}: images and labels are RANDOM: speed and memory are those of a real run, losses and "
             "accuracies mean nothing"
         ]
-    notes = [f"{config.rec}: {dataset.describe_files()}"] if Path(config.rec).is_dir() else []
+    notes = [f"data files in {config.rec}: {dataset.describe_files()}"] if Path(config.rec).is_dir() else []
     gaps = classes_without_images(config, dataset)
     return [*notes, gaps] if gaps else notes
 

@@ -356,7 +356,7 @@ def test_misfits_are_explained(tmp_path: Path, net: nn.Module, released: dict[st
 def test_the_right_backbone_is_named(tmp_path: Path, net: nn.Module, name: str, size: int) -> None:
     path = tmp_path / "w.pt"
     torch.save(backbones.build(name, embedding_size=size).state_dict(), path)
-    assert f"it looks like {name!r}: build({name!r}, embedding_size={size})" in explained(net, path)
+    assert f"it looks like {name!r} (network={name!r}, embedding_size={size})" in explained(net, path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -162,7 +162,7 @@ def test_ranks_and_workers_end_with_a_killed_launcher(demo_set, tmp_path):
 @pytest.mark.parametrize(("launcher", "tail"), [(TORCHRUN, 3), (LAUNCH, 1)])
 def test_a_users_mistake_is_at_the_end_of_the_screen(tmp_path, launcher, tail):
     """torchrun's summary contains it; our launcher prints nothing else."""
-    mistake = f"error: {tmp_path}/set: the .rec file cannot be opened (No such file or directory)"
+    mistake = f"error: {tmp_path}/set: no such file or folder; give a .rec file, or a folder with train.rec or *.rec shards"
     done = run(sys.executable, *launcher, "train.py", CONFIG, f"rec={tmp_path}/set")
     assert any(line.endswith(mistake) for line in done.stderr.splitlines()[-tail:]), done.stderr
     assert launcher == TORCHRUN or (done.stderr, done.returncode) == (f"{mistake}\n", 2)

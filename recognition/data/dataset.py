@@ -214,6 +214,8 @@ def _record_error(shard: RecordReader, position: int, problem: str) -> RecordErr
 
 
 def _shard_files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a .rec file, or a folder with train.rec or *.rec shards")
     if not path.is_dir():
         return [path]  # the reader checks it
     try:
