@@ -55,7 +55,7 @@ def build(name: str, embedding_size: int = 512, **options: Any) -> nn.Module:
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, _BUILDERS, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown backbone {name!r}: {hint}known are {', '.join(_BUILDERS)}, and vit_*_dpNNN_mask_NNN")
+        raise ValueError(f"unknown backbone {name!r}: {hint}known names: {', '.join(_BUILDERS)}, and vit_*_dpNNN_mask_NNN")
     _refuse_unsupported(_BUILDERS[name], options)
     return _BUILDERS[name](embedding_size=embedding_size, **options)
 

@@ -201,7 +201,7 @@ def _advice(raw: Mapping[Any, Any]) -> str:
     if found := _identify(raw):
         return f"it looks like {found[0]!r} (network={found[0]!r}, embedding_size={found[1]})"
     known = _names(raw)
-    advice = f"it looks like no backbone of this project; known are {', '.join(known)}"
+    advice = f"it matches no backbone of this project; known names: {', '.join(known)}"
     similar, name = max((_similarity(raw, name), name) for name in known)
     return f"{advice}; the most similar is {name!r}: {_nearest_faults(raw, name)}" if similar > 0.5 else advice
 

@@ -134,7 +134,7 @@ def verdict(target: Target, content: bytes) -> str:
 
 
 def _fuzz_some(name: str, seed: int, first: int, stop: int, folder: str, results: Any) -> None:
-    """Inputs first..stop-1 of a target, in a process of its own. The current one is kept in `folder`, in case it crashes it."""
+    """Inputs first..stop-1 of a target, in a separate process. Keeps the current one in `folder`, in case the process crashes."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print a warning per damaged image
     target = TARGETS[name](Path(folder))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=4 train.py configs/adaface_ir101 rec=/data/faces_emore
 
 Data: insightface's pack of MS1MV2 (85,742 people, 5.8 million images). Schedule and constants: those of AdaFace's released
-training script, for 512 images per step on any number of GPUs. Not trained yet, for want of GPU time.
+training script, for 512 images per step on any number of GPUs. Not trained yet, for lack of GPU time.
 """
 
 from easydict import EasyDict as edict

@@ -4,7 +4,7 @@
 
 Data: insightface's pack of MS1MV3 (93,431 people, 5.2 million images). Schedule: arcface_torch's, for 1,024 images per step on
 any number of GPUs. The margin has its exact derivative; `margin_gradient="straight_through"` is arcface_torch's
-(docs/MIGRATING.md). Not trained yet, for want of GPU time.
+(docs/MIGRATING.md). Not trained yet, for lack of GPU time.
 """
 
 from easydict import EasyDict as edict

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=8 train.py configs/cosface_r100 rec=/data/glint360k sample_rate=0.1      # partial FC
 
 Data: insightface's pack of Glint360K (360,232 people, 17.1 million images). Schedule: as in configs/arcface_r50. Not trained yet,
-for want of GPU time.
+for lack of GPU time.
 """
 
 from easydict import EasyDict as edict

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112
 
 Data: insightface's pack of VGGFace2 (8,631 people, 3.1 million images). Hardware: any number of GPUs, 512 images per step; the
-paper used four A100 with 128 images each. Schedule: the defaults of configs/base.py. Not trained yet, for want of GPU time; how
+paper used four A100 with 128 images each. Schedule: the defaults of configs/base.py. Not trained yet, for lack of GPU time; how
 long it takes is not known.
 The paper's figures (%): SCface d1 92.31, d2 99.54, d3 100.0; TinyFace rank 1 69.85; IJB-B TAR@FAR=1e-4 91.05;
 HQ average 95.43: LFW 99.50, CFP-FP 96.03, AgeDB 94.00, CPLFW 94.48, CALFW 93.12.

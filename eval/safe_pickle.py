@@ -55,7 +55,7 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Dtype:
-    """A numpy type in `_NUMBERS`. order: of its bytes, "<" or ">"; "|" for one byte."""
+    """A numpy type in `_NUMBERS`. order: its byte order, "<" or ">"; "|" for one byte."""
 
     code: str
     order: str = "|"

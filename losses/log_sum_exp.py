@@ -112,14 +112,14 @@ class NegativeRule(Protocol):
     """How a margin changes the logits of other classes (CurricularFace is the only one that does)."""
 
     def logits(self, scaled_NC: Tensor) -> Tensor:
-        """From s cos to the logits; -inf stays -inf."""
+        """The logits for s cos; -inf stays -inf."""
 
     def slope(self, scaled_NC: Tensor) -> Tensor:
         """Derivative of the logits with respect to s cos."""
 
 
 RuleOf = Callable[[Tensor], NegativeRule]
-"""From the target cosines of all queries [N] to the rule."""
+"""Maps the target cosines of all queries [N] to the rule."""
 
 
 class ShardedLogSumExp(torch.autograd.Function):

@@ -100,7 +100,7 @@ class ShardedSoftmax(nn.Module):
 
         unit_ND: normalised gathered features, float32. label_N: int64 in [0, C). quality_N: z-hat, for the margin. share_N: a_i,
         float32. norm_N: norms of the raw features, with gradient, for margins that use them. host_label_N: the labels on the
-        CPU; ValueError if they are missing and classes are sampled.
+        CPU; raises ValueError if they are missing and classes are sampled.
         """
         visited_S = self._sample(host_label_N, unit_ND.device)
         # Every rank computes the norms' part of the loss in full, unlike the cosines'.

@@ -1,4 +1,4 @@
-"""From a checked configuration to the objects of a run."""
+"""Build the objects of a run from a checked configuration."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def batch_statistics(encoder: nn.Module) -> Iterator[None]:
     """Within the block, BatchNorm normalises with the batch's own statistics (unless it is frozen), as in training; dropout and
     the like are off.
 
-    Afterwards each module is in its former mode, and the running statistics have their former values, to the bit.
+    Afterwards each module is in its former mode, and the running statistics have their former values, bit for bit.
     """
     before, modes = Snapshot(running_statistics(encoder)), [(module, module.training) for module in encoder.modules()]
     encoder.eval()

@@ -173,7 +173,7 @@ class Trainer:
         return results
 
     def _stop(self) -> Results:
-        """Save and say so, because a signal asked the run to stop."""
+        """Save and report it, because a signal asked the run to stop."""
         self.saver.save(self.step_number, wait=True)
         folder = store.folder_of(self.output, self.step_number)
         names = signals.names_of(self.requests)

@@ -129,7 +129,7 @@ def read(folder):
     if images != len(expected["flat.rec"]):
         sys.exit(f"flat.rec: ImageRecordIter returned {images} images of {len(expected['flat.rec'])}")
     print(f"flat.rec: {images} images through ImageRecordIter")
-    print(f"mxnet {mxnet.__version__}: all read back to the byte")
+    print(f"mxnet {mxnet.__version__}: all read back byte for byte")
 
 
 def speed(rec, reads=100_000, repeats=5):

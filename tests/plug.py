@@ -140,7 +140,7 @@ def series(output: Path) -> list[tuple[float, ...]]:
 
 
 def assert_same_run(actual: Path, expected: Path, step: int, what: str = "") -> None:
-    """The tensors and counters of the checkpoint of `step` and all reported losses are equal, to the bit."""
+    """The tensors and counters of the checkpoint of `step` and all reported losses are equal, bit for bit."""
     one, two = (folder / "checkpoints" / f"step-{step:08d}" for folder in (actual, expected))
     state_one, state_two = (json.loads((folder / "state.json").read_text()) for folder in (one, two))
     assert state_one == state_two, what

@@ -121,7 +121,7 @@ def test_a_run_with_other_settings_is_not_mistaken_for_this_one(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["IX"], "table 'IX': unknown; known are I, II, III"),
+        (["IX"], "table 'IX': unknown; known tables: I, II, III"),
         (["own"], "table 'own' has no rows"),
         (["own", "--row", "nonsense"], "expected 'NAME: CONFIG"),
         (["own", "--row", "absent: configs/absent"], "no such configuration file"),

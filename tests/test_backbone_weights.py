@@ -340,7 +340,7 @@ def explained(net: nn.Module, path: Path) -> str:
 def test_misfits_are_explained(tmp_path: Path, net: nn.Module, released: dict[str, Tensor]) -> None:
     path = tmp_path / "w.pt"
     torch.save({k: v for k, v in released.items() if k != "body.0.res_layer.1.weight"}, path)
-    assert "1 missing (body.0.res_layer.1.weight); it looks like no backbone" in explained(net, path)
+    assert "1 missing (body.0.res_layer.1.weight); it matches no backbone" in explained(net, path)
     torch.save({**released, "extra": torch.zeros(1)}, path)
     assert "1 unexpected (extra)" in explained(net, path)
     torch.save({**released, "output_layer.3.weight": torch.zeros(64, 25088)}, path)

@@ -79,7 +79,7 @@ def _training(output: Path) -> list[dict]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_diagnostics_change_nothing(runs, ranks):
-    """Per-rank BatchNorm, dropout, accumulated gradients: to the bit the run without diagnostics."""
+    """Per-rank BatchNorm, dropout, accumulated gradients: bit for bit as in the run without diagnostics."""
     diagnoses, plain = runs / f"diagnoses{ranks}", runs / f"plain{ranks}"
     with_diagnoses, without = _state(diagnoses), _state(plain)
     assert with_diagnoses.keys() == without.keys() and any("running_mean" in name for _, name in without)

@@ -227,7 +227,7 @@ def test_arcface_weights_expect_rgb_and_adaface_checkpoints_bgr(tmp_path):
     close(loaded.embed(IMAGES), expected(adaface, "BGR"))
     with pytest.raises(UserError, match=r"does not fit r18; it looks like 'mbf'.*embedding_size=128"):
         load_encoder(tmp_path / "backbone.pth", CPU, network="r18")
-    with pytest.raises(UserError, match=r"unknown backbone 'r19'.*known are"):
+    with pytest.raises(UserError, match=r"unknown backbone 'r19'.*known names"):
         load_encoder(tmp_path / "backbone.pth", CPU, network="r19")
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or restarted ends with the same weights as an undisturbed one, to the bit."""
+"""A run that is killed, stopped or restarted ends with the same weights as an undisturbed one, bit for bit."""
 
 from __future__ import annotations
 

@@ -314,4 +314,4 @@ def test_mxnet_reads_packed_sets(tmp_path: Path) -> None:
     (tmp_path / "expected.json").write_text(json.dumps(expected))
     command = [interpreter, "-m", "scripts.check_with_mxnet", "read", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert "all read back to the byte" in done.stdout, done.stdout + done.stderr
+    assert "all read back byte for byte" in done.stdout, done.stdout + done.stderr

@@ -122,7 +122,7 @@ def test_mxnet_reads_what_was_written(tmp_path: Path) -> None:
         command = [str(python), "-m", "scripts.check_with_mxnet", what, str(tmp_path)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "all read back to the byte" in done.stdout
+    assert "all read back byte for byte" in done.stdout
 
 
 # -- round trips, compared with the simple parser

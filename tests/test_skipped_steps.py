@@ -89,7 +89,7 @@ def runs() -> list[dict[str, list[tuple[dict, list[str]]]]]:
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_skipped_step_leaves_no_trace(runs, name):
-    """The state equals, to the bit, that of a run without the spoiled steps."""
+    """The state equals, bit for bit, that of a run without the spoiled steps."""
     case = CASES[name]
     for rank in runs:
         (state, outcomes), (expected, others) = rank[name]

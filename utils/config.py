@@ -255,7 +255,7 @@ def _build(entries: Sequence[Entry], problems: Sequence[str] = (), plan_rules: S
 
 
 def _check(entries: Iterable[Entry], rules: Iterable[_Rule], problems: Sequence[str] = ()) -> dict[str, Any]:
-    """Key -> value in the key's type; the last entry of a key counts. UserError with all problems, the given ones first."""
+    """Key -> value in the key's type; a key's last entry counts. Raises UserError with all problems, the given ones first."""
     values: dict[str, Any] = {}
     problems = list(problems)
     for where, key, value in entries:
@@ -271,7 +271,7 @@ def _check(entries: Iterable[Entry], rules: Iterable[_Rule], problems: Sequence[
 
 
 def _broken(rules: Iterable[_Rule], values: Mapping[str, Any]) -> Iterable[str]:
-    """Messages of the rules that do not hold. A rule whose keys are not all there is skipped: they have problems of their own."""
+    """Messages of the rules that do not hold. A rule is skipped if one of its keys is missing, which is reported separately."""
     config = types.SimpleNamespace(**values)
     for holds, message in rules:
         with contextlib.suppress(AttributeError):
@@ -311,7 +311,7 @@ def _parse(text: str) -> Any:
 
 
 def _convert(key: str, value: Any) -> Any:
-    """`value` in the type of its key, without loss. ValueError with what it must be."""
+    """`value` in the type of its key, without loss. Raises ValueError with what it must be."""
     if key not in _TYPES:
         near = difflib.get_close_matches(key, _TYPES, 1)
         raise ValueError(f"unknown key; did you mean {near[0]!r}?" if near else "unknown key; configs/base.py lists all keys")
@@ -325,7 +325,7 @@ def _convert(key: str, value: Any) -> Any:
 
 
 def _expand(path: str) -> str:
-    """A path with the user's folder in place of `~`, as shells expand it. ValueError: there is no such user."""
+    """A path with the user's folder in place of `~`, as shells expand it. Raises ValueError if there is no such user."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ValueError(f"a path that exists: there is no user {path[1:].split('/')[0]!r}")
@@ -333,7 +333,7 @@ def _expand(path: str) -> str:
 
 
 def _as_type(value: Any, wanted: Any) -> Any:
-    """`value` in the type `wanted`, without loss. ValueError with a description of that type."""
+    """`value` in the type `wanted`, without loss. Raises ValueError with a description of that type."""
     origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Annotated:
         value, bounds = _as_type(value, parts[0]), parts[1:]

@@ -88,7 +88,7 @@ def _margin_list(key: str, values: Mapping[str, Any]) -> _Result:
         raise ValueError("must be a list of 3 numbers")
     m1, m2, m3 = values[key]
     if m3 > 0:
-        return {"margin": "cosface", "margin_m": m3}, "" if (m1, m2) == (1, 0) else "warning: m1 and m2 are ignored, as there"
+        return {"margin": "cosface", "margin_m": m3}, "" if (m1, m2) == (1, 0) else "warning: m1, m2 ignored, as in arcface_torch"
     if m1 == 1 and m3 == 0:
         return {"margin": "arcface", "margin_m": m2, "margin_gradient": "straight_through"}, ""
     raise ValueError("arcface_torch trains only with m1 = 1 and m3 = 0 (ArcFace), or with m3 > 0 (CosFace)")
@@ -118,29 +118,29 @@ def _fp16(key: str, values: Mapping[str, Any], gpu: bool | None = None) -> _Resu
 
 
 def _momentum(key: str, values: Mapping[str, Any]) -> _Result:
-    return {key: 0.9}, "" if values[key] == 0.9 else "warning: ignored, as there: SGD's momentum is 0.9"
+    return {key: 0.9}, "" if values[key] == 0.9 else "warning: ignored, as in arcface_torch: SGD's momentum is 0.9"
 
 
 def _warmup_epoch(key: str, values: Mapping[str, Any]) -> _Result:
     if values[key] == -1:
         return {key: 0.0}, "no warm-up"
-    return {key: values[key]}, "starts with a small rate; there, the very first step has the full one" if values[key] else ""
+    return {key: values[key]}, "starts with a small rate; arcface_torch's very first step has the full one" if values[key] else ""
 
 
 def _sample_rate(key: str, values: Mapping[str, Any]) -> _Result:
-    remark = "" if values[key] in (0, 1) else "share drawn in addition to the classes of the batch (there: including them)"
+    remark = "" if values[key] in (0, 1) else "share drawn in addition to the batch's classes (arcface_torch: including them)"
     return {key: values[key], "unsampled_rows": "moved"}, remark
 
 
 def _gradient_acc(key: str, values: Mapping[str, Any]) -> _Result:
-    remark = "" if values[key] == 1 else "the rate changes once per update (there: once per batch)"
+    remark = "" if values[key] == 1 else "the rate changes once per update (arcface_torch: once per batch)"
     return {key: values[key], "accumulation": "sum"}, remark
 
 
 def _num_image(key: str, values: Mapping[str, Any]) -> _Result:
     if values.get("rec") == "synthetic":
         return {key: values[key]}, ""
-    return {}, "ignored: the images are counted; the schedule follows their number (there: this number)"
+    return {}, "ignored: the images are counted; the schedule follows their number (arcface_torch: this number)"
 
 
 def _dali_aug(key: str, values: Mapping[str, Any]) -> _Result:
@@ -148,7 +148,7 @@ def _dali_aug(key: str, values: Mapping[str, Any]) -> _Result:
 
 
 def _output(key: str, values: Mapping[str, Any]) -> _Result:
-    return ({key: values[key]}, "") if values[key] else ({}, "runs/NAME, where NAME is that of the file")
+    return ({key: values[key]}, "") if values[key] else ({}, "runs/NAME, where NAME is the file's name")
 
 
 def _val_targets(key: str, values: Mapping[str, Any]) -> _Result:
@@ -156,7 +156,7 @@ def _val_targets(key: str, values: Mapping[str, Any]) -> _Result:
     if not _is_list(targets) or not os.path.isdir(folder):
         return {key: targets}, ""
     absent = [target for target in targets if not any(map(os.path.isfile, (f"{folder}/{target}.bin", f"{folder}/{target}")))]
-    remark = f"warning: not in {folder}, so not verified, as there: {', '.join(map(str, absent))}" if absent else ""
+    remark = f"warning: not in {folder}, so not verified, as in arcface_torch: {', '.join(map(str, absent))}" if absent else ""
     return {key: [target for target in targets if target not in absent]}, remark
 
 
@@ -204,7 +204,7 @@ KEYS = _RULES.keys()
 
 
 def is_dialect(values: Mapping[str, Any]) -> bool:
-    """Whether the values of a file are arcface_torch's: it has keys of theirs, and does not start from configs/base.py."""
+    """Whether a file is arcface_torch's: it has keys that only arcface_torch has, and does not start from configs/base.py."""
     if base.keys() <= values.keys():
         return False
     return bool(values.keys() & _RULES.keys() - base.keys()) or ("margin_list" in values and "margin" not in values)

@@ -100,7 +100,7 @@ def record_for_launcher(text: str) -> None:
 
 
 def discard_output() -> bool:
-    """If the terminal, or the reader of a pipe, is gone, send what is printed there to nowhere. Whether it is gone."""
+    """If the terminal, or the reader of a pipe, is gone, discard what is printed there. Returns whether it is gone."""
     gone = False
     for stream in (1, 2):
         poll = select.poll()

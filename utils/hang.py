@@ -106,7 +106,7 @@ class Watch:
 
 
 class LauncherWatch:
-    """Ends this rank when torchrun, its parent, is gone, which `kill -9` allows no time to end its ranks.
+    """Ends this rank when torchrun, its parent, is gone: `kill -9` leaves torchrun no time to end its ranks.
 
     At once, without saving: the store that connects the ranks was torchrun's, ranks of other machines may have ended, and what is
     left would occupy the GPUs. Without torchrun nothing is watched: `nohup` and `disown` keep their meaning.

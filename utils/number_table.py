@@ -85,7 +85,7 @@ def _first_malformed(path: Path, parse: Callable[[list[str]], object], skip_line
 
 
 def _refuse_endless_line(path: Path) -> None:
-    """UserError for a line of megabytes, which `loadtxt` would hold in memory several times."""
+    """Raise UserError for a line of megabytes, which `loadtxt` would hold in memory several times."""
     number = 1
     with open(path, "rb") as file:
         while block := file.read(_LONGEST_LINE):

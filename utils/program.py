@@ -82,7 +82,7 @@ def _end_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _report_faults_only(failure: threading.ExceptHookArgs) -> None:
-    """A full disk under a library's thread, such as TensorBoard's, is reported by the main thread, which meets it too."""
+    """A full disk under a library's thread, such as TensorBoard's, is reported by the main thread, which fails too."""
     from utils.errors import explain  # which imports this module
 
     if failure.exc_value is None or explain(failure.exc_value) is None:

@@ -228,13 +228,13 @@ def prepare_outputs(arguments: argparse.Namespace) -> None:
 
 
 def save_plots(folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Write figures, file name -> figure, as PNG and SVG, and print where."""
+    """Write figures, file name -> figure, as PNG and SVG, and print their paths."""
     written = [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
     print("plots:", ", ".join(map(str, written)))
 
 
 class Figures:
-    """The results of a command, written to `--json`, if it was given, as they come. On all ranks; rank 0 writes."""
+    """The results of a command, written to `--json`, if it was given, as they become available. On all ranks; rank 0 writes."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.path, self.results = arguments.json, Results()

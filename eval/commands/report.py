@@ -100,7 +100,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _gradient_map(run: Run) -> GradientMap | None:
-    """From the run's margin and its last quality statistics; None for other margins than AdaFace's."""
+    """The map for the run's margin and last quality statistics; None for margins other than AdaFace's."""
     config, training = run.config, run.training
     needed = ("margin_m", "scale", "num_classes", "quality_concentration")
     if config.get("margin") != "adaface" or not all(config.get(key) for key in needed) or "quality_std" not in training:

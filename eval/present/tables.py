@@ -154,7 +154,7 @@ def read_results(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _refuse_not_finite(results: Mapping[str, Metrics], where: str) -> None:
-    """UserError, beginning with `where`, if a figure is NaN or infinite."""
+    """Raise UserError, beginning with `where`, if a figure is NaN or infinite."""
     for name, metrics in results.items():
         for metric, value in metrics.items():
             if not math.isfinite(value):

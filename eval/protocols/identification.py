@@ -44,7 +44,7 @@ class Search:
 
     @property
     def counted(self) -> int:
-        """The number of probes that rank rates are over."""
+        """The number of probes over which rank rates are averaged."""
         return len(self.rank) if self.closed_set else int(self.mated.sum())
 
     def with_failures(self, count: int) -> Search:
@@ -68,7 +68,7 @@ class Search:
         """True positive identification rate at the lowest threshold with a false positive identification rate of at most `fpir`.
 
         This is the share of mated probes whose mate scores above the threshold (at any rank), where at most a share `fpir` of
-        the probes without mates scores above it with anybody. Raises UserError without mated or without unmated probes.
+        the probes without mates scores above it with anyone. Raises UserError without mated or without unmated probes.
         """
         self._require_mated()
         strangers = np.sort(self.other_score[~self.mated])[::-1]
@@ -214,7 +214,7 @@ def require_one_mate(probe_ids: np.ndarray, gallery_ids: np.ndarray) -> None:
     mates = np.bincount(_mates(probe_ids, gallery_ids)[0], minlength=len(probe_ids))
     if (mates != 1).any():
         probe = int(np.argmax(mates != 1))
-        raise UserError(f"subject {probe_ids[probe]} of the probes is in the two galleries {mates[probe]} times; expected once")
+        raise UserError(f"subject {probe_ids[probe]} of the probes occurs {mates[probe]} times in both galleries; expected once")
 
 
 def pooled_metrics(

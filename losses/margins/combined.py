@@ -44,7 +44,7 @@ class Combined(Margin):
 
 
 def combined_margin(config: Any, m1: float, m2: float, m3: float) -> Combined:
-    """The margin with the configuration's scale and gradient. If it is straight through, cosines are clamped to +-1, as there."""
+    """The margin with the configuration's scale and gradient. "straight_through" clamps cosines to +-1, as arcface_torch does."""
     if config.margin_gradient == "straight_through":
         return Combined(m1, m2, m3, config.scale, epsilon=0.0, straight_through=True)
     return Combined(m1, m2, m3, config.scale)

@@ -86,7 +86,7 @@ def default_m(name: str) -> float:
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, _BUILDERS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown margin {name!r}: {hint}known are {', '.join(names())}")
+        raise ValueError(f"unknown margin {name!r}: {hint}known names: {', '.join(names())}")
     return _DEFAULT_M[name]
 
 

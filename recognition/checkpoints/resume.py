@@ -57,7 +57,7 @@ def check_changes(folder: Path, config: Config, world_size: int, data: Mapping[s
     others = [text for key, text in changes.items() if key not in REFUSED]
     if refused:
         also = f" (also changed: {'; '.join(others)})" if others else ""
-        raise UserError(f"{folder}: is of another experiment: {'; '.join(refused)}{also}; {_ADVICE}")
+        raise UserError(f"{folder}: belongs to another experiment: {'; '.join(refused)}{also}; {_ADVICE}")
     if state["step"] >= last_step and changes.keys() & REPORTED:
         raise UserError(
             f"{folder}: step {state['step']} is done and the last is {last_step}; with nothing left to train, settings may not "

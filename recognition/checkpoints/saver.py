@@ -119,7 +119,7 @@ class Saver:
 
 
 def _check_metric(keep_best: str, sets: Mapping[str, Collection[str]]) -> None:
-    """UserError unless `keep_best` is empty or names a metric of one of the verification sets."""
+    """Raise UserError unless `keep_best` is empty or names a metric of one of the verification sets."""
     if not keep_best:
         return
     name, _, metric = keep_best.partition("/")

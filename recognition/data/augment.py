@@ -183,9 +183,9 @@ AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "qgface": qgface, "adafa
 
 
 def recipe(name: str) -> Augmentation:
-    """The augmentation of that name. UserError for an unknown one, with the nearest known name."""
+    """The augmentation of that name. Raises UserError, with the nearest known name, if there is none."""
     if name not in AUGMENTATIONS:
         near = difflib.get_close_matches(name, AUGMENTATIONS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"augmentation={name!r}: unknown: {hint}known are {', '.join(AUGMENTATIONS)}")
+        raise UserError(f"augmentation={name!r}: unknown: {hint}known names: {', '.join(AUGMENTATIONS)}")
     return AUGMENTATIONS[name]

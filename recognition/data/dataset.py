@@ -160,7 +160,7 @@ class FaceDataset:
         return labels
 
     def _label_of_record(self, shard: RecordReader, position: int, image: int) -> int:
-        """The label, by reading the whole record. If the record is damaged: RecordError, or `UNREADABLE` if not strict."""
+        """The label, by reading the whole record. Of a damaged record it is `UNREADABLE`; if strict, it raises RecordError."""
         try:
             return _image_and_label(shard, position)[1]
         except RecordError:

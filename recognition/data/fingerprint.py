@@ -36,7 +36,7 @@ def fingerprint(dataset: FaceDataset) -> dict[str, Any]:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In what two data sets differ, with both values; "" if in nothing, or if one of them is unknown."""
+    """What differs between two data sets, with both values; "" if nothing does, or if one of them is unknown."""
     parts = [
         f"{name} ({_short(before[key])}, now {_short(now[key])})"
         for key, name in _NAMES.items()

@@ -149,7 +149,7 @@ _active_pools: list[ProcessPoolExecutor] = []
 
 
 def exit_on_signals() -> None:
-    """Let Ctrl-C, SIGTERM and a closed terminal raise `SystemExit` with a shell's exit code, so that unfinished output goes."""
+    """Let Ctrl-C, SIGTERM and a closed terminal raise `SystemExit` with a shell's exit code: unfinished output is removed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
             signal.signal(number, _handle_signal)

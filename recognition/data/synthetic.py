@@ -18,14 +18,14 @@ from utils.randomness import seed_for
 
 SYNTHETIC = "synthetic"
 _PICTURES = 256  # different JPEGs
-_CELLS = 12  # per side of a picture: such JPEGs are of about 5 kB, as those of faces are, and take as long to decode
+_CELLS = 12  # per side of a picture: such JPEGs have about 5 kB, like those of faces, and take as long to decode
 _MOST_IMAGES = 1 << 31  # labels take 8 bytes each
 
 
 class SyntheticFaces(FaceDataset):
     """Smooth random JPEGs of a face's size, read and decoded like those of a record file. A function of the three numbers alone.
 
-    The labels are spread evenly over the classes, and so over the ranks. UserError: a number is missing or too large.
+    The labels are spread evenly over the classes, and so over the ranks. Raises UserError if a number is missing or too large.
     """
 
     def __init__(self, num_image: int, num_classes: int, seed: int):
@@ -65,7 +65,7 @@ class SyntheticFaces(FaceDataset):
 
 
 def training_set(config: Config) -> FaceDataset:
-    """The images that `rec` names. UserError: they cannot be opened."""
+    """The images that `rec` names. Raises UserError if they cannot be opened."""
     if config.rec == SYNTHETIC:
         return SyntheticFaces(config.num_image, config.num_classes, config.seed)
     return FaceDataset(config.rec, strict=config.on_error == "stop")

@@ -31,7 +31,7 @@ def export_encoder(module: nn.Module, card: EncoderCard, out: str | Path) -> flo
     """Write `out`, whole or not at all, in the format of its ending.
 
     Returns the largest difference from PyTorch's features that the check found (0.0 for safetensors, whose tensors are
-    compared to the bit).
+    compared bit for bit).
 
     module: images [B, 3, 112, 112], normalised as in `card` -> raw features [B, D]; stays unchanged.
     Raises UserError if the ending is another one, or the file cannot be written or disagrees with PyTorch.

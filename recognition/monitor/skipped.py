@@ -3,7 +3,7 @@
 - Damaged RECORDS (`on_error=skip`): counted, and each listed once in OUTPUT/skipped.txt.
 - Skipped STEPS, whose numbers were not finite or whose records were all damaged: if there are `max_skipped` in a row, the run
   ends, and OUTPUT/not_finite.json lists their batches. A batch is a function of (seed, epoch, number), so
-  `BatchMaker.fill(epoch, number, …)` makes it again, to the bit; the file also names each image's record.
+  `BatchMaker.fill(epoch, number, …)` makes it again, bit for bit; the file also names each image's record.
 """
 
 from __future__ import annotations

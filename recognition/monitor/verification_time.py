@@ -16,7 +16,7 @@ class VerificationTime:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """The block is a verification."""
+        """Measure the block as a verification."""
         begin = time.perf_counter()
         yield
         self._last = time.perf_counter() - begin

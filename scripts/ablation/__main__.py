@@ -66,7 +66,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.tables = [text for text in options.tables if "=" not in text]
     unknown = [text for text in options.tables if text not in TABLES]
     if unknown or not options.tables:
-        raise UserError(f"table {unknown[0] if unknown else ''!r}: unknown; known are {', '.join(TABLES)}")
+        raise UserError(f"table {unknown[0] if unknown else ''!r}: unknown; known tables: {', '.join(TABLES)}")
     for name in ("jobs", "nproc"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
@@ -94,7 +94,7 @@ def _runs(rows: Sequence[Row], options: argparse.Namespace) -> list[Run]:
 
 
 def _check(tables: dict[str, list[Row]], runs: Sequence[Run], options: argparse.Namespace) -> None:
-    """UserError for anything that would fail after hours of training."""
+    """Raise UserError for anything that would fail after hours of training."""
     for name, rows in tables.items():
         if not rows:
             raise UserError(f"table {name!r} has no rows: give them as --row 'NAME: CONFIG [key=value …]'")

@@ -32,7 +32,7 @@ def settings_of(config: Config, processes: int) -> dict[str, Any]:
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """UserError with both values if the run in this folder, finished or not, has other settings."""
+    """Raise UserError, with both values, if the run in this folder, finished or not, has other settings."""
     before = read_record(folder).get(SETTINGS, {})
     for key, value in settings.items():
         if key in before and before[key] != value:

@@ -147,7 +147,7 @@ def _pnm_size(encoded: bytes) -> tuple[int, int]:
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:
-    """Of the canvas, if the file has one. Source: RFC 9649, sections 2.5 to 2.7, and RFC 6386, section 9.1."""
+    """The size of the canvas, or of the only frame. Source: RFC 9649, sections 2.5 to 2.7, and RFC 6386, section 9.1."""
     (length,) = struct.unpack_from("<I", encoded, 4)
     if len(encoded) < length + 8:
         raise ValueError(f"it is truncated: its WEBP header announces {length + 8} bytes")
@@ -166,7 +166,7 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
 def _gif_size(encoded: bytes) -> tuple[int, int]:
     """The size of the screen, which must contain the first frame: the decoder returns that frame on the screen."""
     screen_width, screen_height, flags = struct.unpack_from("<HHB", encoded, 6)
-    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)  # behind the global colours
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)  # after the global colours
     while encoded[at] == _GIF_EXTENSION:
         at += 2
         while encoded[at]:  # sub-blocks, each with its length
@@ -181,7 +181,7 @@ def _gif_size(encoded: bytes) -> tuple[int, int]:
 
 
 def _tiff_size(encoded: bytes) -> tuple[int, int]:
-    """Of the first page. Raises ValueError for what OpenCV decodes unreliably or at the cost of much memory."""
+    """The size of the first page. Raises ValueError for what OpenCV decodes unreliably or at the cost of much memory."""
     order = "<" if encoded[:1] == b"I" else ">"
     (directory,) = struct.unpack_from(f"{order}I", encoded, 4)
     (count,) = struct.unpack_from(f"{order}H", encoded, directory)

@@ -115,7 +115,7 @@ def _folder_of(data: Path) -> Path:
 
 
 def write_skipped(folder: Path, skipped: Sequence[str]) -> None:
-    """Write skipped.csv, unless no image was left out. skipped: why, for each image that was."""
+    """Write skipped.csv, unless no image was left out. skipped: the reasons, one per image."""
     if skipped:
         with CsvFile(folder / SKIPPED, ("reason",)) as table:
             for reason in skipped:
