@@ -230,7 +230,7 @@ def make_demo_set(out_dir: str | os.PathLike[str], *, workers: int | None = None
     if _is_complete(folder, demo_set):
         print(f"{out_dir}: this demo set is complete and is reused")
         return
-    print(f"{out_dir}: drawing the faces, a minute or two on two cores", flush=True)
+    print(f"{out_dir}: drawing the faces (about a minute on two cores)", flush=True)
     with new_folder(folder) as draft:
         _make(draft, demo_set, cores() if workers is None else workers)
     print(
