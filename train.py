@@ -13,6 +13,7 @@ interrupted run. --show prints the settings as a file in the style of configs/, 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from utils import program
 
@@ -39,7 +40,7 @@ def main() -> None:
     settings = config.load(arguments[0], arguments[1:], explanations.append, gpu=show or None)  # files are shown for GPUs
     if show:
         print(*explanations, sep="\n", file=sys.stderr)
-        print(settings.as_file(), end="")
+        print(settings.as_file(Path(arguments[0]).stem), end="")
         return
     world = dist.start(settings.timeout_minutes)
     if world.is_first and explanations:

@@ -171,9 +171,10 @@ def test_arguments_are_keys_of_either_style(tmp_path):
 @pytest.mark.parametrize("margin_list", [(1.0, 0.5, 0.0), (1.0, 0.0, 0.4)])
 def test_show_prints_the_same_run_in_our_style(tmp_path, margin_list):
     loaded, _ = _load(tmp_path, {**R50, "margin_list": margin_list})
-    (tmp_path / "ours.py").write_text(loaded.as_file())
+    (tmp_path / "ours.py").write_text(loaded.as_file("another"))
     tables: list[str] = []
     assert config.load(str(tmp_path / "ours.py"), explain=tables.append) == loaded and not tables
+    assert "output=" in loaded.as_file("another") and "output=" not in loaded.as_file(loaded.output.removeprefix("runs/"))
 
 
 def test_a_recipe_moves_to_our_style_key_by_key(tmp_path):

@@ -144,9 +144,14 @@ class Config:
         """All keys and values, for `load_json`."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
-    def as_file(self) -> str:
-        """The configuration as a file in the style of configs/: what differs from configs/base.py."""
-        changed = "".join(f"    {key}={value!r},\n" for key, value in vars(self).items() if value != base[key])
+    def as_file(self, name: str) -> str:
+        """The configuration as a file in the style of configs/: what differs from configs/base.py.
+
+        name: of the file it was loaded from. An output folder that only follows from it is left out.
+        """
+        derived = {"output": f"runs/{name}"}
+        different = {key: value for key, value in vars(self).items() if value != base[key] and value != derived.get(key)}
+        changed = "".join(f"    {key}={value!r},\n" for key, value in different.items())
         imports = "from easydict import EasyDict as edict\n\nfrom configs.base import config as base\n"
         return f"{imports}\nconfig = edict(\n    base,\n{changed})\n"
 

@@ -48,7 +48,8 @@ def check_changes(folder: Path, config: Config, world_size: int, data: Mapping[s
     """
     saved, state = store.read_config(folder), store.read_state(folder)
     before, now = vars(saved), vars(config)
-    changed = [key for key in now if before[key] != now[key] and key not in _UNNAMED]
+    unnamed = _UNNAMED | ({"queue_size"} if saved.queue == config.queue == "none" else set())
+    changed = [key for key in now if before[key] != now[key] and key not in unnamed]
     changes = {key: f"{key}={before[key]!r}, now {key}={now[key]!r}" for key in changed}
     refused = [text for key, text in changes.items() if key in REFUSED]
     refused += _changed_batch(state["global_batch"], saved, config, world_size)
@@ -57,7 +58,7 @@ def check_changes(folder: Path, config: Config, world_size: int, data: Mapping[s
     others = [text for key, text in changes.items() if key not in REFUSED]
     if refused:
         also = f" (also changed: {'; '.join(others)})" if others else ""
-        raise UserError(f"{folder}: belongs to another experiment: {'; '.join(refused)}{also}; {_ADVICE}")
+        raise UserError(f"{folder}: belongs to another experiment; {_ADVICE}: {'; '.join(refused)}{also}")
     if state["step"] >= last_step and changes.keys() & REPORTED:
         raise UserError(
             f"{folder}: step {state['step']} is done and the last is {last_step}; with nothing left to train, settings may not "
