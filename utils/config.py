@@ -149,8 +149,8 @@ class Config:
 
         name: of the file it was loaded from. An output folder that only follows from it is left out.
         """
-        derived = {"output": f"runs/{name}"}
-        different = {key: value for key, value in vars(self).items() if value != base[key] and value != derived.get(key)}
+        derived = ("output", f"runs/{name}")
+        different = {key: value for key, value in vars(self).items() if value != base[key] and (key, value) != derived}
         changed = "".join(f"    {key}={value!r},\n" for key, value in different.items())
         imports = "from easydict import EasyDict as edict\n\nfrom configs.base import config as base\n"
         return f"{imports}\nconfig = edict(\n    base,\n{changed})\n"
