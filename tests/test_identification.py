@@ -123,7 +123,7 @@ def test_pooled_variant_equals_insightfaces_arithmetic():
 def test_pooled_variant_needs_one_mate_each():
     features = np.eye(4)
     found = search(features, np.arange(4), features, np.array([0, 1, 2, 2]))
-    with pytest.raises(UserError, match="subject 2 of the probes is in the two galleries 2 times"):
+    with pytest.raises(UserError, match="subject 2 of the probes occurs 2 times in both galleries"):
         pooled_metrics(found, features, np.arange(4), features, np.array([0, 1, 2, 2]), (1,), (0.1,))
 
 
