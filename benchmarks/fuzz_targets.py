@@ -1,4 +1,4 @@
-"""Targets for benchmarks/fuzz.py and tests/test_security.py: for each kind of file, small sound examples and its readers."""
+"""Targets for benchmarks/fuzz.py and tests/test_security.py: for each kind of file, small valid examples and its readers."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def freeze(encoder: nn.Module, patterns: Sequence[str]) -> None:
     """Stop the training of the parameters whose names match a shell-style pattern, such as "layer1.*".
 
     A BatchNorm whose running statistics match (names end in "running_mean") keeps them. Call it before the optimiser, DDP or a
-    momentum encoder see the encoder. UserError: a pattern matches no parameter, or nothing is left to train.
+    momentum encoder see the encoder. Raises UserError if a pattern matches no parameter, or nothing is left to train.
     """
     parameters = dict(encoder.named_parameters())
     parts = [f"{name}.*" for name, _ in encoder.named_modules() if name]
@@ -70,7 +70,8 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def rate_factors(encoder: nn.Module, decay: float) -> dict[str, float]:
     """Parameter name -> factor of its learning rate: decay ** (number of stages after its own).
 
-    The stages: the stem, each layerN or else each block, and the output layers, whose factor is 1. UserError: no stage is found.
+    The stages: the stem, each layerN or else each block, and the output layers, whose factor is 1. Raises UserError if there is
+    none.
     """
     names = [name for name, _ in encoder.named_parameters()]
     stages = list(dict.fromkeys(found[1] for name in names if (found := _STAGE.match(name))))
@@ -93,7 +94,7 @@ def rate_factors(encoder: nn.Module, decay: float) -> dict[str, float]:
 def start_classifier(classifier: ShardedSoftmax, config: Config, dataset: FaceDataset, embed: Embed) -> list[str]:
     """Give the classifier the initial rows that `head_from` names, for a new run; return notes for the user. Collective.
 
-    embed: the initial encoder. UserError: there is no classifier to keep, or it has other classes.
+    embed: the initial encoder. Raises UserError if there is no classifier to keep, or it has other classes.
     """
     if config.head_from == "kept":
         return [_keep_rows(classifier, config)]

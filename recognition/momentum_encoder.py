@@ -17,7 +17,7 @@ from torch import nn
 
 
 class MomentumEncoder(nn.Module):
-    """A copy of `encoder` as it is, without gradients. Equal on all ranks, because the encoder is."""
+    """A copy of `encoder` in its present state, without gradients. It is the same on all ranks, as the encoder is."""
 
     def __init__(self, encoder: nn.Module, momentum: float):
         super().__init__()

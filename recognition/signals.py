@@ -21,7 +21,7 @@ from pathlib import Path
 from utils.errors import UserError, discard_output
 from utils.files import cannot_write
 
-# What ranks ask each other for: one bit each, joined by OR over the ranks.
+# Requests of one rank to all others: one bit each, joined by OR over the ranks.
 SAVE = 1  # save after this step
 WRITING = 2  # this rank's part of the last checkpoint is not on disk yet
 _BIT_OF_SIGNAL = {signal.SIGINT: 4, signal.SIGTERM: 8, signal.SIGHUP: 16, signal.SIGUSR1: 32, signal.SIGUSR2: 64}

@@ -1,8 +1,8 @@
 """How a program starts, and how Ctrl-C ends it: with one line and exit code 130, whatever it is doing.
 
 A main module calls `begin` before its other imports, which may take seconds. Before the program runs, and after it has ended or
-failed, Ctrl-C ends it at once: there is nothing to clean up, and an interrupted import raises anything. While it runs, the first
-Ctrl-C raises KeyboardInterrupt, so that unfinished files are removed; the second ends it at once.
+failed, Ctrl-C ends it at once: there is nothing to clean up, and an interrupted import may raise any exception. While it runs,
+the first Ctrl-C raises KeyboardInterrupt, so that unfinished files are removed; the second ends it at once.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 
 def _table(runs: Mapping[str, Results]) -> Table:
-    """One row per run, in %; below several runs, the last minus the first."""
+    """One row per run, in %; with several runs, a last row: the last run minus the first."""
     sets = list(
         dict.fromkeys(
             name for results in runs.values() for name, metrics in results.items() if {"accuracy", "auc"} <= metrics.keys()

@@ -48,7 +48,7 @@ class Search:
         return len(self.rank) if self.closed_set else int(self.mated.sum())
 
     def with_failures(self, count: int) -> Search:
-        """This search with `count` more probes, as a closed set: probes that should exist, and so are found at no rank."""
+        """This search with `count` more probes, as a closed set: probes that are missing and count as not found at any rank."""
         unknown = np.full(count, NOBODY)
         mate_score, other_score = (np.append(scores, unknown) for scores in (self.mate_score, self.other_score))
         return Search(mate_score, other_score, np.append(self.rank, np.zeros(count, np.int64)), closed_set=True)
