@@ -1,4 +1,4 @@
-"""A packed set in which some images are degraded, and some of those have wrong labels."""
+"""A packed set with some images degraded, some of those with wrong labels; a set divided into training and held-out people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from eval.verification import load_bin
 from recognition.data import FaceDataset
+from recognition.data.pack.commands.split import draw_pairs
 from tests.pack_tools import make_people, pack, read_files
 from utils.errors import UserError
 
@@ -80,4 +82,76 @@ def test_wrong_labels_are_other_labels_and_every_identity_keeps_an_image(packed:
 def test_mistakes_are_named(packed: Path, tmp_path: Path, arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         pack("degrade", packed, tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------ split
+
+
+def _people_in(packed: Path, photos: Path) -> list[str]:
+    """The folder of each image's bytes, in the set's order."""
+    owner = {content: path.split("/")[0] for path, content in read_files(photos).items()}
+    return [owner[payload] for payload, _ in _content(packed)]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_split_holds_people_out_and_pairs_them(tmp_path: Path, shards: int) -> None:
+    photos, train = tmp_path / "photos", tmp_path / "train"
+    make_people(photos, {f"p{number:02}": 2 + number % 4 for number in range(20)})
+    pack("folder", photos, tmp_path / "packed", "--shards", shards)
+    for name, seed in (("train", 1), ("again", 1), ("other", 2)):
+        pack("split", tmp_path / "packed", tmp_path / name, "--held-out", 0.3, "--pairs", 20, "--seed", seed, "--shards", shards)
+    assert read_files(train) == read_files(tmp_path / "again")
+    assert read_files(train)["held_out.csv"] != read_files(tmp_path / "other")["held_out.csv"]
+    pack("verify", train)
+    with (train / "held_out.csv").open(newline="") as file:
+        held_out = {row["name"]: int(row["images"]) for row in csv.DictReader(file)}
+    trained = set(_people_in(train, photos))
+    assert len(held_out) == 6 and trained == {f"p{number:02}" for number in range(20)} - held_out.keys()
+    assert {label for _, label in _content(train)} == set(range(14))
+    assert len(_content(train)) == len(_content(tmp_path / "packed")) - sum(held_out.values())
+
+    path_of = {content: path for path, content in read_files(photos).items()}
+    images, same = load_bin(train / "held_out_hq.bin")
+    pairs = [(path_of[a], path_of[b]) for a, b in zip(images[::2], images[1::2], strict=True)]
+    people = [tuple(path.split("/")[0] for path in pair) for pair in pairs]
+    assert same.tolist() == [a == b for a, b in people] == [True, False] * 10
+    assert len({frozenset(pair) for pair in pairs}) == 20 and {name for pair in people for name in pair} == held_out.keys()
+    (tmp_path / "pairs.txt").write_text("".join(f"{a} {b} {int(s)}\n" for (a, b), s in zip(pairs, same, strict=True)))
+    for quality, degrade in (("mixed", "second"), ("lq", "both")):
+        pack("pairs", tmp_path / "pairs.txt", photos, tmp_path / "x.bin", "--degrade", degrade, "--seed", 1)
+        assert (train / f"held_out_{quality}.bin").read_bytes() == (tmp_path / "x.bin").read_bytes()
+
+
+def _drawn(sizes: list[int], pairs: int) -> np.ndarray:
+    """The owners of the images of the drawn pairs."""
+    starts = np.cumsum([0, *sizes])
+    drawn = draw_pairs(np.split(np.arange(starts[-1]), starts[1:-1]), pairs, np.random.default_rng(0))
+    assert len({frozenset(pair) for pair in drawn.tolist()}) == len(drawn)
+    return np.repeat(np.arange(len(sizes)), sizes)[drawn]
+
+
+def test_pairs_are_spread_over_the_people_and_too_few_people_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    owners = _drawn([2] * 5 + [9] * 20, 100)
+    assert (owners[::2, 0] == owners[::2, 1]).all() and (owners[1::2, 0] != owners[1::2, 1]).all()
+    assert np.bincount(owners[::2, 0]).tolist()[:5] == [1] * 5 and set(np.bincount(owners[::2, 0]).tolist()[5:]) <= {2, 3}
+    assert len(np.unique(owners[1::2], axis=0)) == 50 and capsys.readouterr().err == ""
+    assert len(_drawn([1, 1, 9], 200)) == 2 * (1 + 9 + 9)
+    assert "3 held-out people with 11 images allow only 38 of 200 pairs" in capsys.readouterr().err
+    assert len(_drawn([50, 50], 200)) == 200
+    assert "2 held-out people are few for 200 pairs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--held-out", 0.2), "--held-out 0.2: holds out 1 of 4 people; at least two must go"),
+        (("--held-out", 1.5), "--held-out 1.5: holds out 4 of 4 people"),
+        (("--held-out", 0.5, "--pairs", 8), "--pairs 8: 2 held-out people .* at least 10"),
+        (("--seed", -1), "--seed -1: must not be negative"),
+    ],
+)
+def test_mistakes_in_splitting_are_named(packed: Path, tmp_path: Path, arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pack("split", packed, tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
