@@ -17,6 +17,7 @@ import pkgutil
 import eval.commands
 from eval.commands.common import prepare_outputs
 from utils import dist
+from utils.errors import refuse_unknown_command
 
 # The modules of eval/commands/, as common.py describes them.
 COMMANDS = [module.name for module in pkgutil.iter_modules(eval.commands.__path__) if module.name != "common"]
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    refuse_unknown_command(program.arguments(), COMMANDS)
     arguments = build_parser().parse_args(program.arguments())
     world = dist.start(_LONGEST_METRIC_MINUTES)
     dist.on_first_rank(lambda: prepare_outputs(arguments))

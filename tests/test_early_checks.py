@@ -71,10 +71,14 @@ def test_cached_features_are_finite(value, tmp_path):
         (lambda release: (release.folder / "loose_crop/7.jpg").write_bytes(b""), r"7\.jpg: an empty file or a folder"),
         (
             lambda release: release.write("template_pair_label.txt", ["3 10 1", "3 999 0"]),
-            r"label\.txt: entry 2 names template 999",
+            r"label\.txt: line 2: template 999 has no images",
         ),
         (lambda release: release.write("template_pair_label.txt", ["3 10 1"]), "contains no different pairs"),
         (lambda release: release.write_csv("1N_gallery_S2.csv", [0]), "1N_"),
+        (
+            lambda release: release.write("1N_probe_mixed.csv", ["TEMPLATE,SUBJECT", "87,7", "999,7", "94,8"]),
+            r"probe_mixed\.csv: line 3: template 999 has no images",
+        ),
     ],
 )
 def test_ijb_is_checked_first(change, message, tmp_path):

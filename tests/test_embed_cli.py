@@ -13,10 +13,12 @@ import torch
 import backbones
 from eval.commands.compare import DEFAULT_THRESHOLD, threshold_of_run
 from eval.verification import ten_fold
+from recognition.data.pack.landmarks import align_image
 from recognition.encoders.card import EncoderCard, QualityScale
 from recognition.encoders.export import export_encoder
 from tests.commands import run as run_command
 from tests.eval_commands import run_eval
+from tests.pack_tools import LANDMARKS_IN_CELL, write_detector
 from utils import dist
 from utils.errors import UserError
 
@@ -121,17 +123,41 @@ def test_the_threshold_comes_from_the_runs_verification(tmp_path):
         (["embed", "{photos}/notes.txt", "--out", "f.npz"], "notes.txt: the image .* cannot be decoded"),
         (["embed", "{empty}", "--out", "f.npz"], "no images in this folder; looked for"),
         (["embed", "{photos}", "--out", "f.csv"], r"the ending must be \.npz"),
-        (["compare", "{photos}/a.png", "{photos}/small.png"], "small.png: the image is 50x40"),
+        (["compare", "{photos}/a.png", "{photos}/small.png"], "small.png: the image is 50x40, .* --detector .*pack align"),
+        (["embed", "{photos}", "--out", "f.npz"], "small.png: the image is 50x40, .* --detector .*pack align"),
+        (["embed", "{photos}", "--out", "f.npz", "--detector", "{photos}/none.onnx"], r"none\.onnx: no such file"),
     ],
 )
 def test_user_errors_name_the_cause(alone, photos, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     cv2.imwrite(str(photos / "small.png"), np.zeros((40, 50, 3), np.uint8))
-    if "{photos}" in arguments:
+    if arguments[-1] == "f.csv":
         (photos / "small.png").unlink()
     filled = [argument.format(photos=photos, empty=tmp_path / "empty") for argument in arguments]
     with pytest.raises(UserError, match=message):
         evaluate(*filled, "--checkpoint", "r")
+
+
+def test_photographs_are_aligned_with_a_detector(alone, tmp_path, capsys):
+    folder, model, out = tmp_path / "photos", tmp_path / "squares.onnx", tmp_path / "f.npz"
+    folder.mkdir()
+    write_detector(model)
+    face = np.full((32, 32, 3), 255, np.uint8)
+    for name, (left, top) in (("a.png", (96, 64)), ("b.png", (256, 160))):
+        photo = np.zeros((320, 400, 3), np.uint8)
+        photo[top : top + 32, left : left + 32] = face
+        photo[:, :50] = (0, 0, 200)  # red, in OpenCV's order
+        cv2.imwrite(str(folder / name), photo)
+    options = ("--checkpoint", tmp_path, "--detector", model)
+    evaluate("compare", folder / "a.png", folder / "b.png", *options)
+    shown = capsys.readouterr().out
+    assert "verdict" in shown and "same person" in shown
+    for score in (0.6, 0.5):
+        evaluate("embed", folder, *options, "--out", out, "--cache", tmp_path / "kept", "--min-score", score)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    points = np.array(LANDMARKS_IN_CELL) * 32 + [96, 64]
+    aligned = align_image(cv2.imread(str(folder / "a.png"))[..., ::-1], points, 112, "a")
+    np.testing.assert_allclose(np.load(out)["features"][0], cells(torch.from_numpy(aligned[None])).numpy()[0], atol=1.0)
 
 
 def test_commands_on_an_exported_file(photos, tmp_path):

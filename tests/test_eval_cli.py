@@ -22,12 +22,13 @@ from eval.commands.common import plot_folder
 from eval.feature_cache import fingerprint
 from eval.present import paper
 from eval.present.tables import summary_row, summary_table
+from recognition.data.pack.__main__ import COMMANDS as PACKING
 from tests.commands import run
 from tests.eval_commands import run_eval
 from tests.shared_files import FACES, GOLDEN, ROOT, needs_faces, needs_golden
 from tests.world import run_world
 from utils import dist
-from utils.errors import UserError
+from utils.errors import UserError, refuse_unknown_command
 
 VAL = FACES / "val"
 EMBEDDED: Counter[str] = Counter()
@@ -274,6 +275,14 @@ def test_every_command_has_a_description():
     assert len(COMMANDS) >= 5
     for name in ("verify", "ijb", "tinyface", "scface", "all"):
         assert re.search(rf"^ +{name} +\w", text, re.MULTILINE)
+
+
+def test_the_nearest_command_is_named():
+    for commands, given, near in ((COMMANDS, "verfy", "verify"), (PACKING, "alig", "align")):
+        refuse_unknown_command([near, given], commands)
+        refuse_unknown_command(["--help"], commands)
+        with pytest.raises(UserError, match=f"^{given}: no such command; did you mean {near}\\?; commands: a"):
+            refuse_unknown_command([given], commands)
 
 
 # -------------------------------------------------------------------------------------------------- a real run

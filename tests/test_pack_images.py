@@ -11,9 +11,8 @@ import pytest
 from skimage.transform import SimilarityTransform
 
 from recognition.data import FaceDataset
-from recognition.data.pack.commands.align import align_image
 from recognition.data.pack.face_encoding import FaceFormat, encode, encode_file, fit_square
-from recognition.data.pack.landmarks import FaceDetector, read_landmarks
+from recognition.data.pack.landmarks import FaceDetector, align_image, read_landmarks
 from tests.pack_tools import LANDMARKS_IN_CELL, encoded, pack, picture, write_detector, write_files
 from tests.shared_files import FACES, needs_faces
 from utils.errors import UserError
@@ -27,12 +26,12 @@ def test_images_of_the_right_format_are_copied_and_others_encoded(tmp_path: Path
     face = FaceFormat()
     sound, small, png = encoded(picture(8)), encoded(picture(8, 90, 70)), encoded(picture(8), ".png")
     write_files(tmp_path, {"a.jpg": sound, "b.jpg": small, "c.png": png, "d.jpg": png})
-    assert encode_file(tmp_path / "a.jpg", face) == sound
+    assert encode_file(tmp_path / "a.jpg", face) == (sound, (112, 112))
     for name in ("b.jpg", "c.png", "d.jpg"):
-        assert read_header(encode_file(tmp_path / name, face)) == ImageHeader("jpeg", 112, 112)
+        assert read_header(encode_file(tmp_path / name, face)[0]) == ImageHeader("jpeg", 112, 112)
     lossless = FaceFormat(png=True)
-    assert encode_file(tmp_path / "c.png", lossless) == png
-    assert np.array_equal(decode_image(encode_file(tmp_path / "a.jpg", lossless), ""), decode_image(sound, ""))
+    assert encode_file(tmp_path / "c.png", lossless)[0] == png
+    assert np.array_equal(decode_image(encode_file(tmp_path / "a.jpg", lossless)[0], ""), decode_image(sound, ""))
 
 
 def test_ways_to_make_an_image_square() -> None:

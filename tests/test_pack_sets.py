@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -221,6 +222,19 @@ def test_verify_counts_gaps_and_duplicates(tmp_path: Path) -> None:
     assert ("images that repeat one of another identity", "1", True) in report.rows
     assert ("labels without an image", "1", True) in report.rows
     assert report.faults == 2 and verify(tmp_path / "x.rec", 1, any_labels=True).faults == 1
+    assert [re.sub(r"[^ ]*/|, byte offset \d+", "", message) for message in report.messages] == [
+        "x.rec: key 1 (image 1, label 0) repeats x.rec: key 0 (image 0, label 0)",
+        "x.rec: key 3 (image 3, label 2) repeats x.rec: key 2 (image 2, label 0)",
+    ]
+    pack("subset", tmp_path / "x.rec", tmp_path / "clean", "--drop-repeated")
+    assert _content(tmp_path / "clean") == [(0, images[0]), (1, images[2])] and _faults(tmp_path / "clean") == set()
+
+
+def test_verify_names_repeated_images_by_their_paths(tmp_path: Path, people: tuple[Path, dict[str, bytes]]) -> None:
+    photos, files = people
+    write_files(photos, {"bob/9.jpg": files["cy/1.jpg"]})
+    pack("folder", photos, tmp_path / "packed")
+    assert verify(tmp_path / "packed", 2).messages == ["cy/1.jpg (image 6, label 2) repeats bob/9.jpg (image 4, label 1)"]
 
 
 def test_reindex(tmp_path: Path, people: tuple[Path, dict[str, bytes]]) -> None:
@@ -264,9 +278,12 @@ def test_grid_shows_images_and_augmentations(tmp_path: Path, people: tuple[Path,
 
 
 @needs_faces
-def test_grey_pictures_of_other_sizes(tmp_path: Path) -> None:
+def test_grey_pictures_of_other_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """ORL: 40 people x 10 PGMs of 92x112."""
     pack("folder", FACES / "orl", tmp_path / "packed")
+    found = "orl: 400 images were not of this size and were made to fit (--fit crop); the first: s1/1.pgm is 92x112"
+    warned = capsys.readouterr().err
+    assert found in warned and f"python -m recognition.data.pack align {FACES / 'orl'} ALIGNED --detector" in warned
     report = verify(tmp_path / "packed", 2)
     assert report.faults == 0 and ("images", "400", False) in report.rows and ("classes", "40", False) in report.rows
     faces = FaceDataset(tmp_path / "packed")

@@ -148,6 +148,11 @@ def test_blank_lines_among_listed_images_are_named(tmp_path):
         ("Ada Lee\t1\t2\n", "Ada Lee/Ada Lee_0001", True),
         ("a b.jpg\tc.jpg\t0\n", "a b.jpg", False),
         ("1 2 1\n", "1", True),  # by paths, as before
+        ("a b.jpg,c d.jpg,0\n", "a b.jpg", False),
+        ('path1, path2, same\n"a, b.jpg", c.jpg, 1\n', "a, b.jpg", True),
+        ("name,imagenum1,imagenum2,\nAda Lee,1,2,\n", "Ada Lee/Ada Lee_0001", True),
+        ("name,imagenum1,name,imagenum2\nAda Lee,1,Bo,1\n", "Ada Lee/Ada Lee_0001", False),
+        ("a,b.jpg c,d.jpg 1\n", "a,b.jpg", True),
     ],
 )
 def test_pairs_without_a_header(text, first, same, tmp_path):

@@ -24,7 +24,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from utils.errors import UserError
+from utils.errors import UserError, explain
 from utils.process_group import World, choose_device, host_group, mark_collective, rank_and_world, run_command, start, stop
 
 __all__ = ["World", "choose_device", "host_group", "run_command", "start", "stop"]  # for callers that need both modules
@@ -206,17 +206,17 @@ def on_first_rank(action: Callable[[], Result]) -> Result:
     If the action raises UserError or OSError, all ranks raise UserError.
     """
     value: Result | None = None
-    problems: tuple[str, ...] = ()
+    problem: UserError | None = None
     if rank_and_world()[0] == 0:
         try:
             value = action()
         except UserError as error:
-            problems = error.args
+            problem = error
         except OSError as error:
-            problems = (str(error),)
-    value, problems = broadcast_object((value, problems))
-    if problems:
-        raise UserError(*problems)
+            problem = explain(error) or UserError(str(error))
+    value, problem = broadcast_object((value, problem))
+    if problem is not None:
+        raise problem
     return value
 
 

@@ -8,6 +8,7 @@ with exit code 1.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils import program
@@ -59,6 +60,15 @@ def explain(error: BaseException) -> UserError | None:
     if is_limit(error):
         return UserError(f"{type(error).__name__}: {error}")
     return explain(error.__cause__) if error.__cause__ is not None else None
+
+
+def refuse_unknown_command(arguments: Sequence[str], commands: Sequence[str]) -> None:
+    """Raise UserError, with the nearest name, if the first argument is neither an option nor one of `commands`."""
+    given = next(iter(arguments), "-")
+    if not given.startswith("-") and given not in commands:
+        near = difflib.get_close_matches(given, commands, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{given}: no such command{hint}; commands: {', '.join(commands)}")
 
 
 def is_limit(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from eval.feature_cache import FeatureCache, fingerprint
 from eval.present.style import save_figure
 from eval.present.tables import write_results
 from eval.verification import load_bin
+from recognition.data.pack.landmarks import FaceDetector, align_image
 from recognition.encoders.load import LoadedEncoder, load_encoder
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError
 from utils.files import refuse_address
-from utils.images import decode_face
+from utils.images import FACE_SIZE, decode_face, decode_image, read_image_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,6 +88,33 @@ def named_bins(paths: Iterable[str | Path]) -> dict[str, Path]:
     return {path.stem: path for path in files}
 
 
+def photo_reader(arguments: argparse.Namespace) -> Callable[[Path], np.ndarray]:
+    """A function that reads the face in an image file, uint8 RGB [112, 112, 3]; threads may share it.
+
+    `--detector` aligns the largest face. Without it, images of another size are a UserError that names the remedies.
+    """
+    if arguments.detector is None:
+        return _read_face
+    detector, lock = FaceDetector(arguments.detector, arguments.min_score), threading.Lock()
+
+    def read(path: Path) -> np.ndarray:
+        photo = decode_image(read_image_file(path), path, "BGR")
+        with lock:
+            points = detector.largest_face(photo, path)
+        return align_image(photo, points, FACE_SIZE, path)[..., ::-1]
+
+    return read
+
+
+def _read_face(path: Path) -> np.ndarray:
+    face = decode_image(read_image_file(path), path)
+    if face.shape[:2] != (FACE_SIZE, FACE_SIZE):
+        found, size = f"{face.shape[1]}x{face.shape[0]}", f"{FACE_SIZE}x{FACE_SIZE}"
+        remedy = "give --detector YUNET.onnx, or align it first: python -m recognition.data.pack align"
+        raise UserError(f"{path}: the image is {found}, expected {size}; {remedy}")
+    return face
+
+
 def embed(
     encoder: LoadedEncoder,
     images: ImageSet,
@@ -119,7 +148,7 @@ class Progress:
     def __init__(self, embed: Embed, name: str, images: int):
         rank, ranks = dist.rank_and_world()
         self.embed, self.name, self.images, self.done = embed, name, -(-images // ranks), 0
-        self.active = rank == 0
+        self.active, self.unit = rank == 0, "images" if ranks == 1 else "images per rank"
         self.started = self.reported = time.monotonic()
 
     def __call__(self, images_nHWC: torch.Tensor) -> torch.Tensor:
@@ -131,7 +160,7 @@ class Progress:
             rate = self.done / (now - self.started)
             left = max(0.0, (self.images - self.done) / rate)
             print(
-                f"{self.name}: {self.done:,} of {self.images:,} images per rank, {rate:,.0f} per second, {left:,.0f} s left",
+                f"{self.name}: {self.done:,} of {self.images:,} {self.unit}, {rate:,.0f} per second, {left:,.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )

@@ -14,22 +14,24 @@ from eval.commands.common import (
     add_json_argument,
     add_precision_argument,
     open_encoder,
+    photo_reader,
 )
 from eval.present.tables import NOT_MEASURED, Table, read_results
+from recognition.data.pack.arguments import add_detector_arguments
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError
-from utils.images import decode_face, read_image_file
 
 NAME = "compare"
-HELP = "two aligned 112x112 photographs: similarity, quality of each, same person or not"
+HELP = "two photographs: similarity, quality of each, same person or not"
 
 DEFAULT_THRESHOLD = 0.3
 """Cosine, for encoders without verification results: about where margins of 0.4 to 0.5 separate sharp faces."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs=2, metavar="IMAGE", help="aligned 112x112 faces")
+    parser.add_argument("images", nargs=2, metavar="IMAGE", help="aligned 112x112 faces, or any photographs with --detector")
+    add_detector_arguments(parser)
     add_checkpoint_argument(parser)
     add_precision_argument(parser)
     parser.add_argument(
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         raise UserError(f"--threshold {threshold}: must be a cosine, from -1 to 1")
     if threshold is None:
         threshold, origin = threshold_of_run(Path(arguments.checkpoint))
-    images = torch.from_numpy(np.stack([decode_face(read_image_file(Path(path)), path) for path in arguments.images]))
+    images = torch.from_numpy(np.stack([*map(photo_reader(arguments), map(Path, arguments.images))]))
     encoder = open_encoder(arguments, world)
     plain = encoder.embed(images)
     if not plain.isfinite().all():
@@ -69,7 +71,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         rows.append([path, f"{norms[index]:.2f}", shown, verdict])
 
     def show() -> None:
-        print(Table(["image", "norm", "quality u", ""], rows))
+        print(Table(["image", "norm", "quality u", "verdict"], rows))
         verdict = "same person" if similarity > threshold else "different people"
         print(f"cosine similarity {similarity:.4f}: {verdict} (threshold {threshold:.4f}, {origin})")
 

@@ -9,20 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.commands.common import ImageSet, add_encoder_arguments, embed, open_encoder
+from eval.commands.common import ImageSet, add_encoder_arguments, embed, open_encoder, photo_reader
 from eval.embedding import check_images
+from recognition.data.pack.arguments import add_detector_arguments
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError
 from utils.files import new_file
-from utils.images import KINDS, LeftOut, decode_face, find_images, read_image_file
+from utils.images import KINDS, LeftOut, find_images
 
 NAME = "embed"
-HELP = "features of aligned 112x112 images: an .npz with features, norms, names (and quality)"
+HELP = "features of faces: an .npz with features, norms, names (and quality)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help=f"image files, or folders of them at any depth ({KINDS})")
+    help = f"aligned 112x112 faces, or any photographs with --detector: files, or folders at any depth ({KINDS})"
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help=help)
+    add_detector_arguments(parser)
     add_encoder_arguments(parser)
     parser.add_argument("--out", required=True, metavar="F.npz", help="features float32 [N, D] (raw), norms [N], names [N]")
     parser.add_argument("--flip", action="store_true", help="add the features of the mirror images, as the benchmarks do")
@@ -31,14 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, world: World) -> None:
     if not arguments.out.endswith(".npz"):
         raise UserError(f"--out {arguments.out}: the ending must be .npz")
-    paths = image_paths(arguments.images)
+    paths, read = image_paths(arguments.images), photo_reader(arguments)
 
     def load(index: int) -> np.ndarray:
-        return decode_face(read_image_file(paths[index]), paths[index])
+        return read(paths[index])
 
     check_images(len(paths), load)
     encoder = open_encoder(arguments, world)
-    images = ImageSet(f"{NAME}_flip" if arguments.flip else NAME, len(paths), load, paths)
+    name, sources = f"{NAME}_flip" if arguments.flip else NAME, paths
+    if arguments.detector is not None:
+        name, sources = f"{name}_score{arguments.min_score:g}", [*paths, arguments.detector]
+    images = ImageSet(name, len(paths), load, sources)
     features = embed(encoder, images, arguments.batch_size, torch.add if arguments.flip else None, arguments.cache)
 
     def write() -> None:

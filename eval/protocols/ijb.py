@@ -11,6 +11,7 @@ Shapes: N images, T templates, P pairs or probes, G gallery templates, D embeddi
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn
@@ -102,8 +103,11 @@ class Templates:
     ids: np.ndarray
     features: np.ndarray
 
-    def rows(self, ids: np.ndarray, describe: str) -> np.ndarray:
-        """The rows of the templates with these ids, int64. Raises UserError, beginning with `describe`, if one has no images."""
+    def rows(self, ids: np.ndarray, place: Callable[[int], str]) -> np.ndarray:
+        """The rows of the templates with these ids, int64.
+
+        Raises UserError if one has no images; it begins with `place` of its position in `ids`, such as a file and line.
+        """
         top = int(self.ids[-1])
         if top < 1 << 26:  # small ids: a table is far faster than a search
             table = np.full(top + 2, -1, np.int64)
@@ -114,12 +118,12 @@ class Templates:
             found[self.ids[found] != ids] = -1
         if len(found) and found.min() < 0:
             row = int(np.argmin(found))
-            raise UserError(f"{describe}: entry {row + 1} names template {ids[row]}, which has no images")
+            raise UserError(f"{place(row)}: template {ids[row]} has no images")
         return found
 
     def of(self, wanted: TemplateSubjects) -> np.ndarray:
         """The features of a gallery or of probes."""
-        return self.features[self.rows(wanted.templates, str(wanted.path))]
+        return self.features[self.rows(wanted.templates, wanted.place)]
 
 
 def pool_templates(images: Images, source: ImageFeatures, setting: Setting) -> Templates:
@@ -244,7 +248,7 @@ def _from_listed_products(features_TD: np.ndarray, first: np.ndarray, second: np
 
 def verify_templates(templates: Templates, pairs: Pairs) -> Roc:
     """The ROC of the listed pairs."""
-    first, second = templates.rows(pairs.first, str(pairs.path)), templates.rows(pairs.second, str(pairs.path))
+    first, second = templates.rows(pairs.first, pairs.place), templates.rows(pairs.second, pairs.place)
     try:
         return roc_curve(pair_scores(templates.features, first, second), pairs.issame)
     except UserError as error:
@@ -278,8 +282,8 @@ def check_protocol(meta: Meta, images: Images, pairs: Pairs | None, one_to_many:
     """
     templates = Templates(np.unique(images.templates), np.empty((0, 0)))
     if pairs is not None:
-        templates.rows(pairs.first, str(pairs.path))
-        templates.rows(pairs.second, str(pairs.path))
+        templates.rows(pairs.first, pairs.place)
+        templates.rows(pairs.second, pairs.place)
         if pairs.issame.all() or not pairs.issame.any():
             raise UserError(
                 f"{pairs.path}: contains {'no different' if pairs.issame.all() else 'no same'} pairs; both are needed"
@@ -288,7 +292,7 @@ def check_protocol(meta: Meta, images: Images, pairs: Pairs | None, one_to_many:
         return
     probes, galleries = _probes_and_galleries(meta)
     for wanted in (probes, *galleries):
-        templates.rows(wanted.templates, str(wanted.path))
+        templates.rows(wanted.templates, wanted.place)
     require_one_mate(probes.subjects, np.concatenate([gallery.subjects for gallery in galleries]))
     for gallery in galleries:
         mated = np.isin(probes.subjects, gallery.subjects)

@@ -52,6 +52,10 @@ class Pairs:
     second: np.ndarray
     issame: np.ndarray
 
+    def place(self, row: int) -> str:
+        """File and line of a pair."""
+        return place_of_row(self.path, row)
+
 
 @dataclass(frozen=True)
 class TemplateSubjects:
@@ -60,6 +64,11 @@ class TemplateSubjects:
     path: Path
     templates: np.ndarray
     subjects: np.ndarray
+
+    def place(self, row: int) -> str:
+        """File and line of a template."""
+        lines = read_numbers(self.path, 1, "a template", delimiter=",", usecols=(0,), skip_lines=1)
+        return place_of_row(self.path, int(np.argmax(lines == self.templates[row])), heading_lines=1)
 
 
 class Meta:

@@ -106,7 +106,7 @@ def _decode(
         raise refusal("it is neither JPEG nor PNG")
     if size is not None and (header.height, header.width) != size:
         found, expected = f"{header.width}x{header.height}", f"{size[1]}x{size[0]}"
-        raise ValueError(f"the image is {found}, expected {expected}; align and resize the faces first")
+        raise ValueError(f"the image is {found}, expected {expected}; align the faces: python -m recognition.data.pack align")
     pixels = header.width * header.height
     if pixels > max_pixels:
         raise refusal(f"its header announces {header.width}x{header.height} = {pixels:,} pixels, more than {max_pixels:,}")

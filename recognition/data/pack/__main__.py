@@ -17,7 +17,7 @@ import pkgutil
 
 import recognition.data.pack.commands
 from recognition.data.parallel import exit_on_signals
-from utils.errors import exit_on_user_error
+from utils.errors import exit_on_user_error, refuse_unknown_command
 
 COMMANDS = [module.name for module in pkgutil.iter_modules(recognition.data.pack.commands.__path__)]
 
@@ -39,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    refuse_unknown_command(program.arguments(), COMMANDS)
     arguments = make_parser().parse_args(program.arguments())
     exit_on_signals()
     arguments.run(arguments)

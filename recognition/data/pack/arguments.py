@@ -38,6 +38,13 @@ def add_face_format_arguments(parser: argparse.ArgumentParser, fit: bool = True)
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (%(default)s)")
 
 
+def add_detector_arguments(parser: argparse.ArgumentParser, group: argparse._ActionsContainer | None = None) -> None:
+    """The options of a `FaceDetector`. group: of the parser, to which `--detector` belongs."""
+    help = "align the faces in photographs with this YuNet .onnx file (docs/DATA.md)"
+    (group or parser).add_argument("--detector", type=Path, metavar="YUNET.onnx", help=help)
+    parser.add_argument("--min-score", type=float, default=0.6, help="lowest score of a detected face (%(default)s)")
+
+
 def face_format_of(arguments: argparse.Namespace) -> FaceFormat:
     """The format that the options ask for. Raises UserError if one is out of range."""
     return FaceFormat(arguments.size, arguments.quality, arguments.png, arguments.fit, arguments.max_pixels)

@@ -74,8 +74,10 @@ def fit_square(image: Image, size: int, fit: str) -> Image:
     return np.asarray(resized, np.uint8)
 
 
-def encode_file(path: Path, face_format: FaceFormat) -> bytes:
+def encode_file(path: Path, face_format: FaceFormat) -> tuple[bytes, tuple[int, int]]:
     """The bytes to pack for an image file: the file itself if it has the right kind and size, otherwise encoded anew.
+
+    Also returns the height and width of the image in the file.
 
     Raises UserError if the file cannot be read, is too large, or cannot be decoded.
     """
@@ -83,5 +85,5 @@ def encode_file(path: Path, face_format: FaceFormat) -> bytes:
     image = decode_image(data, path, "BGR", face_format.max_pixels)  # even if `data` is kept: finds damage before training does
     header, size = read_header(data), face_format.size
     if header.kind == face_format.kind and image.shape[:2] == (size, size) == (header.height, header.width):
-        return data
-    return encode(fit_square(image, size, face_format.fit), face_format)
+        return data, (size, size)
+    return encode(fit_square(image, size, face_format.fit), face_format), (image.shape[0], image.shape[1])

@@ -1,4 +1,4 @@
-"""Five facial landmarks per image, read from a file or found by a detector.
+"""Five facial landmarks per image, read from a file or found by a detector, and faces aligned by them.
 
 The detector is YuNet, through `cv2.FaceDetectorYN`; users provide its model file. Source: Wu, Peng, Yu, *YuNet: A Tiny
 Millisecond-level Face Detector* (Machine Intelligence Research, 2023).
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from utils.alignment import align_face
 from utils.errors import UserError
 from utils.files import numbered_lines, path_inside
 from utils.images import Image
@@ -114,3 +115,15 @@ class FaceDetector:
         if not np.isfinite(largest).all():
             raise UserError(f"{where}: the detector's landmarks or score are not finite; remove the image")
         return largest[_LANDMARKS].reshape(5, 2)
+
+
+def align_image(image: Image, points: Points, size: int, where: object) -> Image:
+    """Cut out the face: `image` [H, W, 3], any channel order -> [size, size, 3], black outside the photo.
+
+    Raises UserError if the points coincide, or lie outside by more than the size of the image (for a face that is cut off by the
+    border, points slightly outside are correct).
+    """
+    height, width = image.shape[:2]
+    if (points < [-width, -height]).any() or (points > [2 * width, 2 * height]).any():
+        raise UserError(f"{where}: landmarks {points.round(1).tolist()} are far outside the {width}x{height} image; fix them")
+    return align_face(image, points, where, size)

@@ -4,6 +4,7 @@
     images.csv    image,label,path      one line per image, in the data set's order; the path is that in the source folder;
                                         benchmark sets have more columns
     skipped.csv   reason                one line per image that was left out
+    landmarks.csv path,x1,y1,…,x5,y5    one line per aligned image; the points are those in the photograph
 
 Names and paths from any list are only used below one folder; those that lead out of it are errors.
 """
@@ -21,7 +22,7 @@ from recognition.data.pack.output import CsvFile
 from utils.errors import UserError, warn
 from utils.files import open_text, path_inside, refuse_utf16
 
-CLASSES, IMAGES, SKIPPED = "classes.csv", "images.csv", "skipped.csv"
+CLASSES, IMAGES, SKIPPED, LANDMARKS = "classes.csv", "images.csv", "skipped.csv", "landmarks.csv"
 CLASS_COLUMNS, IMAGE_COLUMNS = ("label", "name", "images"), ("image", "label", "path")
 _SKIPPED_SHOWN = 20
 

@@ -44,7 +44,7 @@ def suggest_folders(source: Path, is_wanted: Callable[[Path], bool]) -> str:
 
 def encode_part(source: Path, face_format: FaceFormat, images: list[ProtocolImage]) -> list[bytes]:
     """Runs in a worker: the bytes to pack."""
-    return [encode_file(source / image.path, face_format) for image in images]
+    return [encode_file(source / image.path, face_format)[0] for image in images]
 
 
 def write_protocol_set(arguments: argparse.Namespace, images: Sequence[ProtocolImage], more_columns: Sequence[str]) -> None:

@@ -23,19 +23,19 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from recognition.data.pack.arguments import (
+    add_detector_arguments,
     add_face_format_arguments,
     add_on_error_argument,
     add_out_folder_argument,
     face_format_of,
 )
 from recognition.data.pack.face_encoding import FaceFormat, encode
-from recognition.data.pack.landmarks import FaceDetector, LandmarkTable, Points, read_landmarks
-from recognition.data.pack.listing import warn_of_skipped, write_skipped
+from recognition.data.pack.landmarks import FaceDetector, LandmarkTable, Points, align_image, read_landmarks
+from recognition.data.pack.listing import LANDMARKS, warn_of_skipped, write_skipped
 from recognition.data.pack.output import CsvFile, new_folder, write_new
 from recognition.data.parallel import add_workers_argument, chunks, in_order, shared_object
-from utils.alignment import align_face
 from utils.errors import UserError, warn
-from utils.images import KINDS, SUFFIXES_OF, Image, LeftOut, decode_image, image_names, read_image_file, scan_folder
+from utils.images import KINDS, SUFFIXES_OF, LeftOut, decode_image, image_names, read_image_file, scan_folder
 
 HELP = "photos -> aligned faces, by landmarks or with a detector"
 CHUNK = 16
@@ -47,8 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_out_folder_argument(parser)
     points = parser.add_mutually_exclusive_group(required=True)
     points.add_argument("--landmarks", type=Path, help="file with five points per image")
-    points.add_argument("--detector", type=Path, help="YuNet as .onnx")
-    parser.add_argument("--min-score", type=float, default=0.6, help="lowest score of a detected face (%(default)s)")
+    add_detector_arguments(parser, points)
     add_face_format_arguments(parser, fit=False)
     add_on_error_argument(parser)
     add_workers_argument(parser)
@@ -107,18 +106,6 @@ def align_part(task: Alignment, paths: list[str]) -> Done:
     return made, skipped
 
 
-def align_image(image: Image, points: Points, size: int, where: object) -> Image:
-    """Cut out the face: `image` [H, W, 3], any channel order -> [size, size, 3], black outside the photo.
-
-    Raises UserError if the points coincide, or lie outside by more than the size of the image (for a face that is cut off by the
-    border, points slightly outside are correct).
-    """
-    height, width = image.shape[:2]
-    if (points < [-width, -height]).any() or (points > [2 * width, 2 * height]).any():
-        raise UserError(f"{where}: landmarks {points.round(1).tolist()} are far outside the {width}x{height} image; fix them")
-    return align_face(image, points, where, size)
-
-
 def aligned_path(path: str, face_format: FaceFormat) -> PurePosixPath:
     """An image's path below the new folder: its own, with one more suffix if the kind of image changes."""
     target = PurePosixPath(path)
@@ -150,7 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
         task = Alignment(arguments.source, folder, face_format, skip, arguments.detector, arguments.min_score)
         work = partial(align_part, task)
         with (
-            CsvFile(folder / "landmarks.csv", COLUMNS) as found,
+            CsvFile(folder / LANDMARKS, COLUMNS) as found,
             in_order(work, parts, arguments.workers, "aligning", len(paths), advance=_count, shared=table) as results,
         ):
             for made, messages in results:

@@ -6,7 +6,8 @@ Two kinds of list are supported:
   LFW's     lines `NAME i j` (same person) and `NAME1 i NAME2 j` (different people), and before them `10<TAB>300` (or `300`, for
             one set), which may be missing; the image is NAME/NAME_0001.jpg, with any image suffix
   by paths  lines `PATH1 PATH2 1` (same person) or `PATH1 PATH2 0` (different people), below the folder
-Fields are separated by spaces, or by tabs, which names and paths that contain spaces need.
+Fields are separated by spaces, tabs or commas (CSV, with or without a header); names and paths that contain spaces need tabs or
+commas.
 
 Degrading faces makes sets of mixed and low quality from the same pairs; it imitates distance, lens, sensor and compression:
     python -m recognition.data.pack pairs pairs.txt lfw_aligned/ lfw_mixed.bin --degrade second
@@ -16,6 +17,7 @@ Degrading faces makes sets of mixed and low quality from the same pairs; it imit
 from __future__ import annotations
 
 import argparse
+import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +34,7 @@ from utils.files import numbered_lines, path_inside
 from utils.images import SUFFIXES
 
 HELP = "list of pairs and image folder -> verification .bin"
-_ADVICE = "fix it, or separate with tabs if a name contains spaces"
+_ADVICE = "fix it, or separate with tabs or commas if a name contains spaces"
 _DEGRADED = {"none": (), "second": (1,), "both": (0, 1)}
 
 
@@ -62,6 +64,8 @@ def read_pairs(path: Path) -> list[Pair]:
     lines = list(numbered_lines(path))
     if not lines:
         raise UserError(f"{path}: is empty; expected LFW's pairs.txt or lines `PATH1 PATH2 0|1`")
+    if len(lines) > 1 and _is_csv_header(lines[0][1]):
+        del lines[0]
     header = lines[0][1].split()
     if len(header) > 2 or not all(_is_count(number) for number in header):
         parse = _lfw_pair if _is_lfw(lines) else _pair_of_paths
@@ -85,7 +89,15 @@ def _is_lfw(lines: list[tuple[str, str]]) -> bool:
 
 
 def _fields(line: str) -> list[str]:
-    return line.split("\t") if "\t" in line else line.split()
+    if "\t" in line:
+        return line.split("\t")
+    fields = next(csv.reader([line.rstrip(",")], skipinitialspace=True)) if "," in line else []
+    return fields if len(fields) in (3, 4) and fields[-1].isdigit() else line.split()
+
+
+def _is_csv_header(line: str) -> bool:
+    """Such as `path1,path2,same` or `name,imagenum1,imagenum2,`."""
+    return "," in line and not {"/", "."} & set(line) and not any(text.strip().isdigit() for text in line.split(","))
 
 
 def _expects_same(place: int, each: int) -> bool:
@@ -143,7 +155,7 @@ def encode_pair(
     """Runs in a worker: the two images of a numbered pair. degraded: which of them to degrade; one does not affect the other."""
     number, pair = numbered
     try:
-        images = [encode_file(find_image(source, path, pair.where), face_format) for path in (pair.first, pair.second)]
+        images = [encode_file(find_image(source, path, pair.where), face_format)[0] for path in (pair.first, pair.second)]
     except UserError as error:
         raise error if str(error).startswith(pair.where) else UserError(f"{pair.where}: {error}") from error
     for member in degraded:

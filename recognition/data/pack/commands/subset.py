@@ -1,7 +1,7 @@
 """Some identities of a packed data set -> a smaller one, with new labels 0, 1, 2, …
 
     python -m recognition.data.pack subset packed/ small/ --first 1000 --max-images 50
-    python -m recognition.data.pack subset packed/ clean/ --drop-damaged
+    python -m recognition.data.pack subset packed/ clean/ --drop-damaged --drop-repeated
 
 --identities FILE lists names of the class map or labels, one per line. Conditions are combined, in the order in which the options
 are listed.
@@ -13,9 +13,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from recognition.data.pack.arguments import add_out_folder_argument, add_packed_set_argument, add_shards_argument
-from recognition.data.pack.commands.verify import OK, check_images
+from recognition.data.pack.commands.verify import OK, check_images, first_copies
 from recognition.data.pack.output import new_folder
 from recognition.data.pack.rewrite import Int64Array, Selection, Source, write_selection
 from recognition.data.parallel import add_workers_argument
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_packed_set_argument(parser)
     add_out_folder_argument(parser)
     parser.add_argument("--drop-damaged", action="store_true", help="leave out images that cannot be read or decoded")
+    help = "leave out images that repeat an earlier one of their identity, and all copies of one that several identities have"
+    parser.add_argument("--drop-repeated", action="store_true", help=help)
     parser.add_argument("--identities", type=Path, help="file with one name or label per line")
     parser.add_argument("--min-images", type=int, default=1, help="leave out identities with fewer images (%(default)s)")
     parser.add_argument("--first", type=int, help="keep the first N identities")
@@ -74,12 +77,25 @@ def choose(labels: Int64Array, names: list[str], arguments: argparse.Namespace) 
     return images, kept
 
 
+def repeated(labels: Int64Array, first: Int64Array) -> npt.NDArray[np.bool_]:
+    """Which images repeat another one; all copies, if their labels differ, since one of the labels must be wrong.
+
+    labels, first: int64 [images]; the latter of `first_copies`.
+    """
+    contradicted = first[labels != labels[first]]
+    return (first != np.arange(len(first))) | np.isin(first, contradicted)
+
+
 def run(arguments: argparse.Namespace) -> None:
     with new_folder(arguments.out) as folder:
         source = Source.open(arguments.source, strict=not arguments.drop_damaged)
         labels = source.faces.labels().copy()
-        if arguments.drop_damaged:
-            labels[check_images(source.faces, arguments.workers).status != OK] = -1
+        if arguments.drop_damaged or arguments.drop_repeated:
+            checks = check_images(source.faces, arguments.workers)
+            if arguments.drop_repeated:
+                labels[repeated(labels, first_copies(checks))] = -1
+            if arguments.drop_damaged:
+                labels[checks.status != OK] = -1
         images, kept = choose(labels, source.names, arguments)
         if not len(images):
             raise UserError(f"{arguments.source}: no identity meets these conditions; nothing was written")

@@ -4,12 +4,13 @@
 
 Every record is read and every image decoded. Labels must be 0 … C-1 without gaps. The index must list every record of its file,
 each under its own key. All images must have the size in the `property` file. The lists (classes.csv, images.csv) must fit.
-Duplicate images are counted: within one identity they are no fault, under two identities one label must be wrong.
+Images that repeat another byte for byte are named: within one identity they are no fault, under two one label must be wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -21,7 +22,7 @@ from prettytable import PrettyTable
 
 from recognition.data.dataset import FaceDataset
 from recognition.data.pack.arguments import add_packed_set_argument
-from recognition.data.pack.listing import class_names, image_list
+from recognition.data.pack.listing import ImageList, class_names, image_list
 from recognition.data.parallel import add_workers_argument, chunks, in_order, shared_object
 from recognition.data.records.index import scan_file
 from recognition.data.records.reader import RecordReader
@@ -30,7 +31,7 @@ from utils.images import decode_image
 
 HELP = "check a packed data set completely"
 CHUNK = 256
-MAX_IMAGE_MESSAGES, MAX_MESSAGES = 20, 40
+MAX_IMAGE_MESSAGES, MAX_REPEATS, MAX_MESSAGES = 20, 10, 50
 OK, UNREADABLE, UNDECODABLE = range(3)
 
 MISSING = "files without an index"
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     for message in report.messages:
         warn(message)
     if report.faults:
-        remedy = "`subset --drop-damaged` makes a set without bad images, `reindex` a new index"
+        remedy = "`subset --drop-damaged` or `--drop-repeated` makes a set without such images, `reindex` a new index"
         raise UserError(f"{arguments.source}: {report.faults} kinds of fault; {remedy}")
 
 
@@ -103,6 +104,15 @@ def check_images(faces: FaceDataset, workers: int) -> ImageChecks:
     return checks
 
 
+def first_copies(checks: ImageChecks) -> npt.NDArray[np.int64]:
+    """For each image, the number of the first one with the same bytes: its own, unless it is a repetition."""
+    numbers = np.arange(len(checks.digest))
+    readable = np.flatnonzero(checks.status != UNREADABLE)
+    _, first, which = np.unique(checks.digest[readable], return_index=True, return_inverse=True)
+    numbers[readable] = readable[first[which]]
+    return numbers
+
+
 def check_part(part: tuple[int, int]) -> list[Finding]:
     """Runs in a worker: checks some images."""
     faces: FaceDataset = shared_object()
@@ -140,7 +150,7 @@ class Report:
         return sum(fault for _, _, fault in self.rows)
 
     def table(self) -> str:
-        table = PrettyTable(["what", "found", ""], align="l")
+        table = PrettyTable(["what", "found", "verdict"], align="l")
         table.align["found"] = "r"
         table.add_rows([[what, found, "FAULT" if fault else ""] for what, found, fault in self.rows])
         return table.get_string()
@@ -158,7 +168,7 @@ def verify(source: Path, workers: int, any_labels: bool = False, any_size: bool 
         count = int((checks.status == status).sum())
         report.add(what, count, count > 0)
     _report_labels(report, faces, checks, any_labels)
-    _report_duplicates(report, checks)
+    _report_repeats(report, source, faces, checks)
     _report_sizes(report, faces, checks, any_size)
     _report_indices(report, faces.shards)
     _report_lists(report, source, faces)
@@ -181,18 +191,25 @@ def _report_labels(report: Report, faces: FaceDataset, checks: ImageChecks, any_
     report.add("images with a label outside the classes", outside, outside > 0 and not any_labels)
 
 
-def _report_duplicates(report: Report, checks: ImageChecks) -> None:
-    readable = checks.status != UNREADABLE
-    order = np.lexsort((checks.label[readable], checks.digest[readable]))
-    digest, label = checks.digest[readable][order], checks.label[readable][order]
-    same_image = digest[1:] == digest[:-1]
-    other_label = label[1:] != label[:-1]
-    report.add("images that repeat one of the same identity", int((same_image & ~other_label).sum()))
-    contradictions = np.flatnonzero(same_image & other_label)
-    report.add("images that repeat one of another identity", len(contradictions), len(contradictions) > 0)
-    if len(contradictions):
-        first = int(contradictions[0])
-        report.messages.append(f"the same image has the labels {label[first]} and {label[first + 1]}")
+def _report_repeats(report: Report, source: Path, faces: FaceDataset, checks: ImageChecks) -> None:
+    first = first_copies(checks)
+    other = checks.label != checks.label[first]
+    repeats = (first != np.arange(len(first))) & ~other
+    listed = None
+    with contextlib.suppress(UserError):  # `_report_lists` reports it
+        listed = image_list(source, len(faces))
+    for whose, found in (("the same", repeats), ("another", other)):
+        report.add(f"images that repeat one of {whose} identity", int(found.sum()), found is other and bool(found.any()))
+        for image in np.flatnonzero(found)[:MAX_REPEATS].tolist():
+            both = [_describe(faces, listed, number, int(checks.label[number])) for number in (int(first[image]), image)]
+            report.messages.append(f"{both[1]} repeats {both[0]}")
+
+
+def _describe(faces: FaceDataset, listed: ImageList | None, image: int, label: int) -> str:
+    name = faces.where(image)
+    with contextlib.suppress(UserError):
+        name = name if listed is None else str(listed.path_of(image, label))
+    return f"{name} (image {image}, label {label})"
 
 
 def _report_sizes(report: Report, faces: FaceDataset, checks: ImageChecks, any_size: bool) -> None:
