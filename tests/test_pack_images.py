@@ -26,9 +26,10 @@ def test_images_of_the_right_format_are_copied_and_others_encoded(tmp_path: Path
     face = FaceFormat()
     sound, small, png = encoded(picture(8)), encoded(picture(8, 90, 70)), encoded(picture(8), ".png")
     write_files(tmp_path, {"a.jpg": sound, "b.jpg": small, "c.png": png, "d.jpg": png})
-    assert encode_file(tmp_path / "a.jpg", face) == (sound, (112, 112))
+    assert encode_file(tmp_path / "a.jpg", face) == (sound, "")
     for name in ("b.jpg", "c.png", "d.jpg"):
         assert read_header(encode_file(tmp_path / name, face)[0]) == ImageHeader("jpeg", 112, 112)
+    assert [encode_file(tmp_path / name, face)[1] for name in ("b.jpg", "c.png", "d.jpg")] == ["70x90", "", ""]
     lossless = FaceFormat(png=True)
     assert encode_file(tmp_path / "c.png", lossless)[0] == png
     assert np.array_equal(decode_image(encode_file(tmp_path / "a.jpg", lossless)[0], ""), decode_image(sound, ""))

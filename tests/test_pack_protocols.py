@@ -36,10 +36,15 @@ def test_lfw_pairs_to_bin(tmp_path: Path) -> None:
     assert images[7].startswith(b"\xff\xd8\xff")  # the PNG, encoded again
 
 
-def test_pairs_by_paths(tmp_path: Path) -> None:
+def test_pairs_by_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = _lfw(tmp_path / "lfw")
     (tmp_path / "list.txt").write_text("Bob/Bob_0001.jpg Bob/Bob_0012.jpg 1\nCy/Cy_0002.jpg Bob/Bob_0001.jpg 0\n")
+    write_files(tmp_path / "lfw", {"large.jpg": encoded(picture(7, 250, 250))})
+    (tmp_path / "large.txt").write_text("large.jpg large.jpg 1\n")
+    pack("pairs", tmp_path / "large.txt", tmp_path / "lfw", tmp_path / "some.bin")
+    assert "lfw: 2 images were made to fit (--fit crop); the first: large.jpg is 250x250; " in capsys.readouterr().err
     pack("pairs", tmp_path / "list.txt", tmp_path / "lfw", tmp_path / "some.bin")
+    assert capsys.readouterr().err == ""
     images, issame = load_bin(tmp_path / "some.bin")
     assert issame.tolist() == [True, False]
     names = ["Bob/Bob_0001", "Bob/Bob_0012", "Cy/Cy_0002", "Bob/Bob_0001"]

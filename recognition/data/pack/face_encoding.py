@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, warn
 from utils.images import FACE_SIZE, MAX_PIXELS, Image, decode_image, read_header, read_image_file
 
 FITS = ("crop", "pad", "stretch")
@@ -74,10 +75,10 @@ def fit_square(image: Image, size: int, fit: str) -> Image:
     return np.asarray(resized, np.uint8)
 
 
-def encode_file(path: Path, face_format: FaceFormat) -> tuple[bytes, tuple[int, int]]:
+def encode_file(path: Path, face_format: FaceFormat) -> tuple[bytes, str]:
     """The bytes to pack for an image file: the file itself if it has the right kind and size, otherwise encoded anew.
 
-    Also returns the height and width of the image in the file.
+    Also returns the image's size, such as "92x112", if it is neither an aligned face's nor the right one, else "".
 
     Raises UserError if the file cannot be read, is too large, or cannot be decoded.
     """
@@ -85,5 +86,27 @@ def encode_file(path: Path, face_format: FaceFormat) -> tuple[bytes, tuple[int, 
     image = decode_image(data, path, "BGR", face_format.max_pixels)  # even if `data` is kept: finds damage before training does
     header, size = read_header(data), face_format.size
     if header.kind == face_format.kind and image.shape[:2] == (size, size) == (header.height, header.width):
-        return data, (size, size)
-    return encode(fit_square(image, size, face_format.fit), face_format), (image.shape[0], image.shape[1])
+        return data, ""
+    height, width = image.shape[:2]
+    odd_size = "" if (height, width) in ((FACE_SIZE, FACE_SIZE), (size, size)) else f"{width}x{height}"
+    return encode(fit_square(image, size, face_format.fit), face_format), odd_size
+
+
+@dataclass
+class MadeToFit:
+    """Counts images of odd sizes, for one warning. first: path and size of the first."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, images: Sequence[str]) -> None:
+        """images: the path and size of each."""
+        self.count += len(images)
+        self.first = self.first or "".join(images[:1])
+
+    def warn(self, source: Path, face_format: FaceFormat) -> None:
+        """Print the warning, which names the command that aligns faces, if there are any such images."""
+        if self.count:
+            found = f"{self.count} images were made to fit (--fit {face_format.fit}); the first: {self.first}"
+            align = f"python -m recognition.data.pack align {source} ALIGNED --detector YUNET.onnx"
+            warn(f"{source}: {found}; if the faces are not aligned, align them first: {align}")

@@ -22,7 +22,7 @@ from recognition.data.pack.arguments import (
     add_shards_argument,
     face_format_of,
 )
-from recognition.data.pack.face_encoding import FaceFormat, encode_file
+from recognition.data.pack.face_encoding import FaceFormat, MadeToFit, encode_file
 from recognition.data.pack.listing import (
     IMAGE_COLUMNS,
     IMAGES,
@@ -35,9 +35,9 @@ from recognition.data.pack.listing import (
 from recognition.data.pack.output import CsvFile, new_folder
 from recognition.data.pack.shard_writer import ShardWriter, write_property
 from recognition.data.parallel import add_workers_argument, in_order
-from utils.errors import UserError, warn
+from utils.errors import UserError
 from utils.files import path_inside
-from utils.images import FACE_SIZE, KINDS, LeftOut, image_names, scan_folder
+from utils.images import KINDS, LeftOut, image_names, scan_folder
 
 HELP = "image folder -> packed data set"
 
@@ -57,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Identity:
     """One identity's images, ready to be packed.
 
-    paths: relative to the source folder. skipped: why images were left out. resized: path and size of images made to fit.
+    paths: relative to the source folder. skipped: why images were left out. made_to_fit: path and size of such images.
     """
 
     name: str
     paths: list[str] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
+    made_to_fit: list[str] = field(default_factory=list)
 
 
 def count_images(source: Path, min_images: int, left_out: LeftOut) -> tuple[list[str], int, int]:
@@ -89,7 +89,7 @@ def encode_identity(source: Path, face_format: FaceFormat, skip: bool, name: str
     for file in image_names(source / name):
         try:
             path = path_inside(f"{name}/{file}", str(source))
-            payload, (height, width) = encode_file(source / path, face_format)
+            payload, odd_size = encode_file(source / path, face_format)
         except UserError as error:
             if not skip:
                 raise UserError(f"{error} (or leave it out with --on-error skip)") from error
@@ -97,8 +97,8 @@ def encode_identity(source: Path, face_format: FaceFormat, skip: bool, name: str
         else:
             identity.paths.append(str(path))
             identity.payloads.append(payload)
-            if (height, width) not in ((FACE_SIZE, FACE_SIZE), (face_format.size, face_format.size)):
-                identity.resized.append(f"{path} is {width}x{height}")
+            if odd_size:
+                identity.made_to_fit.append(f"{path} is {odd_size}")
     return identity
 
 
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
     left_out.warn(source)
     work = partial(encode_identity, source, face_format, arguments.on_error == "skip")
     skipped: list[str] = []
-    resized, first_resized = 0, ""
+    made_to_fit = MadeToFit()
     with new_folder(out) as folder:
         with (
             PackedSetWriter(folder, expected, arguments.shards, not arguments.no_list) as packed,
@@ -147,8 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
         ):
             for identity in identities:
                 skipped += identity.skipped
-                resized += len(identity.resized)
-                first_resized = first_resized or "".join(identity.resized[:1])
+                made_to_fit.add(identity.made_to_fit)
                 if len(identity.paths) >= max(arguments.min_images, 1):
                     packed.add(identity)
                 else:
@@ -160,12 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
     others = f", {too_few} identities with fewer than {arguments.min_images} images left out" if too_few else ""
     print(f"{out}: {packed.writer.images} images of {len(packed.names)} identities{others}")
     warn_of_skipped(skipped, out)
-    if resized:
-        found = (
-            f"{resized} images were not of this size and were made to fit (--fit {face_format.fit}); the first: {first_resized}"
-        )
-        align = f"python -m recognition.data.pack align {source} ALIGNED --detector YUNET.onnx"
-        warn(f"{source}: {found}; unless the faces are aligned already, align them first: {align}")
+    made_to_fit.warn(source, face_format)
 
 
 def _count(identity: Identity) -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 from recognition.data.bins import write_bin
 from recognition.data.pack.arguments import add_face_format_arguments, face_format_of
 from recognition.data.pack.commands.degrade import PAIRS, PIXELS, Degradation, add_degradation_arguments
-from recognition.data.pack.face_encoding import FaceFormat, encode_file
+from recognition.data.pack.face_encoding import FaceFormat, MadeToFit, encode_file
 from recognition.data.pack.listing import inner_name
 from recognition.data.parallel import add_workers_argument, in_order
 from utils.errors import UserError
@@ -151,16 +151,23 @@ def _with_suffixes(path: Path) -> Iterable[Path]:
 
 def encode_pair(
     source: Path, face_format: FaceFormat, degradation: Degradation, degraded: tuple[int, ...], numbered: tuple[int, Pair]
-) -> list[bytes]:
-    """Runs in a worker: the two images of a numbered pair. degraded: which of them to degrade; one does not affect the other."""
+) -> tuple[list[bytes], list[str]]:
+    """Runs in a worker: the two images of a numbered pair, and which of them were made to fit.
+
+    degraded: which of them to degrade; one does not affect the other.
+    """
     number, pair = numbered
+    images, made_to_fit = [], []
     try:
-        images = [encode_file(find_image(source, path, pair.where), face_format)[0] for path in (pair.first, pair.second)]
+        for path in (pair.first, pair.second):
+            payload, odd_size = encode_file(find_image(source, path, pair.where), face_format)
+            images.append(payload)
+            made_to_fit += [f"{path} is {odd_size}"] if odd_size else []
     except UserError as error:
         raise error if str(error).startswith(pair.where) else UserError(f"{pair.where}: {error}") from error
     for member in degraded:
         images[member] = degradation(images[member], pair.where, face_format, PAIRS, number, member)
-    return images
+    return images, made_to_fit
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -173,11 +180,14 @@ def run(arguments: argparse.Namespace) -> None:
     degradation = Degradation(low, high, arguments.seed or 0)
     pairs = read_pairs(arguments.pairs)
     images: list[bytes] = []
+    made_to_fit = MadeToFit()
     work = partial(encode_pair, arguments.source, face_format, degradation, _DEGRADED[arguments.degrade])
     with in_order(work, list(enumerate(pairs)), arguments.workers, "encoding", len(pairs), "pairs") as encoded:
-        for both in encoded:
+        for both, odd in encoded:
             images += both
+            made_to_fit.add(odd)
     write_bin(arguments.out, images, [pair.same for pair in pairs])
     same = sum(pair.same for pair in pairs)
     degraded = "" if arguments.degrade == "none" else f"; degraded: {arguments.degrade}"
     print(f"{arguments.out}: {len(pairs)} pairs, {same} of one person and {len(pairs) - same} of two{degraded}")
+    made_to_fit.warn(arguments.source, face_format)
