@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -188,23 +189,25 @@ def _expected(kept: int, compensated: bool) -> Drift:
         for step, (feature_VGD, label_G, weight_CD) in enumerate(steps)
         for view in range(VIEWS) for image in range(IMAGES)
     ][-SIZE:]  # fmt: skip
-    positive, negative, itself = [], [], []
+    positive, negative, itself, own_key = [], [], [], []
     for step, view, image, feature, label, then in entries:
         if compensated:
             feature = feature + feature.norm() / then.norm() * (now_CD[label] - then)
         if step == kept:
             itself.append(float(F.cosine_similarity(feature, fresh_VGD[view, image], dim=0)))
+            if view == 1:
+                own_key.append(1 - float(F.cosine_similarity(feature, fresh_VGD[0, image], dim=0)))
         for query, query_label in enumerate(steps[kept][1].tolist()):
             difference = 1 - float(F.cosine_similarity(feature, fresh_VGD[0, query], dim=0))
             if query_label != label:
                 negative.append(difference)
             elif (step, image) != (kept, query):
                 positive.append(difference)
-    return Drift(*(sum(values) / len(values) if values else math.nan for values in (positive, negative, itself)))
+    return Drift(*(sum(values) / len(values) if values else math.nan for values in (positive, negative, itself, own_key)))
 
 
 def _measured(kept: int) -> dict[str, list[float]]:
-    return {kind: [d.positive, d.negative, d.cosine] for kind, d in _measured_by_ranks(kept, wrong_labels=False).items()}
+    return {kind: list(astuple(drift)) for kind, drift in _measured_by_ranks(kept, wrong_labels=False).items()}
 
 
 def _measured_all() -> list[dict[str, list[float]]]:
@@ -220,8 +223,7 @@ def test_drift_equals_a_plain_reference(ranks):
             assert set(found) == {"as stored", "compensated"}
             for kind, drift in found.items():
                 expected = _expected(kept, compensated=kind == "compensated")
-                numbers = [expected.positive, expected.negative, expected.cosine]
-                assert drift == pytest.approx(numbers, abs=1e-5, nan_ok=True)
+                assert drift == pytest.approx(astuple(expected), abs=1e-5, nan_ok=True)
     assert math.isnan(_expected(0, False).cosine) and not math.isnan(_expected(2, False).cosine)
 
 
@@ -264,11 +266,15 @@ def test_batch_statistics_leave_no_trace():
 def test_the_file_of_differences(tmp_path):
     file = DifferencesFile(tmp_path / FILE, first_step=0)
     for step in (10, 20, 30):
-        file.add("proxy", step, 3, Drift(math.nan, step / 10, 0.5))
+        file.add("proxy", step, 3, Drift(math.nan, step / 10, 0.5, 1.0))
     file.write()
     again = DifferencesFile(tmp_path / FILE, first_step=20)
-    expected = {"steps": [10, 20], "age": [3, 3], "positive": [None, None], "negative": [1.0, 2.0], "cosine": [0.5, 0.5]}
+    expected = {"steps": [10, 20], "age": [3, 3], "positive": [None, None], "negative": [1.0, 2.0], "cosine": [0.5, 0.5],
+                "own_key": [1.0, 1.0]}  # fmt: skip
     assert again.curves == {"proxy": expected}
+    del again.curves["proxy"]["own_key"]  # as an earlier version wrote it
+    again.add("proxy", 40, 3, Drift(0.1, 0.2, 0.3, 0.4))
+    assert again.curves["proxy"]["own_key"] == [None, None, 0.4]
     (tmp_path / FILE).write_text('{"proxy": [')
     with pytest.raises(UserError, match="cannot be read"):
         DifferencesFile(tmp_path / FILE, first_step=20)

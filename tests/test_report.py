@@ -86,7 +86,13 @@ def run(tmp_path):
     (folder / "results.json").write_text(json.dumps({"lfw": metrics, "<script>x</script>": metrics}))
     (folder / "eval/scface.json").write_text(json.dumps({f"scface_d{d}": {"rank1": 0.5 + d / 10} for d in (1, 2, 3)}))
     curves = {"steps": [0, 10, 20], "positive": [0.9, 0.5, 0.3], "negative": [1.0, 1.2, 1.3]}
-    measured = {**curves, "positive": [None, 0.5, 0.3], "age": [2, 3, 3], "cosine": [0.91, 0.93, 0.99]}
+    measured = {
+        **curves,
+        "positive": [None, 0.5, 0.3],
+        "age": [2, 3, 3],
+        "cosine": [0.91, 0.93, 0.99],
+        "own_key": [0.3, 0.2, 0.1],
+    }
     (folder / "pair_differences.json").write_text(json.dumps({"momentum": curves, "proxy, compensated": measured}))
     config = {
         "network": "tiny",
@@ -160,8 +166,8 @@ def test_the_page_has_everything_and_fits_the_browser(alone, run, tmp_path):
     assert u and all((value > 0.2) == (word == "HQ") for value, word in u if abs(value - 0.2) > 1e-3)
     assert {word for _, word in u} == {"HQ", "LQ"} and len(u) == shown.count("<img")
     shown = section(page, "differences")
-    assert "momentum" in shown and shown.count("<svg") == 3 and "2 to 3 updates later" in shown
-    assert re.search(r"<td>proxy, compensated</td><td>0\.4000</td><td>1\.1667</td><td>0\.9433</td>", shown)
+    assert "momentum" in shown and shown.count("<svg") == 4 and "2 to 3 updates later" in shown
+    assert re.search(r"<td>proxy, compensated</td><td>0\.4000</td><td>0\.2000</td><td>1\.1667</td><td>0\.9433</td>", shown)
     assert section(page, "norms").count("<svg") == 6 and section(page, "norms").count("PolyCollection") == 4
     assert "m = 0.4, s = 64" in section(page, "gradients") and section(page, "gradients").count("<image ") == 2  # map, colour bar
     ids, used = _ids(page), set(re.findall(r'(?:url\(|href=")#([^")]+)', page))

@@ -17,7 +17,7 @@ from utils.files import numbered_lines
 
 Results = dict[str, dict[str, float]]
 _DIAGNOSTICS = "diagnostics/"
-_DIFFERENCES = ("steps", "positive", "negative")  # always there; `age` and `cosine` may be missing
+_DIFFERENCES, _OPTIONAL = ("steps", "positive", "negative"), ("own_key", "age", "cosine")  # in pair_differences.json
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _differences(file: Path) -> dict[str, dict[str, np.ndarray]]:
         found = {
             queue: {
                 key: np.asarray(curves[key], np.float64)
-                for key in (*_DIFFERENCES, "age", "cosine")
+                for key in (*_DIFFERENCES, *_OPTIONAL)
                 if key in curves or key in _DIFFERENCES
             }
             for queue, curves in _json(file).items()

@@ -248,16 +248,22 @@ def differences(run: Run) -> str:
     known = {queue: curves for queue, curves in run.differences.items() if len(curves["steps"])}
     if not known:
         return ""
+    kinds = {
+        "positive": ("positive pairs", "same person, other images"),
+        "own_key": ("queries and own keys", "the paper's positive pairs: augmented view and own original"),
+        "negative": ("negative pairs", "other people"),
+    }
     drawn = []
-    for kind, note in (("positive", "same person, other images"), ("negative", "other people")):
-        drawn.append(_difference_curves(known, kind, f"Mean difference of {kind} pairs", f"1 - cosine; {note}"))
+    for kind, (title, note) in kinds.items():
+        if measured := {queue: curves for queue, curves in known.items() if kind in curves}:
+            drawn.append(_difference_curves(measured, kind, f"Mean difference of {title}", f"1 - cosine; {note}"))
     parts = []
     if with_cosine := {queue: curves for queue, curves in known.items() if "cosine" in curves}:
         drawn.append(_difference_curves(with_cosine, "cosine", "Queue entry and current encoder", _age_note(with_cosine)))
-        means = [
-            [queue, *(_mean(curves[key]) for key in ("positive", "negative", "cosine"))] for queue, curves in with_cosine.items()
-        ]
-        parts.append(page.table(Table(["mean over training", "positive", "negative", "cosine with current"], means)))
+        keys = ("positive", "own_key", "negative", "cosine")
+        means = [[queue, *(_mean(curves.get(key, np.empty(0))) for key in keys)] for queue, curves in with_cosine.items()]
+        headings = ["mean over training", "positive", "own key", "negative", "cosine with current"]
+        parts.append(page.table(Table(headings, means)))
     text = (
         "Entries of the queue against features from the current encoder: new augmented views against all entries, and entries "
         "against the same view of the same image, encoded again."

@@ -194,7 +194,7 @@ def describe_norms(norm_VR: torch.Tensor, quality: QualityStatistics, partition:
 class DifferencesFile:
     """RUN/pair_differences.json, written by rank 0: queue -> lists of equal length.
 
-    steps. age: of the entries whose cosine was measured, in updates of the weights. positive, negative, cosine: as in `Drift`,
+    steps. age: of the entries whose cosine was measured, in updates of the weights. the others: as in `Drift`,
     null if there was nothing to measure.
     """
 
@@ -218,8 +218,9 @@ class DifferencesFile:
     def add(self, name: str, step: int, age: int, drift: Drift) -> None:
         point = {"steps": step, "age": age, **asdict(drift)}
         curves = self.curves.setdefault(name, {key: [] for key in point})
-        for key, value in point.items():
-            curves[key].append(value if math.isfinite(value) else None)
+        earlier = len(curves["steps"])
+        for key, value in point.items():  # a resumed file may be of a version that measured less
+            curves.setdefault(key, [None] * earlier).append(value if math.isfinite(value) else None)
 
     def write(self) -> None:
         """Replace the file; a reader sees the old or the new content, never a part."""

@@ -6,6 +6,7 @@ entries compensated with their proxies:
     cosine     between an entry and the CURRENT feature of the same view of the same image
     positive   mean of 1 - cos(current feature of an augmented view, entry) over the entries of the same person's other images
     negative   the same over the entries of other people
+    own_key    mean of 1 - cos(current feature of an augmented view, entry of its own original), the paper's positive pairs
 
 Each rank compares the entries that it holds with the current features of the whole world; the sums are added over the ranks.
 
@@ -23,6 +24,7 @@ from losses.proxy_queue import FeatureQueue, Proxies
 from utils import dist
 
 _CHUNK = 8192  # entries at a time: R x 8192 cosines
+_FIGURES = 4  # of a Drift
 STORED, COMPENSATED = "as stored", "compensated"
 
 
@@ -33,6 +35,7 @@ class Drift:
     positive: float
     negative: float
     cosine: float
+    own_key: float
 
 
 @torch.no_grad()
@@ -47,7 +50,7 @@ def measure_drift(
     """
     kinds = (STORED, COMPENSATED) if queue.compensate else (STORED,)
     unit_VRD = F.normalize(fresh_VRD, dim=2)
-    sums = torch.zeros(1 + 6 * len(kinds), dtype=torch.float64, device=fresh_VRD.device)
+    sums = torch.zeros(1 + 2 * _FIGURES * len(kinds), dtype=torch.float64, device=fresh_VRD.device)
     for start in range(0, len(queue), _CHUNK):
         part = range(start, min(start + _CHUNK, len(queue)))
         sums += _sums_of(queue, proxies, unit_VRD, label_R, host_label_R, first, part, kinds)
@@ -55,11 +58,15 @@ def measure_drift(
     if foreign:
         return {}
     means = [total / count if count else float("nan") for total, count in zip(numbers[::2], numbers[1::2], strict=True)]
-    return {kind: Drift(1 - means[3 * n], 1 - means[3 * n + 1], means[3 * n + 2]) for n, kind in enumerate(kinds)}
+    found = {}
+    for number, kind in enumerate(kinds):
+        positive, negative, itself, key = means[_FIGURES * number : _FIGURES * (number + 1)]
+        found[kind] = Drift(1 - positive, 1 - negative, itself, 1 - key)
+    return found
 
 
 def _sums_of(queue, proxies, unit_VRD, label_R, host_label_R, first: int, part: range, kinds: tuple[str, ...]) -> torch.Tensor:
-    """Number of entries with unexpected labels; then, for each kind, sum and number of positives, negatives, own cosines."""
+    """Number of entries with unexpected labels; then, per kind, sum and number of the cosines of each figure of a `Drift`."""
     device, images = unit_VRD.device, unit_VRD.shape[1]
     place_K = queue.sequence(part.start, part.stop) - first
     mine = torch.nonzero((place_K >= 0) & (place_K < unit_VRD.shape[0] * images)).flatten()
@@ -78,4 +85,7 @@ def _sums_of(queue, proxies, unit_VRD, label_R, host_label_R, first: int, part: 
             sums += [(cosine_RK * wanted_RK).sum(dtype=torch.float64), wanted_RK.sum()]
         now = unit_VRD.flatten(0, 1)[place]
         sums += [(now * unit_KD[mine]).sum(dtype=torch.float64), torch.tensor(len(mine), device=device)]
+        original = place >= images  # views after the first
+        query = unit_VRD[0][place[original] % images]
+        sums += [(query * unit_KD[mine[original]]).sum(dtype=torch.float64), original.sum()]
     return torch.stack([value.double() for value in sums])
