@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up a Python environment on a fresh machine (once), then runs:
 #
-#   ./run.sh                            the demo: draw faces, train plainly and with QGFace, compare both in a table
+#   ./run.sh                            the demo: draw faces, train plainly and with QGFace, compare both (table, picture)
 #   ./run.sh test [pytest options]      the tests
 #   ./run.sh train CONFIG [key=value]   training on all GPUs of this machine, or on up to two CPU cores
 #   ./run.sh python [arguments]         the environment's Python, such as ./run.sh python -m eval verify ...
@@ -67,6 +67,10 @@ demo() {
     echo "Both were trained on sharp portraits for the same number of epochs: plain AdaFace, and QGFace, which sees two views of each"
     echo "image and so computes twice as much. Verification of unseen people: both images sharp (hq), one blurred (mixed), both (lq)."
     "$VENV/bin/python" -m eval runs runs/demo_baseline runs/demo_qg
+    echo
+    echo "The same encoders as sharp portraits get smaller and more blurred (100 pairs, so differences of a few percent are chance):"
+    "$VENV/bin/python" -m eval robustness runs/demo_baseline runs/demo_qg --bins data/demo/demo_hq.bin \
+        --axes resolution blur --pairs 100 --far 0.1 --plots runs/demo_qg/eval
 }
 
 # All tests, on two workers with one thread each; with arguments, what pytest makes of them.

@@ -26,5 +26,5 @@ config = edict(
     quality_mean=22.0,
     quality_std=5.0,
     diagnose_every=50,
-    verbose=150,  # verify once on the way and at the end
+    verbose=1000,  # verify at the end only
 )

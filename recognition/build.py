@@ -101,19 +101,20 @@ def verification_sets(config: Config) -> dict[str, Path]:
     sets: dict[str, Path] = {}
     rec = Path(config.rec)
     folder = Path(config.val_dir) if config.val_dir else (rec if rec.is_dir() else rec.parent)
-    problems = []
+    problems, missing = [], []
     for target in config.val_targets:
         given = [Path(target), folder / target] if target.endswith(".bin") else []
         candidates = [*given, folder / f"{target}.bin"]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             looked = " and ".join(dict.fromkeys(map(str, candidates)))
-            problems.append(f"val_targets: {target!r} not found; looked for {looked}; correct val_targets or val_dir")
+            missing.append(f"val_targets: {target!r} not found; looked for {looked}; correct val_targets or val_dir")
         elif path.stem in sets:
             problems.append(f"val_targets: {sets[path.stem]} and {path} have the same name; rename one, or leave one out")
         else:
             sets[path.stem] = path
-    if problems:
+    advice = f", or use those that are there: val_targets={','.join(sets)}" if sets else ""
+    if problems := [each + advice for each in missing] + problems:
         raise UserError(*problems)
     return sets
 

@@ -39,7 +39,7 @@ ROWS = {
 
 @pytest.mark.parametrize("table", ["I", "II", "III"])
 def test_every_row_of_the_paper_has_its_configuration(table):
-    assert [row.name for row in TABLES[table]] == list(paper.TABLES[table])
+    assert [row.name for row in TABLES[table] if row.name != "D, both views"] == list(paper.TABLES[table])
     assert all(row.config in ROWS and not row.changes for row in TABLES[table])
 
 

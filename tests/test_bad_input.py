@@ -115,8 +115,8 @@ def test_option_that_the_network_does_not_have(demo_set, tmp_path):
 
 
 def test_missing_verification_set(demo_set, tmp_path):
-    text = _complaint(f"rec={demo_set}", "val_targets=['lfw']", f"output={tmp_path / 'run'}")
-    assert "lfw.bin" in text and "val_targets" in text
+    text = _complaint(f"rec={demo_set}", "val_targets=['lfw','demo_hq']", f"output={tmp_path / 'run'}")
+    assert "'lfw' not found" in text and "those that are there: val_targets=demo_hq" in text
 
 
 def test_bin_with_an_odd_number_of_images(demo_set, tmp_path):

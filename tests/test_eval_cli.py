@@ -21,7 +21,7 @@ from eval.__main__ import COMMANDS, build_parser
 from eval.commands.common import plot_folder
 from eval.feature_cache import fingerprint
 from eval.present import paper
-from eval.present.tables import summary_row, summary_table
+from eval.present.tables import summary_row, summary_table, verification_table
 from recognition.data.pack.__main__ import COMMANDS as PACKING
 from tests.commands import run
 from tests.eval_commands import run_eval
@@ -114,7 +114,9 @@ def test_ijb_from_a_feature_file(alone, tmp_path, capsys):
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if "N1D0F1" in line)
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["93.21", "93.21", "95.82", "98.56", "99.74", "100.00"]
-    assert "queue: proxy-updated (paper, table II)" in shown
+    assert "queue: proxy-updated (paper, table II)" in shown and paper.IJBB_CAVEAT in shown
+    evaluate([*arguments[:-2], "--no-paper", "--json", str(tmp_path / "out.json")])
+    assert "paper" not in capsys.readouterr().out
 
 
 @needs_faces
@@ -161,6 +163,13 @@ def test_fingerprints_depend_on_names_sizes_and_times(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------- the paper's figures
+
+
+def test_published_accuracies_are_left_out_on_request():
+    results = {"lfw": {"accuracy": 0.9}, "xqlfw": {"accuracy": 0.7}}
+    shown = str(verification_table(results))
+    assert "lfw (QGFace, paper, table II)" in shown and re.search(r"xqlfw \(ArcFace, XQLFW's authors\) +\| +74\.22", shown)
+    assert "paper" not in str(verification_table(results, published=False)) + str(summary_table("a", results, with_paper=False))
 
 
 def test_the_papers_tables_are_consistent():

@@ -87,6 +87,8 @@ def test_an_exported_encoder_returns_the_same_features_and_carries_its_card(tmp_
         load_encoder(path, CPU, channel_order="BGR" if order == "RGB" else "RGB")
     with pytest.raises(UserError, match="holds 'tiny'; leave out --network r50"):
         load_encoder(path, CPU, network="r50")
+    with pytest.raises(UserError, match=r"expects \(pixel - 127\.5\) / 127\.5; leave out --mean and --std"):
+        load_encoder(path, CPU, mean=0.0)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +351,12 @@ def test_foreign_onnx_files_follow_insightfaces_conventions(tmp_path, batch):
     close(loaded.embed(IMAGES), colours, 1e-6)
     assert loaded.card.embedding_size == 3 and loaded.card.network == "" and loaded.module is None
     close(load_encoder(tmp_path / "other.onnx", CPU, "BGR").embed(IMAGES), colours[:, ::-1], 1e-6)
+    given = load_encoder(tmp_path / "other.onnx", CPU, mean=0.0, std=255.0)
+    close(given.embed(IMAGES), (colours * 127.5 + 127.5) / 255, 1e-6)
+    assert given.embed.assumed and given.card.input == "RGB 112x112, (pixel - 0) / 255"
+    for wrong in ({"std": 0.0}, {"mean": float("nan")}):
+        with pytest.raises(UserError, match="must be finite, and the second positive"):
+            load_encoder(tmp_path / "other.onnx", CPU, **wrong)
 
 
 def test_an_onnx_that_normalises_by_itself_receives_pixels(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -101,6 +102,9 @@ def test_missing_probes_count_as_failures(tmp_path):
     low, high = rank_interval([found["d1"]], 1, 1000)
     assert low < 5 / 6 < high
     draw_similarities({"x": found})
+    half = {name: replace(each, other_score=each.other_score + 0.8) for name, each in found.items()}  # gains 0.2, not 1
+    titles = [axes.get_title("left") for axes in draw_similarities({"x": found, "half": half}).axes]
+    assert titles == ["d1 (4.2 m): +400%", "d2 (2.6 m): +400%", "d3 (1.0 m): +400%"]
 
 
 def test_all_txt_tells_which_probes_there_were(tmp_path):

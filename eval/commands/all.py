@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
     def show() -> None:
         print("\nSummary (%): rank 1 on SCface and TinyFace, TAR@FAR=1e-4 on IJB, accuracy on the others")
-        print(summary_table(encoder.label, figures.results))
+        print(summary_table(encoder.label, figures.results, with_paper=not arguments.no_paper))
 
     dist.on_first_rank(show)
     figures.finish()

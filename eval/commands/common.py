@@ -44,12 +44,15 @@ _SECONDS_BETWEEN_REPORTS = 5.0
 
 
 def open_encoder(arguments: argparse.Namespace, world: World, other: str | None = None) -> LoadedEncoder:
-    """Open the encoder of `--checkpoint`, or that of `other`, to which `--channel-order` and `--network` do not apply."""
-    if other:
-        return load_encoder(other, world.device, precision=arguments.precision)
-    return load_encoder(
-        arguments.checkpoint, world.device, arguments.channel_order, arguments.network, precision=arguments.precision
-    )
+    """Open the encoder of `--checkpoint`, or that of `other`, to which the options about its input and network do not apply.
+
+    Rank 0 prints what is assumed about the input of an .onnx file that does not describe it.
+    """
+    described = () if other else (arguments.channel_order, arguments.network, arguments.precision, arguments.mean, arguments.std)
+    encoder = load_encoder(other or arguments.checkpoint, world.device, *(described or (None, None, arguments.precision)))
+    if getattr(encoder.embed, "assumed", False) and world.rank == 0:
+        print(f"{encoder.path}: does not describe its input; assumed: {encoder.card.input}", file=sys.stderr)
+    return encoder
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, checkpoint_required
     )
     add_json_argument(parser)
     parser.add_argument("--plots", metavar="DIR", help="write plots (PNG and SVG) here; default: RUN/eval")
+    parser.add_argument("--no-paper", action="store_true", help="leave published figures out of the tables")
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -196,6 +200,8 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser, required: bool = Tr
     parser.add_argument("--checkpoint", required=required, metavar="RUN", help=described)
     parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="for files that do not state it; default: by family")
     parser.add_argument("--network", help="backbone of released weights that cannot be identified; a name of backbones/")
+    parser.add_argument("--mean", type=float, help="input of an .onnx from elsewhere: (pixel - MEAN) / STD; default 127.5 …")
+    parser.add_argument("--std", type=float, help="… and 127.5, or 0 and 1 if the graph begins with its own normalisation")
 
 
 def add_precision_argument(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,8 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 def _export(arguments: argparse.Namespace) -> str:
     """Write the file; return a description of it."""
-    loaded = load_encoder(arguments.checkpoint, torch.device("cpu"), arguments.channel_order, arguments.network)
+    described = (arguments.channel_order, arguments.network, None, arguments.mean, arguments.std)
+    loaded = load_encoder(arguments.checkpoint, torch.device("cpu"), *described)
     if loaded.module is None:
         raise UserError(f"--checkpoint {arguments.checkpoint}: is an .onnx already; export from the run or its weights")
     out, card = arguments.out, loaded.card
@@ -37,5 +38,5 @@ def _export(arguments: argparse.Namespace) -> str:
     checked = f"onnxruntime agrees with PyTorch to {difference:.1e}" if out.endswith(".onnx") else "read back bit for bit"
     return (
         f"{out}: {card.network}, {Path(out).stat().st_size / 1e6:.1f} MB; features of size {card.embedding_size}; input "
-        f"{card.channel_order} {card.input_size}x{card.input_size}, (pixel - {card.mean:g}) / {card.std:g}; {checked}"
+        f"{card.input}; {checked}"
     )

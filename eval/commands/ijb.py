@@ -196,7 +196,8 @@ def _judge(arguments: argparse.Namespace, plan: Plan, source: ImageFeatures, lab
         rows[f"{label} {setting.name}"] = metrics | as_metrics(bounds)
         intervals[f"{label} {setting.name}"] = bounds
     print(f"{meta.target}: {len(images):,} images" + (f", {len(pairs.issame):,} pairs" if pairs else ""))
-    _print_tables(meta.target, rows, intervals, bool(pairs), one_to_many)
+    published = paper.rows(["I", "II", "III"], [paper.IJBB]) if meta.target == "IJBB" and not arguments.no_paper else []
+    _print_tables(meta.target, rows, intervals, bool(pairs), one_to_many, published)
     if folder := plot_folder(arguments):
         _save_plots(folder, meta.target, curves, searches)
     several = len(settings) > 1
@@ -206,11 +207,19 @@ def _judge(arguments: argparse.Namespace, plan: Plan, source: ImageFeatures, lab
     }
 
 
-def _print_tables(target: str, rows: Results, intervals: dict[str, Intervals], one_to_one: bool, one_to_many: bool) -> None:
+def _print_tables(
+    target: str,
+    rows: Results,
+    intervals: dict[str, Intervals],
+    one_to_one: bool,
+    one_to_many: bool,
+    published: list[tuple[str, paper.Row]],
+) -> None:
     if one_to_one:
         columns = {power_of_ten(far): tar_name(far) for far in FARS}
-        published = paper.rows(["I", "II", "III"], [paper.IJBB]) if target == "IJBB" else []
         print(rate_table(f"{target} TAR@FAR (%)", columns, rows, published, {"1e-4": paper.IJBB}, intervals))
+        if published:
+            print(paper.IJBB_CAVEAT)
     if one_to_many:
         for prefix, title, rates in (("", "1:N", "tpir@fpir"), ("pooled_", "1:N pooled (ijb_1n)", "tpr@far")):
             columns = {f"rank {rank}": f"{prefix}rank{rank}" for rank in RANKS}

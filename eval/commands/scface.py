@@ -101,7 +101,7 @@ def _judge(arguments: argparse.Namespace, data: ScFace, searches: Searches) -> R
     print(f"SCface: {probes:,} probes, a gallery of {people:,} people")
     if missing := data.missing_probes():
         print(f"{len(missing):,} more probes are missing, such as {missing[0]}; they count as failures")
-    print(_table(searches, intervals))
+    print(_table(searches, intervals, [] if arguments.no_paper else paper.rows(["IV"], [paper.SC1])))
     print("\n".join(gains))
     if folder := plot_folder(arguments):
         first = next(iter(searches.values()))
@@ -114,8 +114,8 @@ def _judge(arguments: argparse.Namespace, data: ScFace, searches: Searches) -> R
     return results
 
 
-def _table(searches: Searches, intervals: dict[str, Intervals]) -> Table:
+def _table(searches: Searches, intervals: dict[str, Intervals], paper_rows: list[tuple[str, paper.Row]]) -> Table:
     columns = {f"{name} ({METRES[distance]} m)": name for distance, name in DISTANCES.items()}
     published = dict(zip(columns, (paper.SC1, paper.SC2, paper.SC3), strict=True))
     rows = {label: {name: each.rank_rate(1) for name, each in found.items()} for label, found in searches.items()}
-    return rate_table("SCface, rank 1 (%)", columns, rows, paper.rows(["IV"], [paper.SC1]), published, intervals)
+    return rate_table("SCface, rank 1 (%)", columns, rows, paper_rows, published, intervals)

@@ -72,7 +72,7 @@ def _judge(arguments: argparse.Namespace, data: TinyFace, features: np.ndarray, 
     if metrics["unmated_probes"]:
         print(f"{metrics['unmated_probes']:,} of the probes have no mate in the gallery; they count as failures")
     columns = {f"rank {rank}": f"rank{rank}" for rank in RANKS}
-    published = paper.rows(["V"], [paper.TINYFACE])
+    published = [] if arguments.no_paper else paper.rows(["V"], [paper.TINYFACE])
     print(rate_table("TinyFace (%)", columns, {label: metrics}, published, {"rank 1": paper.TINYFACE}, {label: intervals}))
     if folder := plot_folder(arguments):
         save_plots(folder, {"cmc_tinyface": draw_cmc({label: found}, "TinyFace, closed-set identification")})

@@ -74,6 +74,7 @@ def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, bins: Mappin
             figures.add(dist.on_first_rank(partial(judge, images.name, rows, issame)))
     finally:
         if outcomes:  # also those before a failure
-            print(verification_table({name: figures.results[name] for name in outcomes if name in figures.results}, intervals))
+            finished = {name: figures.results[name] for name in outcomes if name in figures.results}
+            print(verification_table(finished, intervals, published=not arguments.no_paper))
     if outcomes and (folder := plot_folder(arguments)):
         save_plots(folder, {"roc_verification": draw_roc({name: found.roc for name, found in outcomes.items()}, far=_FAR)})

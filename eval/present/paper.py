@@ -1,7 +1,7 @@
-"""The paper's published figures, to print next to measured ones.
+"""Published figures, to print next to measured ones: the paper's, and those of other benchmarks' authors.
 
 *QGFace: Quality-Guided Joint Training for Mixed-Quality Face Recognition*, Youzhe Song and Feng Wang, tables I-V: ResNet34
-trained on VGGFace2. All in %, as printed. Nothing here was measured by this software; printed rows are marked as the paper's.
+trained on VGGFace2. All in %, as printed. Nothing here was measured by this software; printed rows name their source.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ TABLE_I = _table(
 )
 """Ablation. A: AdaFace's augmentation; B: A and the partition; C: B and the contrastive loss; D: the paper's augmentation;
 E: everything, which is the method."""
+
+IJBB_CAVEAT = (
+    "About the paper's rows: its authors' evaluation during training normalises features and uses no detector score (N0D0). "
+    "Weighting by the norm may hide the collapse of rows A and B; --setting all shows all settings."
+)
 
 METHOD = "queue: proxy-updated"  # the row of table II
 
@@ -115,6 +120,27 @@ _SET_NAMES = {"lfw": "LFW", "cfpfp": "CFP-FP", "agedb30": "AgeDB", "agedb": "Age
 def hq_set(name: str) -> str | None:
     """The paper's name of a verification set, from its file name (`agedb_30` -> AgeDB); None if the paper does not have it."""
     return _SET_NAMES.get(name.lower().replace("_", "").replace("-", ""))
+
+
+XQLFW = {
+    "ArcFace, XQLFW's authors": 74.22,
+    "MagFace, XQLFW's authors": 76.95,
+    "FaceTransformer, XQLFW's authors": 87.90,
+    "BT-M, XQLFW's authors": 83.60,
+    "ST-M1, XQLFW's authors": 90.97,
+    "ST-M2, XQLFW's authors": 90.82,
+    "ArcFace, octuplet loss": 93.27,
+    "MagFace, octuplet loss": 92.92,
+    "FaceTransformer, octuplet loss": 95.12,
+}
+"""Accuracy on XQLFW, in %: from martlgap.github.io/xqlfw, and fine-tuned, from github.com/Martlgap/octuplet-loss."""
+
+
+def verification(name: str) -> Row:
+    """Published accuracies in % on a verification set, by its file name: source -> accuracy."""
+    if (column := hq_set(name)) is not None:
+        return {f"QGFace, {PAPER}, table II": TABLE_II[METHOD][column]}
+    return XQLFW if name.lower() == "xqlfw" else {}
 
 
 def rows(tables: Iterable[str], columns: Iterable[str]) -> list[tuple[str, Row]]:

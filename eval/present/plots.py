@@ -104,7 +104,8 @@ def draw_similarities(
     the most similar other one (outline).
 
     encoders: name -> distance (d1 … d3) -> search. distances: those to show; the range of the x axis covers all. The gain is
-    the difference between the two mean similarities.
+    the difference between the two mean similarities. With two encoders, titles state the improvement of the gain of the first
+    relative to that of the second, as in the paper, if the second gains anything.
     """
     figure, unused = new_figure("", "", "")
     unused.remove()
@@ -115,13 +116,16 @@ def draw_similarities(
     figure.set_size_inches(3.5 * len(shown), 3.8)
     panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, shown, strict=True):
+        gains = []
         for index, (encoder, searches) in enumerate(encoders.items()):
             found = searches[name]
             own, other = found.mate_score[found.mated], found.other_score[found.mated]
-            label = f"{encoder}\ngain {own.mean() - other.mean():+.3f}"
+            gains.append(own.mean() - other.mean())
+            label = f"{encoder}\ngain {gains[-1]:+.3f}"
             _add_histogram(panel, own, edges, colour_of(index), label, density=True)
             _add_histogram(panel, other, edges, colour_of(index), "most similar other", density=True, filled=False)
-        decorate(panel, f"{name} ({metres[name]} m)", "cosine similarity", "density" if panel is panels[0] else "")
+        improved = f": {gains[0] / gains[1] - 1:+.0%}" if len(gains) == 2 and gains[1] > 0 else ""
+        decorate(panel, f"{name} ({metres[name]} m){improved}", "cosine similarity", "density" if panel is panels[0] else "")
         panel.locator_params(axis="x", nbins=5)
         add_legend(panel, loc="upper left")
     panels[0].set_ylim(top=1.4 * max(panel.dataLim.y1 for panel in panels))  # room for the legends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from eval.present.tables import Table, percent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Metrics = Mapping[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)

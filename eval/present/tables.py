@@ -76,28 +76,29 @@ def rate_table(
     return Table([first_column, *columns], measured, published)
 
 
-def verification_table(results: Mapping[str, Metrics], intervals: Mapping[str, Mapping[str, Interval]] | None = None) -> Table:
-    """Verification sets, name -> `TenFold.metrics()`, with QGFace's accuracy on those that the paper has."""
+def verification_table(
+    results: Mapping[str, Metrics], intervals: Mapping[str, Mapping[str, Interval]] | None = None, published: bool = True
+) -> Table:
+    """Verification sets, name -> `TenFold.metrics()`, with published accuracies: QGFace's, and those on XQLFW."""
     rows, below = [], []
     for name, metrics in results.items():
         bounds = (intervals or {}).get(name, {})
         accuracy = f"{percent(metrics['accuracy'], bounds.get('accuracy'))} ± {percent(metrics.get('std'))}"
         tar = percent(metrics.get("tar@far=1e-3"), bounds.get("tar@far=1e-3"))
         rows.append([name, accuracy, tar, percent(metrics.get("auc")), f"{metrics.get('pairs', 0):.0f}"])
-        if (column := paper.hq_set(name)) is not None:
-            label = f"{name} (QGFace, {paper.PAPER}, table II)"
-            below.append([label, _as_printed(paper.TABLE_II[paper.METHOD].get(column)), *[NOT_MEASURED] * 3])
+        for label, accuracy_printed in paper.verification(name).items() if published else ():
+            below.append([f"{name} ({label})", _as_printed(accuracy_printed), *[NOT_MEASURED] * 3])
     return Table(["set", "accuracy ± std (%)", "TAR@FAR=1e-3 (%)", "AUC (%)", "pairs"], rows, below)
 
 
-def summary_table(label: str, results: Mapping[str, Metrics]) -> Table:
+def summary_table(label: str, results: Mapping[str, Metrics], with_paper: bool = True) -> Table:
     """One row for this encoder over all sets, then the rows of the paper's table I, and of table II if a set is only there.
 
     results: set -> metric -> value, as in results.json.
     """
     row = summary_row(results)
-    published = paper.rows(["I"], row)
-    if set(row) & set(paper.HQ_SETS):  # table I has only their average
+    published = paper.rows(["I"], row) if with_paper else []
+    if with_paper and set(row) & set(paper.HQ_SETS):  # table I has only their average
         published += [(name, figures) for name, figures in paper.rows(["II"], row) if name.startswith(paper.METHOD)]
     same = {column: column for column in row}
     return rate_table("encoder", same, {label: {name: value / 100 for name, value in row.items()}}, published, same)

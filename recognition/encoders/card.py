@@ -73,6 +73,11 @@ class EncoderCard:
     quality: QualityScale | None = None
     map_norm: bool = False
 
+    @property
+    def input(self) -> str:
+        """What the encoder expects of its input, for messages."""
+        return f"{self.channel_order} {self.input_size}x{self.input_size}, (pixel - {self.mean:g}) / {self.std:g}"
+
     def to_metadata(self) -> dict[str, str]:
         """The card as text; floats keep every bit."""
         plain = {

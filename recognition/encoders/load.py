@@ -54,6 +54,8 @@ def load_encoder(
     channel_order: ChannelOrder | None = None,
     network: str | None = None,
     precision: str | None = None,
+    mean: float | None = None,
+    std: float | None = None,
 ) -> LoadedEncoder:
     """The encoder of a run or checkpoint folder, of an exported .safetensors or .onnx, or of released weights.
 
@@ -61,8 +63,8 @@ def load_encoder(
 
     channel_order, network: for files that do not contain them. Without `network`, the names and shapes of the entries
     identify it; the embedding size always comes from the weights. precision: as in the configuration; default: a run's
-    own, "auto" for files.
-    Raises UserError if the file cannot be read or fits no backbone, or `channel_order` or `network` contradicts it.
+    own, "auto" for files. mean, std: of the input, for .onnx files without metadata only.
+    Raises UserError if the file cannot be read or fits no backbone, or an argument contradicts it.
     """
     path = Path(path)
     if path.is_dir() or not path.exists():
@@ -70,11 +72,11 @@ def load_encoder(
     elif path.suffix == ".onnx":
         if precision:
             raise UserError(f"{path}: its graph fixes the precision; leave out --precision {precision}")
-        embed = OnnxEmbedder(path, device, channel_order or "RGB")
+        embed = OnnxEmbedder(path, device, channel_order or "RGB", mean, std)
         loaded = LoadedEncoder(embed, embed.card, path)
     else:
         loaded = _load_file(path, device, channel_order, network, precision or "auto")
-    _refuse_contradiction(path, loaded.card, channel_order, network)
+    _refuse_contradiction(path, loaded.card, channel_order, network, mean, std)
     return loaded
 
 
@@ -118,9 +120,13 @@ def _load_file(
     return LoadedEncoder(embed, card, path)
 
 
-def _refuse_contradiction(path: Path, card: EncoderCard, channel_order: str | None, network: str | None) -> None:
+def _refuse_contradiction(
+    path: Path, card: EncoderCard, channel_order: str | None, network: str | None, mean: float | None, std: float | None
+) -> None:
     if channel_order not in (None, card.channel_order):
         raise UserError(f"{path}: was made for {card.channel_order}; leave out --channel-order {channel_order}")
     if network not in (None, card.network):
         found = f"holds {card.network!r}" if card.network else "does not name its network"
         raise UserError(f"{path}: {found}; leave out --network {network}")
+    if mean not in (None, card.mean) or std not in (None, card.std):
+        raise UserError(f"{path}: expects (pixel - {card.mean:g}) / {card.std:g}; leave out --mean and --std")

@@ -20,20 +20,32 @@ class OnnxEmbedder:
     """uint8 RGB [n, 112, 112, 3] on the CPU -> float32 raw features [n, D] on the CPU, as `Embedder` does.
 
     A file without this project's metadata follows insightface's conventions: images in `channel_order`, normalised as
-    (pixel - 127.5) / 127.5 unless the graph itself begins by subtracting and multiplying.
+    (pixel - 127.5) / 127.5 unless the graph itself begins by subtracting and multiplying, or `mean` and `std` are given.
+    assumed: whether the file has no such metadata.
     Raises UserError if the file is damaged, does not map one image to one feature, or takes another image size.
     """
 
     precision = "own"  # the graph decides
 
-    def __init__(self, path: str | Path, device: torch.device, channel_order: ChannelOrder = "RGB"):
+    def __init__(
+        self,
+        path: str | Path,
+        device: torch.device,
+        channel_order: ChannelOrder = "RGB",
+        mean: float | None = None,
+        std: float | None = None,
+    ):
         self.path = Path(path)
         self.session = _open(self.path, device)
         self.input, self.batch = self._check_input()
         card = EncoderCard.from_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
+        self.assumed = card is None
         if card is None:
             size = self.run(np.zeros((1, 3, FACE_SIZE, FACE_SIZE), np.float32)).shape[1]
-            mean, std = (0.0, 1.0) if _normalises_itself(self.path) else (MEAN, STD)
+            usual = (0.0, 1.0) if _normalises_itself(self.path) else (MEAN, STD)
+            mean, std = usual[0] if mean is None else mean, usual[1] if std is None else std
+            if not (np.isfinite([mean, std]).all() and std > 0):
+                raise UserError(f"--mean {mean:g} --std {std:g}: must be finite, and the second positive")
             card = EncoderCard("", size, channel_order, FACE_SIZE, mean, std)
         self.card = card
 

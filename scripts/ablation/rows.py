@@ -59,6 +59,7 @@ TABLES: dict[str, list[Row]] = {
         Row("B", "b"),
         Row("C", "c"),
         Row("D", "d"),
+        Row("D, both views", "d_both"),  # the paper does not state which of the two D is
         Row("E", "qg"),
     ],
     "II": [
