@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from eval.commands import ijb, scface, tinyface, verify
+from eval.commands import ijb, rfw, scface, tinyface, verify
 from eval.commands.common import Figures, add_benchmark_arguments, open_encoder
 from eval.present.tables import summary_table
 from eval.protocols.ijb_files import TARGETS
@@ -17,12 +17,14 @@ from utils.dist import World
 from utils.errors import UserError
 
 NAME = "all"
-HELP = "every benchmark found under a folder: *.bin, IJBB/, IJBC/, tinyface/, scface/; one summary table"
+HELP = "every benchmark found under a folder: *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/; one summary table"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
-    parser.add_argument("--data-root", required=True, metavar="DIR", help="holds some of *.bin, IJBB/, IJBC/, tinyface/, scface/")
+    parser.add_argument(
+        "--data-root", required=True, metavar="DIR", help="holds some of *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/"
+    )
     ijb.add_setting_arguments(parser)
 
 
@@ -30,9 +32,9 @@ def run(arguments: argparse.Namespace, world: World) -> None:
     root = Path(arguments.data_root)
     bins = sorted(root.glob("*.bin"))
     releases = [target for target in TARGETS if (root / target).is_dir()]
-    others = [command for command in (tinyface, scface) if (root / command.NAME).is_dir()]
+    others = [command for command in (tinyface, scface, rfw) if (root / command.NAME).is_dir()]
     if not (bins or releases or others):
-        raise UserError(f"{root}: no benchmark here; looked for *.bin, IJBB/, IJBC/, tinyface/, scface/")
+        raise UserError(f"{root}: no benchmark here; looked for *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/")
     encoder, figures = open_encoder(arguments, world), Figures(arguments)
     for evaluate in _prepare(arguments, root, bins, releases, others):
         evaluate(arguments, encoder, figures=figures)

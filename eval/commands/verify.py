@@ -11,6 +11,7 @@ import numpy as np
 
 from eval.commands.common import (
     Figures,
+    ImageSet,
     Results,
     add_benchmark_arguments,
     bin_sets,
@@ -54,7 +55,21 @@ def prepare(paths: Iterable[str | Path]) -> dict[str, Path]:
 
 
 def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, bins: Mapping[str, Path], figures: Figures) -> None:
-    """Embed on all ranks; judge, print and draw on rank 0. Set name -> `TenFold.metrics()`, and confidence intervals."""
+    """Embed and judge verification sets, as `evaluate_sets` does."""
+    evaluate_sets(arguments, encoder, bin_sets(bins.values()), figures, "verification")
+
+
+def evaluate_sets(
+    arguments: argparse.Namespace,
+    encoder: LoadedEncoder,
+    sets: Iterable[tuple[ImageSet, np.ndarray]],
+    figures: Figures,
+    plot: str,
+) -> None:
+    """Embed on all ranks; judge, print and draw on rank 0. Adds set name -> `TenFold.metrics()`, and confidence intervals.
+
+    sets: images, two per pair, and whether each pair shows the same person. plot: ends the names of the plots.
+    """
     outcomes: dict[str, TenFold] = {}  # on rank 0
     intervals: dict[str, Intervals] = {}
 
@@ -69,7 +84,7 @@ def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, bins: Mappin
         return {name: found.metrics() | as_metrics(intervals.get(name, {}))}
 
     try:
-        for images, issame in bin_sets(bins.values()):
+        for images, issame in sets:
             rows = embed(encoder, images, arguments.batch_size, cache=arguments.cache)
             figures.add(dist.on_first_rank(partial(judge, images.name, rows, issame)))
     finally:
@@ -77,4 +92,4 @@ def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, bins: Mappin
             finished = {name: figures.results[name] for name in outcomes if name in figures.results}
             print(verification_table(finished, intervals, published=not arguments.no_paper))
     if outcomes and (folder := plot_folder(arguments)):
-        save_plots(folder, {"roc_verification": draw_roc({name: found.roc for name, found in outcomes.items()}, far=_FAR)})
+        save_plots(folder, {f"roc_{plot}": draw_roc({name: found.roc for name, found in outcomes.items()}, far=_FAR)})
