@@ -101,20 +101,23 @@ def verification_sets(config: Config) -> dict[str, Path]:
     sets: dict[str, Path] = {}
     rec = Path(config.rec)
     folder = Path(config.val_dir) if config.val_dir else (rec if rec.is_dir() else rec.parent)
-    problems, missing = [], []
-    for target in config.val_targets:
-        given = [Path(target), folder / target] if target.endswith(".bin") else []
-        candidates = [*given, folder / f"{target}.bin"]
-        path = next((path for path in candidates if path.is_file()), None)
+    candidates = {
+        target: [*([Path(target), folder / target] if target.endswith(".bin") else []), folder / f"{target}.bin"]
+        for target in config.val_targets
+    }
+    paths = {target: next((path for path in places if path.is_file()), None) for target, places in candidates.items()}
+    there = ",".join(target for target, path in paths.items() if path)
+    advice = "correct val_targets or val_dir" + (f", or use those that are there: val_targets={there}" if there else "")
+    problems = []
+    for target, path in paths.items():
         if path is None:
-            looked = " and ".join(dict.fromkeys(map(str, candidates)))
-            missing.append(f"val_targets: {target!r} not found; looked for {looked}; correct val_targets or val_dir")
+            looked = " and ".join(dict.fromkeys(map(str, candidates[target])))
+            problems.append(f"val_targets: {target!r} not found; looked for {looked}; {advice}")
         elif path.stem in sets:
             problems.append(f"val_targets: {sets[path.stem]} and {path} have the same name; rename one, or leave one out")
         else:
             sets[path.stem] = path
-    advice = f", or use those that are there: val_targets={','.join(sets)}" if sets else ""
-    if problems := [each + advice for each in missing] + problems:
+    if problems:
         raise UserError(*problems)
     return sets
 
