@@ -1,10 +1,12 @@
 """Train a face encoder.
 
-usage: train.py [--show] CONFIG [key=value ...]
+usage: train.py [--show] [--plan [--ranks N] [--json FILE]] CONFIG [key=value ...]
 
 CONFIG is a configuration file, with or without .py; key=value changes one of its settings. configs/base.py describes all of
 them. Configuration files of arcface_torch can be used as they are (docs/MIGRATING.md). The same command, given again, resumes an
 interrupted run. --show prints the settings as a file in the style of configs/, for GPUs, and trains nothing.
+--plan prints what a run on N ranks needs (parameters, operations, memory, disk, steps) before anything is allocated, and trains
+nothing; --json writes the same to FILE.
 
   python train.py configs/lfw_qg                                                              # one process
   torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112        # one process per GPU
@@ -12,6 +14,7 @@ interrupted run. --show prints the settings as a file in the style of configs/, 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from utils import program
 if __name__ == "__main__":
     program.begin()  # before the imports that take seconds
 
+from recognition import plan
 from recognition.trainer import Trainer
 from utils import config, dist
 from utils.errors import UserError
@@ -32,10 +36,10 @@ def main() -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__, end="")
         return
-    show = "--show" in arguments
-    arguments = [argument for argument in arguments if argument != "--show"]
+    options, arguments = _options(arguments)
     if not arguments:
         raise UserError(USAGE)
+    show = options.show
     explanations: list[str] = []
     settings = config.load(arguments[0], arguments[1:], explanations.append, gpu=show or None)  # files are shown for GPUs
     if show:
@@ -45,7 +49,26 @@ def main() -> None:
     world = dist.start(settings.timeout_minutes)
     if world.is_first and explanations:
         print(*explanations, sep="\n", flush=True)
-    Trainer(settings, world).run()
+    if options.plan:
+        plan.run(settings, world, options.ranks, options.json)
+    else:
+        Trainer(settings, world).run()
+
+
+def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and all other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--ranks", type=int)
+    parser.add_argument("--json", type=Path)
+    try:
+        options, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as fault:
+        raise UserError(str(fault)) from fault
+    if not options.plan and (options.ranks is not None or options.json):
+        raise UserError("--ranks and --json need --plan")
+    return options, others
 
 
 if __name__ == "__main__":

@@ -59,9 +59,9 @@ class FeatureQueue(nn.Module):
         self._mark: tuple[int, int, int] | None = None  # total, oldest, count at the start of the step
         self._held = 0  # entries before the head that this step dropped but that are still in place
         share = classes.size / max(classes.total, 1)
-        self._allocate(int(size * share * 1.1) + 64, torch.device("cpu"))
+        self._allocate(int(size * share * 1.1) + 64)
 
-    def _allocate(self, capacity: int, device: torch.device) -> None:
+    def _allocate(self, capacity: int, device: torch.device | None = None) -> None:
         rows = (capacity, self.dim)
         self._feature = torch.zeros(rows, device=device)
         self._proxy = torch.zeros(rows if self.compensate else (0, self.dim), device=device)

@@ -50,19 +50,19 @@ def open_dataset(config: Config) -> FaceDataset:
     return dataset
 
 
-def resolve_config(config: Config, dataset: FaceDataset, world: World) -> Config:
-    """Fill in what depends on the training set and on the number of ranks."""
+def resolve_config(config: Config, dataset: FaceDataset | None, ranks: int) -> Config:
+    """Fill in what depends on the training set (None: num_classes and num_image are those of `config`) and on the ranks."""
     batch_size = config.batch_size
     if config.global_batch_size:
-        batch_size, rest = divmod(config.global_batch_size, world.size)
+        batch_size, rest = divmod(config.global_batch_size, ranks)
         if rest or not batch_size:
-            raise UserError(f"global_batch_size={config.global_batch_size} cannot be divided by {world.size} ranks")
-    num_classes = config.num_classes or dataset.num_classes
+            raise UserError(f"global_batch_size={config.global_batch_size} cannot be divided by {ranks} ranks")
+    num_classes = config.num_classes or (0 if dataset is None else dataset.num_classes)
     return replace(
         with_margin(config),
         batch_size=batch_size,
         num_classes=num_classes,
-        num_image=len(dataset),
+        num_image=config.num_image if dataset is None else len(dataset),
         queue_size=config.queue_size or num_classes,
     )
 

@@ -47,7 +47,7 @@ class Trainer:
     def __init__(self, config: Config, world: World):
         # Data. The loader forks its workers, so it comes before everything that starts a thread.
         dataset = build.open_dataset(config)
-        config = build.resolve_config(config, dataset, world)
+        config = build.resolve_config(config, dataset, world.size)
         self.config, self.world = config, world
         self.bins = build.verification_sets(config)
         self.loader = build.build_loader(config, dataset, world)

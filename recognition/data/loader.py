@@ -47,8 +47,7 @@ class Loader:
                 f"{dataset.path}: {len(dataset)} images are fewer than one batch of {spec.batch_size} x {spec.world} ranks; "
                 "lower batch_size"
             )
-        count = _REQUESTS_PER_WORKER * num_workers + _SPARE_SLOTS if num_workers else 0
-        self._slots = [_shared_array(spec.image_shape) for _ in range(count)]
+        self._slots = [_shared_array(spec.image_shape) for _ in range(slot_count(num_workers))]
         self._workers: list[_Worker] = []
         # However this process ends, close the workers before multiprocessing waits for them: they ignore its SIGTERM.
         Finalize(self, _close_all, args=(self._workers,), exitpriority=10)
@@ -139,6 +138,11 @@ class Loader:
     def close(self) -> None:
         """End the workers."""
         _close_all(self._workers)
+
+
+def slot_count(num_workers: int) -> int:
+    """The number of batches in shared memory."""
+    return _REQUESTS_PER_WORKER * num_workers + _SPARE_SLOTS if num_workers else 0
 
 
 def _close_all(workers: list[_Worker]) -> None:
