@@ -84,23 +84,24 @@ class _Rank:
     def __init__(self, config: Config, world: World):
         with torch.device("meta"):
             self.encoder = build.build_encoder(config)
+            freeze(self.encoder, config.freeze)
+            self.momentum = MomentumEncoder(self.encoder, config.queue_momentum) if config.queue == "momentum" else None
             self.joint = build.build_joint_loss(config, replace(world, device=torch.device("meta")))
-        states: dict[nn.Module, dict] = {module: module.state_dict() for module in (self.encoder, self.joint)}
+        modules = [module for module in (self.encoder, self.momentum, self.joint) if module is not None]
+        states = {module: module.state_dict() for module in modules}
         self.config, self.device, self.fakes = config, world.device, FakeTensorMode()
         with self.fakes:
             for module, state in states.items():
                 module.load_state_dict({name: self._fake(value) for name, value in state.items()}, assign=True)
-            freeze(self.encoder, config.freeze)
             self.multiply_adds = backbones.multiply_adds(self.encoder)
-            self.momentum = MomentumEncoder(self.encoder, 0.0) if config.queue == "momentum" else None
             self.optimiser = build_optimiser(config, self.encoder, self.joint.classifier)
             self.trained = [p for p in self.encoder.parameters() if p.requires_grad]
             for parameter in [*self.trained, self.joint.classifier.weight]:
                 parameter.grad = torch.zeros_like(parameter)
             self.optimiser.step()
             self.encoder_bytes = _bytes(self.encoder.state_dict().values())
-            for encoder in filter(None, (self.encoder, self.momentum)):
-                _as_buffers(encoder)
+            for module in modules[:-1]:
+                _as_buffers(module)
 
     def _fake(self, like: torch.Tensor) -> torch.Tensor:
         return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=self.device)
@@ -153,12 +154,13 @@ class _Head:
     """What both losses of a step add, by the formulas of docs/SCALING.md: bytes, and operations of one rank.
 
     sums: from the forward to the backward pass. kept: the part of it that the classifier's backward pass still needs.
-    gradients: of the classifier's rows.
+    gradients: of the classifier's rows. update: the most that the optimiser makes of them.
     """
 
     sums: int
     kept: int
     gradients: int
+    update: int
     flops: float
 
     @classmethod
@@ -168,27 +170,30 @@ class _Head:
         rows, dim = head.weight.shape
         features, rate = config.views * images, config.sample_rate
         visited = min(rows, int(rate * rows) + min(images, rows)) if rate < 1 else rows
-        moved = rate < 1 and config.unsampled_rows == "moved"
 
         def kept(queries: int, keys: int, plain: bool) -> int:
             return min(4 * queries * keys, chunks.keep_bytes) if plain else 0
 
-        classes = kept(features, visited, head.margin.scale <= 64 and not head.margin.touches_negatives)
-        working = 8 * 4 * features * dim + 3 * 4 * min(chunks.chunk_elements, features * visited) + (48 * rows if rate < 1 else 0)
-        flops = 2 * features * dim * visited * (3 if 4 * features * visited <= classes else 4)
-        entries = contrast = 0
+        def working(queries: int, keys: int, copied_rows: int) -> int:
+            return min(keys, chunks.chunk_elements // queries + 1) * (3 * 4 * queries + 4 * dim * copied_rows)
+
+        exponentials = kept(features, visited, head.margin.scale <= 64 and not head.margin.touches_negatives)
+        classes = exponentials + working(features, visited, 1 + (rate < 1)) + 8 * 4 * features * dim + 48 * rows * (rate < 1)
+        flops = 2 * features * dim * visited * (3 if 4 * features * visited <= exponentials else 4)
+        contrast = 0
         if joint.queue is not None and config.views == 2:
             entries = math.ceil(joint.queue.size * head.shard.size / max(head.shard.total, 1))
-            contrast = kept(images, entries, config.contrastive_scale <= 64)
-            flops += 2 * images * dim * entries * (2 if 4 * images * entries <= contrast else 3)
-        gradients = 4 * dim * (visited + (rows if moved else 0))
-        return cls(classes + contrast + working, classes + working, gradients, flops)
+            exponentials = kept(images, entries, config.contrastive_scale <= 64)
+            contrast = exponentials + working(images, entries, 4)
+            flops += 2 * images * dim * entries * (2 if 4 * images * entries <= exponentials else 3)
+        gradients, moved = 4 * dim * visited, rate < 1 and config.unsampled_rows == "moved"
+        return cls(classes + contrast, classes, gradients, gradients + 4 * dim * rows * moved, flops)
 
 
 def _peak(static: int, traced: tuple[float, float], head: _Head) -> int:
-    """The most device memory of a step: in the losses, or in the encoder's backward pass."""
+    """The most device memory of a step: in the losses, in either backward pass, or in the optimiser."""
     forward, most = traced
-    return int(static + max(forward + head.sums, forward + head.kept + head.gradients, most + head.gradients))
+    return int(static + max(forward + head.sums, forward + head.kept + head.gradients, most + head.gradients, head.update))
 
 
 def _static(rank: _Rank) -> dict[str, int]:
