@@ -23,7 +23,6 @@ from utils import program
 if __name__ == "__main__":
     program.begin()  # before the imports that take seconds
 
-from recognition import plan
 from recognition.trainer import Trainer
 from utils import config, dist
 from utils.errors import UserError
@@ -50,6 +49,8 @@ def main() -> None:
     if world.is_first and explanations:
         print(*explanations, sep="\n", flush=True)
     if options.plan:
+        from recognition import plan  # slow to import
+
         plan.run(settings, world, options.ranks, options.json)
     else:
         Trainer(settings, world).run()

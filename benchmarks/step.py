@@ -23,10 +23,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +33,8 @@ from prettytable import PrettyTable
 import backbones
 from recognition import build
 from recognition.data.demo_faces import make_demo_set
-from recognition.data.prefetch import DeviceBatch, Prefetcher
+from recognition.data.prefetch import DeviceBatch
+from recognition.plan import Timer, real_steps
 from recognition.step import TrainStep
 from utils import dist
 from utils.config import Config, from_base
@@ -70,68 +68,36 @@ class Figures:
 
 def measure(config: Config, steps: int, world: World, profile: Path | None) -> Figures:
     dataset = build.open_dataset(config)
-    config = build.resolve_config(config, dataset, world)
-    loader = build.build_loader(config, dataset, world)
-    prefetcher = Prefetcher(world.device, loader.slots, keep=True)
-    state = build.build_train_state(config, world)
-    state.encoder.train()
-    train = build.build_train_step(config, world, state, on_outcome=lambda skip_reason: None)
-    batches = chain.from_iterable(prefetcher(loader.epoch(epoch)) for epoch in range(1 << 20))
-    batch = next(batches)
+    config = build.resolve_config(config, dataset, world.size)
+    with real_steps(config, dataset, world) as (train, batches):
+        batch, state = next(batches), train.state
 
-    for _ in range(12 if world.device.type == "cuda" else 0):  # DDP measures its first ten steps, and waits for them
-        train([next(batches)])
+        def alone() -> None:
+            train.encode(train.encoder, batch.images_VBHWC).sum().backward()
+            state.optimiser.zero_grad(set_to_none=True)
 
-    def alone() -> None:
-        train.encode(train.encoder, batch.images_VBHWC).sum().backward()
-        state.optimiser.zero_grad(set_to_none=True)
-
-    timed = _Timer(world.device, steps)
-    if world.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(world.device)
-    figures = Figures(
-        fed=timed(lambda: train([next(batches)])),
-        at_hand=timed(lambda: train([batch])),
-        encoder=timed(alone),
-        images=config.batch_size * world.size,
-        operations=3 * 2 * backbones.multiply_adds(state.encoder) * config.views * config.batch_size,
-        memory_gb=torch.cuda.max_memory_allocated() / 1e9 if world.device.type == "cuda" else 0.0,
-        peak=_peak(world.device, train.autocast or torch.float32),
-    )
-    if profile is not None:
-        _profile(train, batch, profile, world)
-    train.finish_step()
-    prefetcher.close()
-    loader.close()
+        timed = Timer(world.device, steps)
+        if world.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(world.device)
+        figures = Figures(
+            fed=timed(lambda: train([next(batches)])),
+            at_hand=timed(lambda: train([batch])),
+            encoder=timed(alone),
+            images=config.batch_size * world.size,
+            operations=3 * 2 * backbones.multiply_adds(state.encoder) * config.views * config.batch_size,
+            memory_gb=torch.cuda.max_memory_allocated() / 1e9 if world.device.type == "cuda" else 0.0,
+            peak=_peak(world.device, train.autocast or torch.float32),
+        )
+        if profile is not None:
+            _profile(train, batch, profile, world)
     return figures
-
-
-class _Timer:
-    """Mean seconds of a call, over `calls` calls that are queued without waiting in between, after two to warm up."""
-
-    def __init__(self, device: torch.device, calls: int):
-        self.device, self.calls = device, calls
-
-    def __call__(self, action: Callable[[], object]) -> float:
-        for _ in range(2):
-            action()
-        self._wait()
-        began = time.perf_counter()
-        for _ in range(self.calls):
-            action()
-        self._wait()
-        return (time.perf_counter() - began) / self.calls
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _peak(device: torch.device, number: torch.dtype) -> float:
     """Operations per second of a large matrix product, the best of three measurements."""
     side = 8192 if device.type == "cuda" else 1536
     left, right = (torch.randn(side, side, device=device, dtype=number) for _ in range(2))
-    timed = _Timer(device, 3)
+    timed = Timer(device, 3)
     return 2 * side**3 / min(timed(lambda: left @ right) for _ in range(3))
 
 
