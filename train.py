@@ -49,7 +49,7 @@ def main() -> None:
     if world.is_first and explanations:
         print(*explanations, sep="\n", flush=True)
     if options.plan:
-        from recognition import plan  # slow to import
+        from recognition.planning import plan  # slow to import
 
         plan.run(settings, world, options.ranks, options.json)
     else:

@@ -34,7 +34,7 @@ import backbones
 from recognition import build
 from recognition.data.demo_faces import make_demo_set
 from recognition.data.prefetch import DeviceBatch
-from recognition.plan import Timer, real_steps
+from recognition.planning.probe import Timer, real_steps
 from recognition.step import TrainStep
 from utils import dist
 from utils.config import Config, from_base

@@ -80,6 +80,11 @@ class LogSumExpOptions:
         """The largest absolute value of a logit."""
         return self.scale * self.cosine_limit
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the scale needs no running maximum, so that chunks can be kept."""
+        return self.scale <= _MAX_PLAIN_SCALE
+
 
 class KeyShard(ABC):
     """This rank's keys."""
@@ -184,7 +189,7 @@ class _Visits:
         self.unit_ND, self.keys, self.options = unit_ND, keys, options
         self.scaled_ND = _cast(unit_ND * options.scale, options.precision)
         plan = options.plan or ChunkPlan.for_device(unit_ND.device)
-        plain = rule is None and options.scale <= _MAX_PLAIN_SCALE
+        plain = rule is None and options.is_plain
         self.sum = _PlainSum(options.limit) if plain else _RunningSum(options.limit, rule)
         self.chunks = _cut(unit_ND, len(keys), plan.chunk_elements, plan.keep_bytes if plain else 0)
 
