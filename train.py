@@ -1,15 +1,16 @@
 """Train a face encoder.
 
-usage: train.py [--show] [--plan [--ranks N] [--json FILE]] CONFIG [key=value ...]
+usage: train.py [--show | --plan [--ranks N] [--json FILE]] CONFIG [key=value ...]
 
 CONFIG is a configuration file, with or without .py; key=value changes one of its settings. configs/base.py describes all of
 them. Configuration files of arcface_torch can be used as they are (docs/MIGRATING.md). The same command, given again, resumes an
 interrupted run. --show prints the settings as a file in the style of configs/, for GPUs, and trains nothing.
---plan prints what a run on N ranks needs (parameters, operations, memory, disk, steps) before anything is allocated, and trains
-nothing; --json writes the same to FILE.
+--plan prints what a run on N ranks needs (parameters, operations, memory, disk, steps, the largest batch), also without data; if
+there are data, it measures five steps and prints the hours. It trains nothing. --json writes the figures to FILE.
 
   python train.py configs/lfw_qg                                                              # one process
   torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112        # one process per GPU
+  python train.py configs/vgg2_r34_qg num_image=3100000 --plan --ranks 4                      # what those four would need
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def main() -> None:
     options, arguments = _options(arguments)
     if not arguments:
         raise UserError(USAGE)
-    show = options.show
     explanations: list[str] = []
-    settings = config.load(arguments[0], arguments[1:], explanations.append, gpu=show or None)  # files are shown for GPUs
-    if show:
+    gpu = options.show or None  # files are shown for GPUs
+    settings = config.load(arguments[0], arguments[1:], explanations.append, gpu, options.plan)
+    if options.show:
         print(*explanations, sep="\n", file=sys.stderr)
         print(settings.as_file(Path(arguments[0]).stem), end="")
         return
@@ -59,8 +60,9 @@ def main() -> None:
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and all other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--show", action="store_true")
-    parser.add_argument("--plan", action="store_true")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--show", action="store_true")
+    only.add_argument("--plan", action="store_true")
     parser.add_argument("--ranks", type=int)
     parser.add_argument("--json", type=Path)
     try:

@@ -213,12 +213,17 @@ _DEFAULTS = _entries(base, "configs/base.py: ")
 
 
 def load(
-    path: str, overrides: Sequence[str] = (), explain: Callable[[str], None] = lambda table: None, gpu: bool | None = None
+    path: str,
+    overrides: Sequence[str] = (),
+    explain: Callable[[str], None] = lambda table: None,
+    gpu: bool | None = None,
+    plan: bool = False,
 ) -> Config:
     """Load a configuration file (with or without `.py`), apply `key=value` arguments, and check the result.
 
     explain: called with a table of what each key became, if the file is one of arcface_torch's.
-    gpu: whether the training of such a file will run on a GPU; None: as on this machine.
+    gpu: whether the training of such a file will run on a GPU; None: as on this machine. plan: the configuration is only
+    planned with; then num_image of such a file counts if there are no data.
     """
     file = _find(path)
     entries, arguments, problems = _entries(_run(file), f"{file}: "), [], []
@@ -229,7 +234,7 @@ def load(
         else:
             problems.append(f"argument {argument}: expected key=value, such as lr=0.1")
     if dialect.is_dialect({key: value for _, key, value in entries}):
-        rows, more = dialect.translate(entries, arguments, gpu)
+        rows, more = dialect.translate(entries, arguments, gpu, plan)
         entries, problems = [(row.where, *setting) for row in rows for setting in row.settings.items()], [*problems, *more]
         explain(dialect.table(rows))
     else:

@@ -137,8 +137,9 @@ def _gradient_acc(key: str, values: Mapping[str, Any]) -> _Result:
     return {key: values[key], "accumulation": "sum"}, remark
 
 
-def _num_image(key: str, values: Mapping[str, Any]) -> _Result:
-    if values.get("rec") == "synthetic":
+def _num_image(key: str, values: Mapping[str, Any], plan: bool = False) -> _Result:
+    rec = values.get("rec")
+    if rec == "synthetic" or (plan and not os.path.exists(str(rec))):
         return {key: values[key]}, ""
     return {}, "ignored: the images are counted; the schedule follows their number (arcface_torch: this number)"
 
@@ -210,12 +211,14 @@ def is_dialect(values: Mapping[str, Any]) -> bool:
     return bool(values.keys() & _RULES.keys() - base.keys()) or ("margin_list" in values and "margin" not in values)
 
 
-def translate(entries: Sequence[Entry], arguments: Sequence[Entry], gpu: bool | None = None) -> tuple[list[Row], list[str]]:
+def translate(
+    entries: Sequence[Entry], arguments: Sequence[Entry], gpu: bool | None = None, plan: bool = False
+) -> tuple[list[Row], list[str]]:
     """A row for each key and for each default that the file relies on; and a line for each key that cannot be honoured.
 
     entries: of the file; arguments: of the command line. Keys of this toolkit may be among both, so that a recipe can move from
     one style to the other key by key: they override what arcface_torch's keys imply. An argument of both styles is read as ours.
-    gpu: whether the training will run on one; None: as on this machine.
+    gpu: whether the training will run on one; None: as on this machine. plan: without data, num_image is their number.
     """
     theirs: dict[str, tuple[str, Any]] = {key: (f"arcface_torch: {key}={value!r}", value) for key, value in DEFAULTS.items()}
     ours: dict[str, tuple[str, Any]] = {}
@@ -233,7 +236,11 @@ def translate(entries: Sequence[Entry], arguments: Sequence[Entry], gpu: bool | 
     if "rec" in values and "num_epoch" not in values:
         problems.append("num_epoch: missing; arcface_torch has no default")
     rows = [Row("", "(code)", None, _without(ours, _CODE), "as in train_v2.py")]
-    rules: dict[str, _Rule] = {**_RULES, "fp16": functools.partial(_fp16, gpu=gpu)}
+    rules: dict[str, _Rule] = {
+        **_RULES,
+        "fp16": functools.partial(_fp16, gpu=gpu),
+        "num_image": functools.partial(_num_image, plan=plan),
+    }
     for key, (where, value) in theirs.items():
         try:
             settings, remark = rules[key](key, values)

@@ -174,7 +174,7 @@ def table(plan: Plan, config: Config, world: World) -> PrettyTable:
     precision = str(autocast_type(config.precision, world.device) or torch.float32).removeprefix("torch.")
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU (no GPU found)"
     largest = ", ".join(f"{images:,} ({name})" for name, images in plan.largest_batch.items())
-    steps = f"not known: there are no data at rec={config.rec!r}, and num_image is 0"
+    steps = f"not known: there are no data at rec={config.rec!r}, and num_image is 0; set it"
     if plan.total_steps is not None:
         steps = f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in all"
     rows = {
