@@ -15,12 +15,16 @@ import cv2
 import numpy as np
 import pytest
 
+from eval.protocols.tinyface import find_tinyface
+from eval.verification import load_bin
 from recognition.data import FaceDataset, RecordReader, RecordWriter
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS
+from recognition.data.pack.benchmark_rows import DIFFERENT, SAME
 from recognition.data.pack.commands.verify import verify
 from tests.pack_tools import encoded, make_people, pack, picture, read_files, write_files
 from tests.shared_files import FACES, ROOT, needs_faces
 from utils.errors import UserError
+from utils.images import decode_image
 from utils.randomness import uniforms
 
 PEOPLE = {"ann": 3, "bob": 1, "cy": 5, "deb d'Été, jr": 2}
@@ -275,6 +279,37 @@ def test_grid_shows_images_and_augmentations(tmp_path: Path, people: tuple[Path,
     original = views[2:114, 2:114]
     draw = uniforms(0, 0, np.arange(2) + 3, UNIFORMS)[1]
     assert np.array_equal(views[2:114, 230:342], AUGMENTATIONS["qgface"](original, draw))
+
+
+@needs_faces
+def test_grid_shows_benchmarks(tmp_path: Path) -> None:
+    """Figures 4b-4d: pairs with the colour of their kind, templates, people of TinyFace."""
+    out = tmp_path / "sheet.png"
+
+    def sheet(source: str, *arguments: object) -> np.ndarray:
+        pack("grid", FACES / "val" / source, out, "--first", 28, *arguments)
+        return cv2.imread(str(out), cv2.IMREAD_COLOR_RGB)
+
+    encoded, issame = load_bin(FACES / "val/lfw_hq.bin")
+    shown = sheet("lfw_hq.bin", "--identities", 2, "--images", 4)
+    assert issame[28:32].tolist() == [True, True, False, False] and shown.shape == (2 + 2 * 114, 2 + 4 * 114, 3)
+    for place, (top, left) in enumerate([(2, 2), (2, 230), (116, 2), (116, 230)]):
+        colour = SAME if issame[28 + place] else DIFFERENT
+        face = decode_image(encoded[2 * (28 + place)], "")
+        assert (shown[top, left : left + 112] == colour).all()
+        assert np.array_equal(shown[top + 3 : top + 109, left + 3 : left + 109], face[3:-3, 3:-3])
+
+    images = find_tinyface(FACES / "val/tinyface")
+    person = np.unique(images.labels[: images.probes])[28]
+    assert np.array_equal(sheet("tinyface")[2:114, 2:114], images.load(int(np.argmax(images.labels == person))))
+    assert len(np.unique(sheet("IJBB", "--identities", 3)[2:114, 2:114])) > 100
+    for arguments, message in (
+        (("--augmentation", "qgface"), "is a benchmark"),
+        (("--first", 600), "has 600, counted from 0"),
+        (("--images", 1), "two or more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pack("grid", FACES / "val/lfw_hq.bin", out, *arguments)
 
 
 @needs_faces

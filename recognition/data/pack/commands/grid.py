@@ -1,7 +1,9 @@
-"""A contact sheet of a packed data set: some identities, one per row, as a PNG or JPEG picture.
+"""A contact sheet of a packed data set or a benchmark: some identities, one per row, as a PNG or JPEG picture.
 
     python -m recognition.data.pack grid packed/ sheet.png --identities 10 --images 8
     python -m recognition.data.pack grid packed/ views.png --augmentation qgface
+    python -m recognition.data.pack grid lfw.bin pairs.png       # pairs: same person framed in green, different people in red
+    python -m recognition.data.pack grid IJBB/ templates.png     # one template per row; TinyFace: one person per row
 
 With --augmentation, each row shows one image and then the results of that augmentation with successive random numbers.
 """
@@ -16,25 +18,26 @@ import numpy as np
 
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS
 from recognition.data.dataset import FaceDataset
-from recognition.data.pack.arguments import add_packed_set_argument
+from recognition.data.pack.benchmark_rows import benchmark_rows
 from recognition.data.pack.face_encoding import fit_square
 from utils.errors import UserError
 from utils.files import write_file
 from utils.images import FACE_SIZE, Image, decode_image
 from utils.randomness import Permutation, uniforms
 
-HELP = "contact sheet, also of augmented images"
+HELP = "contact sheet of a packed set, of augmented images, or of a benchmark"
 GAP, BACKGROUND = 2, 255
 LARGEST_SIDE = 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_packed_set_argument(parser)
+    described = "a .rec file, a folder with train.rec or shards, a .bin, or a release of IJB-B, IJB-C or TinyFace"
+    parser.add_argument("source", type=Path, help=described)
     parser.add_argument("out", type=Path, help="picture to write, .png or .jpg")
     parser.add_argument("--identities", type=int, default=10, help="number of rows (%(default)s)")
     parser.add_argument("--images", type=int, default=8, help="images per row (%(default)s)")
     parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="show what this does to an image")
-    parser.add_argument("--first", type=int, help="identities from this label on, instead of random ones")
+    parser.add_argument("--first", type=int, help="identities (pairs, templates) from this one on, instead of random ones")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice and the augmentation (%(default)s)")
     parser.add_argument("--size", type=int, default=FACE_SIZE, help="side of an image in pixels (%(default)s)")
 
@@ -87,11 +90,14 @@ def run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value < 1 or value * (1 if name == "size" else arguments.size + GAP) > LARGEST_SIDE:
             raise UserError(f"--{name} {value}: the picture must have from 1 to {LARGEST_SIDE} pixels per side")
-    faces = FaceDataset(arguments.source)
-    labels = choose_labels(faces, arguments.identities, arguments.first, arguments.seed)
-    rows = [make_row(faces, label, arguments) for label in labels]
+    if make_rows := benchmark_rows(arguments.source):
+        rows, shown = make_rows(arguments), "of the benchmark"
+    else:
+        faces = FaceDataset(arguments.source)
+        labels = choose_labels(faces, arguments.identities, arguments.first, arguments.seed)
+        rows, shown = [make_row(faces, label, arguments) for label in labels], f"labels {', '.join(map(str, labels))}"
     sheet = make_sheet(rows, arguments.images, arguments.size)
     done, encoded = cv2.imencode(suffix, sheet[..., ::-1])
     assert done, f"OpenCV could not encode a picture of shape {sheet.shape}"
     write_file(arguments.out, encoded.tobytes())
-    print(f"{arguments.out}: {len(rows)} rows, labels {', '.join(map(str, labels))}")
+    print(f"{arguments.out}: {len(rows)} rows, {shown}")
