@@ -4,10 +4,10 @@
     python -m recognition.data.pack audit PLANTED/data AUDIT --checkpoint ENCODER --against PLANTED/against.bin
     python -m scripts.planted_errors score PLANTED AUDIT/audit.csv
 
-`plant` writes a set whose people are those of the source, apart from: copies of images (byte for byte, re-encoded, mirrored; half of
-each under another identity), images under wrong labels, people split over two labels, pairs of people merged into one, and people
-who also appear in `against.bin`. `against.bin` holds other photographs of these people, copies of their images, and photographs of
-people who are not in the planted set. `planted.json` lists it all, by image number and label of the planted set.
+`plant` writes a set with the people of the source, apart from: copies of images (byte for byte, re-encoded, mirrored, shifted;
+every second one under another identity), images under wrong labels, people split over two labels, pairs merged into one, and
+people who also appear in `against.bin`. `against.bin` holds other photographs of these people, copies of images of the set, and
+photographs of people who are not in it. `planted.json` lists it all, by image number and label of the planted set.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ if __name__ == "__main__":
     program.begin()  # before the imports that take seconds
 
 import argparse
-import csv
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
-from prettytable import PrettyTable
 
 from recognition.data.bins import write_bin
 from recognition.data.dataset import FaceDataset
@@ -34,7 +32,7 @@ from recognition.data.pack.listing import write_classes
 from recognition.data.pack.output import new_folder
 from recognition.data.pack.shard_writer import ShardWriter, write_property
 from utils.errors import exit_on_user_error
-from utils.files import open_text, write_file
+from utils.files import write_file
 from utils.images import FACE_SIZE, Image, decode_face
 
 PLANTED = "planted.json"
