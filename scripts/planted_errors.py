@@ -18,6 +18,7 @@ if __name__ == "__main__":
     program.begin()  # before the imports that take seconds
 
 import argparse
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from prettytable import PrettyTable
 
 from recognition.data.bins import write_bin
 from recognition.data.dataset import FaceDataset
@@ -32,7 +34,7 @@ from recognition.data.pack.listing import write_classes
 from recognition.data.pack.output import new_folder
 from recognition.data.pack.shard_writer import ShardWriter, write_property
 from utils.errors import exit_on_user_error
-from utils.files import write_file
+from utils.files import open_text, write_file
 from utils.images import FACE_SIZE, Image, decode_face
 
 PLANTED = "planted.json"
@@ -186,6 +188,43 @@ def write(planted: Planted, pairs: list[tuple[bytes, bytes, bool]], out: Path) -
         write_file(folder / PLANTED, json.dumps(truth, indent=1))
 
 
+# ------------------------------------------------------------------------------------------------ scoring
+
+
+def score(planted: Path, audit: Path) -> PrettyTable:
+    """Precision and recall of each kind of finding."""
+    truth = json.loads((planted / PLANTED).read_text())
+    labels = FaceDataset(planted / "data").labels()
+    with open_text(audit, newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def found(kinds: tuple[str, ...], *columns: str) -> set[tuple[int, ...]]:
+        return {tuple(sorted(int(row[column]) for column in columns)) for row in rows if row["kind"] in kinds}
+
+    pairs = {kind: {tuple(sorted(pair)) for pair in pairs} for kind, pairs in truth["copies"].items()}
+    copies = found(("exact", "near"), "image", "other_image")
+    wrong_copies = {copy for pairs in truth["copies"].values() for copy, original in pairs if labels[copy] != labels[original]}
+    originals = {original for pairs in truth["copies"].values() for copy, original in pairs if copy in wrong_copies}
+    wrong = {(image,) for image in truth["wrong"]}
+    suspects = found(("suspect",), "image")
+    kinds: dict[str, tuple[set[tuple[int, ...]], set[tuple[int, ...]]]] = {
+        "copies, all": (copies, set().union(*pairs.values())),
+        **{f"copies, {kind}": (copies & expected, expected) for kind, expected in pairs.items()},
+        "wrong labels": (suspects - {(image,) for image in wrong_copies | originals}, wrong),
+        "split": (found(("split",), "label", "other_label"), {tuple(sorted(pair)) for pair in truth["split"]}),
+        "merged": (found(("merged",), "label"), {(label,) for label in truth["merged"]}),
+        "shared images": (found(("shared_image",), "image"), {(image,) for image in truth["shared_images"]}),
+        "shared people": (found(("shared_person",), "label"), {(label,) for label in truth["shared"]}),
+    }
+    table = PrettyTable(["planted", "number", "found", "of which right", "precision, %", "recall, %"], align="r")
+    table.align["planted"] = "l"
+    for name, (listed, expected) in kinds.items():
+        right = len(listed & expected)
+        precision = "" if name.startswith("copies, ") and name != "copies, all" else f"{100 * right / max(len(listed), 1):.0f}"
+        table.add_row([name, len(expected), len(listed), right, precision, f"{100 * right / max(len(expected), 1):.0f}"])
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -199,6 +238,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "plant":
         write(*plant(FaceDataset(arguments.source), np.random.default_rng(arguments.seed)), arguments.out)
+    else:
+        print(score(arguments.planted, arguments.audit))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def test_nearest_column_other_than_the_own(block):
 def test_features_may_be_a_file_of_half_precision(tmp_path):
     stored = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", np.float16, ROWS.shape)
     stored[:] = ROWS
+    stored = np.load(tmp_path / "rows.npy", mmap_mode="r")
     i, j, cosines = close_pairs(stored, None, 0.5, block=7)
     exact = stored.astype(np.float32)
     np.testing.assert_allclose(cosines, (exact[i] * exact[j]).sum(axis=1), rtol=1e-6)

@@ -54,7 +54,7 @@ def product_blocks(
 
 
 def _on(device: torch.device | str, rows: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rows)).to(device, torch.float32)
+    return torch.from_numpy(np.array(rows, np.float32)).to(device)
 
 
 def close_pairs(
