@@ -81,10 +81,10 @@ def close_pairs(
                 "the encoder hardly distinguishes these images: raise the threshold or use another encoder"
             )
         if len(i):
-            cosines = part.cosines_nm[i, j]
-            found.append(((i + part.row).cpu().numpy(), (j + part.column).cpu().numpy(), cosines.cpu().numpy()))
+            pairs = i + part.row, j + part.column, part.cosines_nm[i, j]
+            found.append(tuple(column.cpu().numpy() for column in pairs))
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    first, second, cosines = (np.concatenate(column) for column in zip(empty, *found, strict=True)) if found else empty
+    first, second, cosines = (np.concatenate(column) for column in zip(empty, *found, strict=True))
     return first, second, cosines
 
 

@@ -2,6 +2,7 @@
 
     python -m recognition.data.pack subset packed/ small/ --first 1000 --max-images 50
     python -m recognition.data.pack subset packed/ clean/ --drop-damaged --drop-repeated
+    python -m recognition.data.pack subset packed/ clean/ --drop audit/audit.csv
 
 --identities FILE lists names of the class map or labels, one per line. Conditions are combined, in the order in which the options
 are listed.
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recognition.data.pack.arguments import add_out_folder_argument, add_packed_set_argument, add_shards_argument
+from recognition.data.pack.commands.audit.findings import dropped
 from recognition.data.pack.commands.verify import OK, check_images, first_copies
 from recognition.data.pack.output import new_folder
 from recognition.data.pack.rewrite import Int64Array, Selection, Source, write_selection
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drop-damaged", action="store_true", help="leave out images that cannot be read or decoded")
     help = "leave out images that repeat an earlier one of their identity, and all copies of one that several identities have"
     parser.add_argument("--drop-repeated", action="store_true", help=help)
+    parser.add_argument("--drop", type=Path, metavar="CSV", help="leave out what this list of `audit` drops")
     parser.add_argument("--identities", type=Path, help="file with one name or label per line")
     parser.add_argument("--min-images", type=int, default=1, help="leave out identities with fewer images (%(default)s)")
     parser.add_argument("--first", type=int, help="keep the first N identities")
@@ -96,6 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
                 labels[repeated(labels, first_copies(checks))] = -1
             if arguments.drop_damaged:
                 labels[checks.status != OK] = -1
+        if arguments.drop is not None:
+            labels[dropped(arguments.drop, source.faces)] = -1
         images, kept = choose(labels, source.names, arguments)
         if not len(images):
             raise UserError(f"{arguments.source}: no identity meets these conditions; nothing was written")

@@ -149,9 +149,9 @@ def warp_pairs(pairs: list[tuple[int, int, bool]]) -> list[float]:
 def warped_correlation(a: Image, b: Image) -> float:
     """The correlation of two grey images after the affine warp that makes it largest; 0 if there is none."""
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)
-    start = np.eye(2, 3, dtype=np.float32)
+    start, everywhere = np.eye(2, 3, dtype=np.float32), np.ones_like(a)
     try:
-        return float(cv2.findTransformECC(a, np.ascontiguousarray(b), start, cv2.MOTION_AFFINE, stop, None, 5)[0])
+        return float(cv2.findTransformECC(a, np.ascontiguousarray(b), start, cv2.MOTION_AFFINE, stop, everywhere, 5)[0])
     except cv2.error:  # it does not converge: they differ
         return 0.0
 

@@ -87,4 +87,4 @@ def grey(image: Image, side: int) -> Image:
 
 
 def _hash(image: Image) -> int:
-    return int.from_bytes(blake2b(np.ascontiguousarray(image), digest_size=8).digest(), "little")
+    return int.from_bytes(blake2b(image.tobytes(), digest_size=8).digest(), "little")

@@ -69,10 +69,9 @@ def write_list(folder: Path, faces: Faces, findings: Iterable[Finding]) -> None:
             here = ("", "") if found.image is None else place(faces, found.image)
             other = found.other or faces
             there = ("", "") if found.other_image is None else place(other, found.other_image)
-            if found.other is not None:
-                there = str(other.path), there[1]
+            other_file = there[0] if found.other is None else str(other.path)
             table.row(
-                found.kind, int(found.drop), f"{found.score:.4f}", *here, _cell(found.image), found.label, *there,
+                found.kind, int(found.drop), f"{found.score:.4f}", *here, _cell(found.image), found.label, other_file, there[1],
                 _cell(found.other_image), _cell(found.other_label), found.note,
             )  # fmt: skip
 

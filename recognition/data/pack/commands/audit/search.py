@@ -57,8 +57,8 @@ class Audit:
         with progress("comparing images with identities", len(labels)) as advance:
             self.other_label, self.other_cosine = nearest_identities(self.people, self.device, advance)
         self.add_copies(copies)
-        self.add_suspects()
-        self.add_split()
+        split = self.add_split()
+        self.add_suspects(split)
         self.add_merged()
         for other in others:
             self.add_shared(other)
@@ -115,21 +115,23 @@ class Audit:
             kind, True, score, int(labels[image]), image, int(theirs[twin]), twin, faces, note, left=[image], right=[twin]
         )
 
-    def add_suspects(self) -> None:
-        """Images that are more similar to another identity than to their own."""
+    def add_suspects(self, split: set[tuple[int, int]]) -> None:
+        """Images that are more similar to another identity than to their own, unless both look like one person."""
         margin = self.other_cosine - self.own
         limit = self.threshold("suspect_margin", lambda: max(0.0, outlier_limit(margin, SUSPECTS_BY_CHANCE)))
         suspects = np.flatnonzero(margin >= limit)
         labels = self.evidence.faces.labels()
         for image in suspects[np.argsort(-margin[suspects], kind="stable")].tolist():
             label, other = int(labels[image]), int(self.other_label[image])
+            if (label, other) in split or (other, label) in split:
+                continue
             note = f"own {self.own[image]:.2f}, other {self.other_cosine[image]:.2f}"
             left = [image, *self.shown(label, image)[: SHOWN - 1]]
             self.findings.append(
                 Finding("suspect", True, float(margin[image]), label, image, other, note=note, left=left, right=self.shown(other))
             )
 
-    def add_split(self) -> None:
+    def add_split(self) -> set[tuple[int, int]]:
         """Pairs of identities as similar as halves of one identity, and more similar than strangers are by chance."""
         people = self.people
         present = people.counts > 0
@@ -143,6 +145,7 @@ class Audit:
             self.findings.append(
                 Finding("split", False, cosine, fewer, other_label=more, left=self.shown(fewer), right=self.shown(more))
             )
+        return {(fewer, more) for fewer, more, _ in pairs}
 
     def add_merged(self) -> None:
         """Identities that fall into two groups of images that are less similar than one person's."""

@@ -34,14 +34,14 @@ def thresholds_by_size(people: Identities, share: float, device: torch.device, s
     share: of groups of strangers that may reach it by chance.
     """
     rng = np.random.default_rng(seed)
-    limits = []
+    limits: list[float] = []
     for size in SIZES:
         labels = np.flatnonzero(people.counts > size)
         labels = rng.permutation(labels)[:_SAMPLE]
         if not len(labels):
             limits.append(limits[-1] if limits else np.inf)
             continue
-        sums = np.stack([people.features(rng.permutation(people.images(label))[:size]).sum(axis=0) for label in labels])
+        sums = np.stack([people.features(rng.permutation(people.images(label))[:size]).sum(axis=0) for label in labels.tolist()])
         strangers = nearest(unit(sums), people.centres, labels, device)[1]
         own = np.einsum("nd,nd->n", unit(sums), unit(people.sums[labels] - sums))
         limits.append(max(outlier_limit(strangers, share), low_quantile(own, _LOST)))

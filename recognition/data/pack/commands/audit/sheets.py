@@ -10,19 +10,23 @@ import numpy as np
 
 from recognition.data.pack.commands.audit.faces import Faces
 from recognition.data.pack.commands.audit.findings import Finding
-from recognition.data.pack.commands.grid import BACKGROUND, make_sheet, read_image
+from recognition.data.pack.commands.grid import BACKGROUND, make_sheet
 from utils.files import write_file
-from utils.images import FACE_SIZE, Image
+from utils.images import FACE_SIZE, Image, decode_face
 
 ROWS = 40
 
 
 def write_sheets(folder: Path, faces: Faces, findings: Sequence[Finding]) -> dict[str, str]:
-    """Write KIND.png for each kind: the first findings, one per row, in `audit.csv`'s order. Returns kind -> file name."""
+    """Write KIND.png for each kind: one finding per row, in the order of audit.csv. Returns kind -> file name.
+
+    Of more than `ROWS` findings, it shows some from the clearest to the most doubtful.
+    """
     written = {}
     for kind in dict.fromkeys(found.kind for found in findings):
-        shown = [found for found in findings if found.kind == kind][:ROWS]
-        rows = [_row(faces, found) for found in shown]
+        all_found = [found for found in findings if found.kind == kind]
+        places = np.unique(np.linspace(0, len(all_found) - 1, ROWS).astype(np.int64)).tolist()
+        rows = [_row(faces, all_found[place]) for place in places]
         done, encoded = cv2.imencode(".png", make_sheet(rows, max(map(len, rows)), FACE_SIZE)[..., ::-1])
         assert done, "a sheet of this size can be encoded"
         written[kind] = f"{kind}.png"
@@ -33,5 +37,9 @@ def write_sheets(folder: Path, faces: Faces, findings: Sequence[Finding]) -> dic
 def _row(faces: Faces, found: Finding) -> list[Image]:
     """The images on the left, a gap, and those on the right."""
     gap = np.full((FACE_SIZE, FACE_SIZE, 3), BACKGROUND, np.uint8)
-    left = [read_image(faces, image, FACE_SIZE) for image in found.left]
-    return [*left, gap, *(read_image(found.other or faces, image, FACE_SIZE) for image in found.right)]
+    left = [_read(faces, image) for image in found.left]
+    return [*left, gap, *(_read(found.other or faces, image) for image in found.right)]
+
+
+def _read(faces: Faces, image: int) -> Image:
+    return decode_face(faces.read(image)[0], faces.where(image))
