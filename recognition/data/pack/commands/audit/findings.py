@@ -96,11 +96,13 @@ def dropped(path: Path, faces: Faces) -> npt.NDArray[np.bool_]:
             for row in reader:
                 _drop_row(row, f"{path}: line {reader.line_num}", faces, labels, drop)
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: is not CSV ({error}); fix the line") from error
+        raise UserError(f"{path}: after line {reader.line_num}: is not CSV ({error}); fix it") from error
     return drop
 
 
 def _drop_row(row: dict[str, str], where: str, faces: Faces, labels: npt.NDArray[np.int64], drop: npt.NDArray[np.bool_]) -> None:
+    if None in row or None in row.values():  # how DictReader reports too many or too few
+        raise UserError(f"{where}: has fewer or more fields than line 1; fix the line")
     if row["drop"] not in ("0", "1"):
         raise UserError(f"{where}: drop is {row['drop']!r}; write 1 to drop, 0 to keep")
     try:

@@ -28,6 +28,7 @@ from recognition.data.pack.commands.audit.thresholds import low_quantile, outlie
 SUSPECTS_BY_CHANCE = 0.005  # share of the images that exceed the automatic threshold by chance
 ALIKE_BY_CHANCE = 1.0  # identities, or people of another set, that exceed an automatic threshold by chance
 DIFFERENT_HALVES = 0.1  # share of the identities whose halves are less similar than two identities that look like one person
+MOST_ALIKE = 0.5  # how similar two people under one label may be, as a multiple of what one person's images usually are
 SHOWN = 5  # images of an identity on a contact sheet
 
 
@@ -155,8 +156,8 @@ class Audit:
         scores = np.array([division.score(usual) for division in found])
         limit = self.threshold("merged_score", lambda: outlier_limit(scores, ALIKE_BY_CHANCE / max(len(scores), 1)))
         for place in np.argsort(-scores, kind="stable").tolist():
-            if scores[place] >= limit:
-                division = found[place]
+            division = found[place]
+            if scores[place] >= limit and division.across <= MOST_ALIKE * usual:
                 note = f"{len(division.first)} and {len(division.second)} images, mean cosine {division.across:.2f}"
                 left, right = division.first[:SHOWN].tolist(), division.second[:SHOWN].tolist()
                 self.findings.append(
