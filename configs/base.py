@@ -18,6 +18,10 @@ config = edict()
 config.rec = ""
 config.num_classes = 0  # number of identities; 0: as many as the data set has
 config.num_image = 0  # number of images; 0: as many as the data set has; any other number must match the data set
+# Faces without identities: a flat folder of 112x112 images, a .rec file, or a folder of *.rec. They are never classified: their
+# augmented view is contrasted with the original, whatever its quality, and both views are negatives in the queue. "": none.
+config.unlabelled = ""
+config.unlabelled_share = 0.25  # share of each batch (over all ranks) that is unlabelled, if there are such images
 # Order of the images. "full": a new permutation of the whole set every epoch; "windowed": large sequential reads, shuffled
 # within a window, for slow disks and sets larger than memory; "none": as stored.
 config.shuffle = "full"

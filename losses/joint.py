@@ -1,10 +1,14 @@
 """The quality-guided joint loss (QGFace, Song & Wang, section III, eqs. 1-14): L = L_cls + lambda L_con.
 
 High-quality features learn from their labels (margin softmax), low-quality pairs from their sharp twins (contrastive loss against
-the queue). L_cls is the sum over the selected features divided by ALL V*G features, L_con the sum over the selected pairs divided
-by ALL G pairs.
+the queue). L_cls is the sum over the selected features divided by ALL V*L features with a label, L_con the sum over the selected
+pairs divided by ALL G pairs.
 
-Shapes: V views, G gathered images, N = V*G features, D embedding. View 0 is q (augmented), view 1 is k (original).
+Images without a label (not in the paper) are never classified, and their pairs are contrasted whatever their quality. They do not
+move the quality statistics, so that they change neither margin nor partition.
+
+Shapes: V views, G gathered images, L of them labelled (all, unless there are unlabelled images), N = V*G and M = V*L features,
+D embedding. View 0 is q (augmented), view 1 is k (original).
 """
 
 from __future__ import annotations
@@ -20,12 +24,16 @@ from losses.contrastive import ContrastiveLoss
 from losses.proxy_queue import FeatureQueue
 from losses.quality import AnyPartition, QualityStatistics
 from losses.sharded_softmax import ShardedSoftmax
+from utils.labels import UNREADABLE
 from utils.transfer import to_device
 
 
 @dataclass(frozen=True)
 class JointTerms:
-    """A step's loss and figures to report: float32 scalars, equal on all ranks. Only `loss` has a gradient."""
+    """A step's loss and figures to report: float32 scalars, equal on all ranks. Only `loss` has a gradient.
+
+    high_quality_share, low_quality_pair_share, norm_mean: of the labelled images. unlabelled_share: of the images, on the host.
+    """
 
     loss: torch.Tensor
     classification: torch.Tensor
@@ -33,6 +41,7 @@ class JointTerms:
     high_quality_share: torch.Tensor
     low_quality_pair_share: torch.Tensor
     norm_mean: torch.Tensor
+    unlabelled_share: float
 
 
 class JointLoss(nn.Module):
@@ -93,49 +102,59 @@ class JointLoss(nn.Module):
     ) -> JointTerms:
         """Update the quality statistics and the queue, then compute the loss of the whole batch.
 
-        features_VGD: raw gathered features, float32, finite, equal on all ranks. host_label_G: int64 on the CPU; rows with label
-        -1 (records that could not be read) are removed, and the step is that of the smaller batch. momentum_VGD: features of the
-        same images from a momentum encoder, which then fill the queue and are the positive keys.
+        features_VGD: raw gathered features, float32, finite, equal on all ranks. host_label_G: int64 on the CPU. Rows with label
+        `UNREADABLE` are removed, and the step is that of the smaller batch; `UNLABELLED` - i is unlabelled image i. At least one
+        row needs a class. momentum_VGD: features of the same images from a momentum encoder, which then fill the queue and are
+        the positive keys.
         """
-        if momentum_VGD is not None:
-            momentum_VGD, _ = _labelled(momentum_VGD, host_label_G)
-        features_VGD, host_label_G = _labelled(features_VGD, host_label_G)
-        views, images, _ = features_VGD.shape
-        host_label_N = host_label_G.repeat(views)
-        label_N = to_device(host_label_N, features_VGD.device)
+        readable = _Rows(host_label_G != UNREADABLE, features_VGD.device)
+        features_VGD, host_label_G = readable.take(features_VGD), host_label_G[readable.mask]
+        labelled = _Rows(host_label_G >= 0, features_VGD.device)
+        host_label_M = host_label_G[labelled.mask].repeat(len(features_VGD))
         features_ND = features_VGD.flatten(0, 1)
-        unit_ND, raw_norm_N = F.normalize(features_ND), features_ND.norm(dim=1)
+        unit_VGD = F.normalize(features_ND).view_as(features_VGD)
+        raw_norm_VL = labelled.take(features_ND.norm(dim=1).view(features_VGD.shape[:2]))
 
         # Who learns from what.
-        norm_N = raw_norm_N.detach()
-        self.quality.update(norm_N)
-        quality_N = self.quality.normalise(norm_N)
-        classified_N = self.partition.high_quality(quality_N)
-        contrasted_G = self.partition.low_quality_pairs(quality_N.view(views, images))
+        norm_VL = raw_norm_VL.detach()
+        self.quality.update(norm_VL.flatten())
+        quality_VL = self.quality.normalise(norm_VL)
+        classified_M = self.partition.high_quality(quality_VL.flatten())
+        contrasted_L = self.partition.low_quality_pairs(quality_VL)
 
         # High quality: the labels.
-        classification = self.classifier(unit_ND, label_N, quality_N, self._shares(classified_N), raw_norm_N, host_label_N)
+        classification = self.classifier(
+            labelled.take(unit_VGD).flatten(0, 1),
+            to_device(host_label_M, features_VGD.device),
+            quality_VL.flatten(),
+            self._shares(classified_M),
+            raw_norm_VL.flatten(),
+            host_label_M,
+        )
 
         # Low quality: the sharp twins.
         contrastive, contrasted_share = torch.zeros_like(classification), torch.zeros_like(classification)
-        if self.queue is not None and self.contrastive is not None and views == 2:
-            query_GD, key_GD = unit_ND.view(views, images, -1)
+        if self.queue is not None and self.contrastive is not None and len(features_VGD) == 2:
+            query_GD, key_GD = unit_VGD
             queued_ND = features_ND
             if momentum_VGD is not None:
+                momentum_VGD = readable.take(momentum_VGD)
                 queued_ND, key_GD = momentum_VGD.flatten(0, 1), F.normalize(momentum_VGD[1])
             proxies = self.classifier.rows_of
-            self.queue.enqueue(queued_ND, host_label_N, proxies)
-            shares_G = self._shares(contrasted_G)
-            contrastive = self.contrastive(query_GD, key_GD, label_N[:images], shares_G, self.queue, proxies)
-            contrasted_share = contrasted_G.float().mean()
+            self.queue.enqueue(queued_ND, host_label_G.repeat(2), proxies)
+            label_G = to_device(host_label_G, features_VGD.device)
+            shares_G = self._shares(labelled.spread(contrasted_L, self.partition.contrasts_unlabelled))
+            contrastive = self.contrastive(query_GD, key_GD, label_G, shares_G, self.queue, proxies)
+            contrasted_share = contrasted_L.float().mean()
 
         return JointTerms(
             loss=classification + self.contrastive_weight * contrastive,
             classification=classification.detach(),
             contrastive=contrastive.detach(),
-            high_quality_share=classified_N.float().mean(),
+            high_quality_share=classified_M.float().mean(),
             low_quality_pair_share=contrasted_share.detach(),
-            norm_mean=norm_N.mean(),
+            norm_mean=norm_VL.mean(),
+            unlabelled_share=float((host_label_G < 0).float().mean()),
         )
 
     def _shares(self, selected_N: torch.Tensor) -> torch.Tensor:
@@ -145,11 +164,21 @@ class JointLoss(nn.Module):
         return selected_N / len(selected_N)
 
 
-def _labelled(features_VGD: torch.Tensor, host_label_G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows with a label, of which there is at least one: the step is skipped otherwise."""
-    has_label_G = host_label_G >= 0
-    if bool(has_label_G.all()):
-        return features_VGD, host_label_G
-    kept = has_label_G.nonzero().flatten()
-    assert len(kept), "no row of the batch has a label"
-    return features_VGD.index_select(1, to_device(kept, features_VGD.device)), host_label_G[kept]
+class _Rows:
+    """Some images of a batch, chosen on the host. mask: boolean [G] on the CPU, true for at least one image."""
+
+    def __init__(self, mask: torch.Tensor, device: torch.device):
+        chosen = mask.nonzero().flatten()
+        assert len(chosen), "no row of the batch can be used"
+        self.mask = mask
+        self._chosen = to_device(chosen, device) if len(chosen) < len(mask) else None
+
+    def take(self, value_VG: torch.Tensor) -> torch.Tensor:
+        """The chosen images' entries of a tensor [V, G, ...], differentiable."""
+        return value_VG if self._chosen is None else value_VG.index_select(1, self._chosen)
+
+    def spread(self, value_L: torch.Tensor, fill: bool) -> torch.Tensor:
+        """Values of the chosen images in their places, `fill` in the others: [L] -> [G]."""
+        if self._chosen is None:
+            return value_L
+        return value_L.new_full((len(self.mask),), fill).index_copy(0, self._chosen, value_L)

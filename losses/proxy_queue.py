@@ -5,8 +5,9 @@ classifier row) at the time of enqueuing. The encoder has changed since; the pro
 
     h'_e = h_e + (||h_e|| / ||w_then||) (w_now - w_then)        (normalised afterwards, by the loss)
 
-Each rank keeps the entries whose label lies in its class shard, so w_now is local. All ranks see the same gathered features in
-the same order; every entry has a global sequence number, and entries older than the last Q are dropped.
+Each rank keeps the entries whose label lies in its class shard, so w_now is local. An entry without a class, of unlabelled
+image i (label `UNLABELLED` - i), has no proxy and is compared as it is stored; rank i mod W keeps it. All ranks see the same
+gathered features in the same order; every entry has a global sequence number, and entries older than the last Q are dropped.
 
 Nothing waits for the GPU: labels are known on the host, so counts and positions are plain integers. A training step that turns
 out to be unusable takes back what it enqueued (`begin_step`, `undo_step`): entries that a step drops stay in place until the
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from utils.dist import ShardRange, exchange_rows, rank_and_world, shard_range, sum_over_ranks
+from utils.labels import UNLABELLED
 from utils.transfer import to_device
 
 Proxies = Callable[[torch.Tensor], torch.Tensor]
@@ -54,6 +56,7 @@ class FeatureQueue(nn.Module):
             raise ValueError(f"the queue's size must be at least 1, not {size}")
         self.size, self.dim, self.classes, self.compensate = size, embedding_size, classes, compensate
         self.one_step, self._oldest = one_step, 0
+        self._has_unlabelled = False  # whether an entry without a class was ever on this rank
         self.total = 0  # features ever enqueued by all ranks = the next sequence number
         self._head = self._count = 0
         self._mark: tuple[int, int, int] | None = None  # total, oldest, count at the start of the step
@@ -121,14 +124,28 @@ class FeatureQueue(nn.Module):
         self._drop_before(oldest, at_most=oldest - self._oldest)
         self._oldest = oldest
         sequence_N = torch.arange(first, self.total)
-        chosen = torch.nonzero(self.classes.owns(host_label_N) & (sequence_N >= oldest)).flatten()
+        rank, _ = rank_and_world()
+        chosen = torch.nonzero((self._owners(host_label_N) == rank) & (sequence_N >= oldest)).flatten()
         chosen_device = to_device(chosen, feature_ND.device)
         label_K = to_device(host_label_N[chosen], feature_ND.device)
-        proxy_KD = None
-        if self.compensate:
-            assert proxies is not None, _NO_PROXIES
-            proxy_KD = proxies(label_K)
+        self._has_unlabelled |= bool((host_label_N[chosen] < 0).any())
+        proxy_KD = self._proxies(label_K, proxies) if self.compensate else None
         self._append(feature_ND.detach().float()[chosen_device], label_K, proxy_KD, sequence_N[chosen])
+
+    def _owners(self, label_N: torch.Tensor) -> torch.Tensor:
+        """The ranks that keep entries with these labels: int64 [N]."""
+        _, world = rank_and_world()
+        classes_per_rank = max(shard_range(self.classes.total, 0).size, 1)
+        return torch.where(label_N >= 0, label_N // classes_per_rank, (UNLABELLED - label_N) % world)
+
+    def _proxies(self, label_K: torch.Tensor, proxies: Proxies | None) -> torch.Tensor:
+        """Current proxies of entries of this rank, 0 for those without a class: float32 [K, D]."""
+        assert proxies is not None, _NO_PROXIES
+        if not self._has_unlabelled:
+            return proxies(label_K)
+        if not self.classes.size:
+            return torch.zeros(len(label_K), self.dim, device=label_K.device)
+        return torch.where(label_K[:, None] >= 0, proxies(label_K.clamp_min(self.classes.start)), 0.0)
 
     def _drop_before(self, oldest: int, at_most: int) -> None:
         """Drop this rank's entries with a sequence number below `oldest`, of which there are at most `at_most`."""
@@ -180,16 +197,15 @@ class FeatureQueue(nn.Module):
     def features(self, start: int, stop: int, proxies: Proxies | None, as_stored: bool = False) -> torch.Tensor:
         """Features of this rank's entries start..stop, oldest first, NOT normalised: float32 [n, D].
 
-        They are compensated for drift, unless `as_stored` or the queue does not compensate.
+        They are compensated for drift, unless `as_stored` or the queue does not compensate, or they have no class.
         """
         slots = self._device_slots(start, stop)
         feature_KD = self._feature[slots]
         if as_stored or not self.compensate:
             return feature_KD
-        assert proxies is not None, _NO_PROXIES
         then_KD = self._proxy[slots]
         ratio_K1 = feature_KD.norm(dim=1, keepdim=True) / then_KD.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        return feature_KD + ratio_K1 * (proxies(self._label[slots]) - then_KD)
+        return feature_KD + ratio_K1 * (self._proxies(self._label[slots], proxies) - then_KD)
 
     # -------------------------------------------------------------------------------------------- state
 
@@ -221,13 +237,14 @@ class FeatureQueue(nn.Module):
         filled = int(sum_over_ranks(torch.tensor([len(rows["label"])])).item())
         first = total - filled + shard_range(filled).start
         sequence = torch.arange(first, first + len(rows["label"]))
-        owner = rows["label"] // max(shard_range(self.classes.total, 0).size, 1)
+        owner = self._owners(rows["label"])
         order = owner.argsort(stable=True)
         counts = torch.bincount(owner, minlength=world).tolist()
         mine = {name: exchange_rows(value[order], counts) for name, value in rows.items()}
         sequence = exchange_rows(sequence[order], counts)  # senders hold increasing ranges: already oldest first
         self.total, self._oldest, self._head, self._count = total, total - filled, 0, 0
         self._mark, self._held = None, 0
+        self._has_unlabelled = bool((mine["label"] < 0).any())
         device = self._feature.device
         proxy = mine["proxy"].to(device) if self.compensate else None
         self._append(mine["feature"].to(device), mine["label"].to(device), proxy, sequence)

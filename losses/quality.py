@@ -60,7 +60,7 @@ class QualityStatistics(nn.Module):
 class Partition:
     """Which features are classified and which pairs are contrasted (eqs. 2-5), by u = (z-hat + 1) / 2.
 
-    A feature is classified iff u > threshold; a pair (q, k) is contrasted iff min(u_q, u_k) <= threshold.
+    A feature is classified iff u > threshold; a pair (q, k) is contrasted iff min(u_q, u_k) <= threshold, or if it has no label.
     threshold: b, or None for no partition: everything enters both losses (table III, "No").
 
     >>> import torch
@@ -72,6 +72,7 @@ class Partition:
     """
 
     threshold: float | None
+    contrasts_unlabelled: ClassVar[bool] = True
 
     def high_quality(self, quality_N: torch.Tensor) -> torch.Tensor:
         """Boolean mask [N] of the features that are classified, from their z-hat."""
@@ -95,6 +96,7 @@ class ViewPartition:
     """
 
     threshold: ClassVar[None] = None
+    contrasts_unlabelled: ClassVar[bool] = True
 
     def high_quality(self, quality_N: torch.Tensor) -> torch.Tensor:
         """Boolean mask [N]: the second half of the features, which are the originals'."""
@@ -110,6 +112,7 @@ class ClassifyAll:
     """Every feature is classified and no pair is contrasted: the warm-up of the partition."""
 
     threshold: ClassVar[None] = None
+    contrasts_unlabelled: ClassVar[bool] = False
 
     def high_quality(self, quality_N: torch.Tensor) -> torch.Tensor:
         """Boolean mask [N]: every feature."""

@@ -19,6 +19,7 @@ from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
 from recognition.data.synthetic import SYNTHETIC, training_set
+from recognition.data.unlabelled import ImageSet, open_unlabelled
 from recognition.encoders.build import build_encoder
 from recognition.encoders.embedder import autocast_type
 from recognition.fine_tuning import freeze
@@ -67,8 +68,15 @@ def resolve_config(config: Config, dataset: FaceDataset | None, ranks: int) -> C
     )
 
 
-def data_notes(config: Config, dataset: FaceDataset) -> list[str]:
+def open_unlabelled_images(config: Config) -> ImageSet | None:
+    """The images without labels, if the configuration names any. Raises UserError if they cannot be opened."""
+    return open_unlabelled(config.unlabelled, strict=config.on_error == "stop") if config.unlabelled else None
+
+
+def data_notes(config: Config, dataset: FaceDataset, unlabelled: ImageSet | None = None) -> list[str]:
     """Lines about the training set for the start of the log. The labels have been checked."""
+    if unlabelled is not None:
+        return [*data_notes(config, dataset), f"unlabelled images in {config.unlabelled}: {len(unlabelled):,}"]
     if config.rec == SYNTHETIC:
         return [
             f"warning: rec={SYNTHETIC!r}: images and labels are RANDOM: speed and memory are those of a real run, losses and "
@@ -91,9 +99,9 @@ def classes_without_images(config: Config, dataset: FaceDataset) -> str:
     )
 
 
-def build_loader(config: Config, dataset: FaceDataset, world: World) -> Loader:
+def build_loader(config: Config, dataset: FaceDataset, unlabelled: ImageSet | None, world: World) -> Loader:
     """The training set's loader. Forks its workers, so call it before anything starts a thread."""
-    return Loader(dataset, BatchSpec.of(config, world.rank, world.size), config.num_workers)
+    return Loader(dataset, BatchSpec.of(config, world.rank, world.size), config.num_workers, unlabelled)
 
 
 def verification_sets(config: Config) -> dict[str, Path]:

@@ -26,17 +26,18 @@ from recognition.snapshot import Snapshot, running_statistics
 from recognition.train_state import TrainState
 from utils import dist
 from utils.images import FACE_SIZE
+from utils.labels import UNREADABLE
 
-ALL_DAMAGED = "every record of the batch is damaged"
+ALL_DAMAGED = "every labelled record of the batch is damaged"
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What the host has of a step right after it. Tensors are on the device: reading one waits for it.
 
-    terms, gradient_norm: None if every record of a batch is damaged. gradient_norm: of the gradients that are clipped, before
-    that. contrasted: share of the pairs, summed over the step's batches. damaged_records: left out by the ranks together.
-    requests: of all ranks (recognition/signals.py).
+    terms, gradient_norm: None if every labelled record of a batch is damaged. gradient_norm: of the gradients that are clipped,
+    before that. contrasted: share of the labelled pairs, summed over the step's batches. damaged_records: left out by the ranks
+    together. requests: of all ranks (recognition/signals.py).
     """
 
     terms: JointTerms | None
@@ -61,14 +62,15 @@ class StepResult:
             "gradient_norm": self.gradient_norm,
         }
         numbers = torch.stack([value.detach().double() for value in values.values()]).tolist()
-        return dict(zip(values, numbers, strict=True))
+        unlabelled = {"unlabelled_share": terms.unlabelled_share} if terms.unlabelled_share else {}
+        return {**dict(zip(values, numbers, strict=True)), **unlabelled}
 
 
 class TrainStep:
     """`train_step(batches, request)` learns from one step's batches (several if gradients are accumulated).
 
-    A step with a non-finite feature or gradient on any rank, or with a batch without a readable record, is skipped: it leaves
-    all state as it was, on all ranks. Whether it was skipped is known later: the next step, or `finish_step`, calls
+    A step with a non-finite feature or gradient on any rank, or with a batch without a readable labelled record, is skipped: it
+    leaves all state as it was, on all ranks. Whether it was skipped is known later: the next step, or `finish_step`, calls
     `on_outcome` once with the reason ("" if the step was applied). Until then the counters of the queue and of the class
     sampler are not final: call `finish_step` before reading the state.
 
@@ -115,7 +117,7 @@ class TrainStep:
                 momentum_VGD = self._momentum_features(batch.images_VBHWC)
                 host_label_G, asked = dist.gather_labels_and_requests(batch.labels_B, request)
                 requests |= asked
-                damaged_records += int((host_label_G < 0).sum())
+                damaged_records += int((host_label_G == UNREADABLE).sum())
 
                 # Finish the step before: this one starts from the counters after it.
                 if number == 0:

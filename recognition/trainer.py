@@ -50,11 +50,12 @@ class Trainer:
         config = build.resolve_config(config, dataset, world.size)
         self.config, self.world = config, world
         self.bins = build.verification_sets(config)
-        self.loader = build.build_loader(config, dataset, world)
+        unlabelled = build.open_unlabelled_images(config)
+        self.loader = build.build_loader(config, dataset, unlabelled, world)
         self.prefetcher = Prefetcher(world.device, self.loader.slots, keep=config.gradient_acc > 1)
-        self.data_fingerprint = fingerprint(dataset)
+        self.data_fingerprint = fingerprint(dataset, unlabelled)
         metrics = check_bins(self.bins)
-        self.data_notes = build.data_notes(config, dataset)
+        self.data_notes = build.data_notes(config, dataset, unlabelled)
 
         # What is trained, how long and how fast.
         self.state = build.build_train_state(config, world)
@@ -67,7 +68,7 @@ class Trainer:
         self.lock = signals.RunLock(self.output)
         dist.on_first_rank(self.lock.take)
         self.damaged_records = DamagedRecords(self.output)
-        self.skipped_steps = SkippedSteps(self.output, dataset, config.max_skipped)
+        self.skipped_steps = SkippedSteps(self.output, self.loader.maker.record, config.max_skipped)
 
         autocast = autocast_type(config.precision, world.device)
         self.embed = Embedder(self.state.encoder, world.device, config.channel_order, autocast)
@@ -153,8 +154,9 @@ class Trainer:
         self.saver.after_verification(self.step_number, results)
         steps = self.step_number - self.first_step
         if steps and self.config.queue != "none" and not self.contrasted.item():
+            nothing = "nothing with a label" if self.config.unlabelled else "nothing"
             self.progress.say(
-                f"warning: nothing was contrasted in {steps} steps: no view was of low quality; raise quality_threshold "
+                f"warning: {nothing} was contrasted in {steps} steps: no view was of low quality; raise quality_threshold "
                 f"({self.config.quality_threshold}), train longer than the warm-up, or use a stronger augmentation"
             )
         if not self.bins:

@@ -30,6 +30,7 @@ class DenseReference:
         stop_gradient=True,
         average="all",
         by_views=False,
+        warm_up=False,
     ):
         self.weight = weight_CD.double().clone().requires_grad_()
         self.norm_mean, self.norm_std = 20.0, initial_std
@@ -37,7 +38,7 @@ class DenseReference:
         self.queue_size, self.threshold, self.margin, self.scale = queue_size, threshold, margin, scale
         self.concentration, self.rate, self.denominator = concentration, rate, denominator
         self.contrastive_weight, self.compensate = contrastive_weight, compensate
-        self.stop_gradient, self.average, self.by_views = stop_gradient, average, by_views
+        self.stop_gradient, self.average, self.by_views, self.warm_up = stop_gradient, average, by_views, warm_up
 
     def mean(self, losses_N, selected_N):
         return (losses_N * selected_N).sum() / (len(losses_N) if self.average == "all" else max(int(selected_N.sum()), 1))
@@ -59,7 +60,7 @@ class DenseReference:
 
     def enqueue(self, feature_ND, label_N):
         for feature, label in zip(feature_ND.detach(), label_N.tolist(), strict=True):
-            self.queue.append((feature, label, self.weight.detach()[label].clone()))
+            self.queue.append((feature, label, self.weight.detach()[label].clone() if label >= 0 else torch.zeros_like(feature)))
         self.queue = self.queue[-self.queue_size :]
 
     def contrastive(self, query_GD, key_GD, label_G, selected_G):  # eqs. 13-14
@@ -74,7 +75,7 @@ class DenseReference:
             for feature, entry_label, then in self.queue:
                 if entry_label == label:
                     continue
-                if self.compensate:
+                if self.compensate and entry_label >= 0:
                     now = self.weight.detach()[entry_label]
                     feature = feature + feature.norm() / then.norm() * (now - then)
                 negatives.append(self.scale * (query @ F.normalize(feature, dim=0)))
@@ -87,20 +88,25 @@ class DenseReference:
 
     def step(self, feature_VGD, label_G, momentum_VGD=None):
         """Losses of one step (classification, contrastive, joint) for features [V, G, D] in float64. momentum_VGD: a momentum
-        encoder's features, which then fill the queue and are the positive keys."""
+        encoder's features, which then fill the queue and are the positive keys. Negative labels: images without a label."""
         views, images = feature_VGD.shape[:2]
-        feature_ND, label_N = feature_VGD.flatten(0, 1), label_G.repeat(views)
-        z_hat = self.quality(feature_ND)
+        has_label_G = label_G >= 0
+        feature_MD, label_M = feature_VGD[:, has_label_G].flatten(0, 1), label_G[has_label_G].repeat(views)
+        z_hat = self.quality(feature_MD)
         u = (z_hat + 1) / 2
         everything = self.threshold is None
-        selected_N = torch.ones_like(u) if everything else (u > self.threshold).double()
-        selected_G = torch.ones(images) if everything or self.by_views else u.view(views, images).amin(0) <= self.threshold
+        selected_M = torch.ones_like(u) if everything else (u > self.threshold).double()
+        selected_G = torch.ones(images, dtype=torch.bool)
+        if not (everything or self.by_views):
+            selected_G[has_label_G] = u.view(views, -1).amin(0) <= self.threshold
         if self.by_views:  # view 0 is augmented, view 1 original
-            selected_N = torch.cat([torch.zeros(images), torch.ones(images)])
-        classification = self.classification(feature_ND, label_N, z_hat, selected_N)
+            selected_M = torch.arange(2).repeat_interleave(len(u) // 2)
+        if self.warm_up:
+            selected_M, selected_G = torch.ones_like(u), torch.zeros(images)
+        classification = self.classification(feature_MD, label_M, z_hat, selected_M)
         contrastive = classification * 0
         if self.queue_size and views == 2:
             keys_VGD = feature_VGD if momentum_VGD is None else momentum_VGD
-            self.enqueue(keys_VGD.flatten(0, 1), label_N)
+            self.enqueue(keys_VGD.flatten(0, 1), label_G.repeat(views))
             contrastive = self.contrastive(feature_VGD[0], keys_VGD[1], label_G, selected_G)
         return classification, contrastive, classification + self.contrastive_weight * contrastive

@@ -226,7 +226,7 @@ def test_training_on_damaged_records_only_stops(demo_set, tmp_path):
     (folder / "train.rec").write_bytes(content)
     done = train("tests/tiny_config", f"rec={folder}", "on_error=skip", "max_skipped=3", f"output={tmp_path / 'run'}")
     assert done.returncode == 2, done.stderr
-    assert "every record of the batch is damaged" in done.stderr and "skipped.txt" in done.stderr
+    assert "every labelled record of the batch is damaged" in done.stderr and "skipped.txt" in done.stderr
 
 
 @pytest.mark.parametrize(

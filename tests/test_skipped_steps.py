@@ -147,7 +147,7 @@ def _damaged_batch() -> tuple[dict, dict, list[str]]:
 def test_a_batch_without_a_readable_record_undoes_those_accumulated_before_it():
     for before, after, outcomes in run_world(2, _damaged_batch):
         assert [key for key in before if not _same(before[key], after[key])] == []
-        assert outcomes == ["", "every record of the batch is damaged"]
+        assert outcomes == ["", "every labelled record of the batch is damaged"]
 
 
 def test_the_parts_do_what_the_cases_need():

@@ -17,11 +17,12 @@ from losses.joint import JointLoss
 from losses.log_sum_exp import ChunkPlan
 from losses.margins.adaface import AdaFace
 from losses.proxy_queue import FeatureQueue
-from losses.quality import Partition, QualityStatistics, ViewPartition
+from losses.quality import ClassifyAll, Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from tests.dense_reference import DenseReference
 from tests.world import run_world
 from utils import dist
+from utils.labels import UNLABELLED
 
 CLASSES, DIM, IMAGES, STEPS, RATE = 11, 8, 12, 6, 0.05
 
@@ -41,6 +42,9 @@ class Case:
     by_views: bool = False
     momentum: bool = False  # queue and positive keys come from another encoder's features
     same_label: bool = False  # a batch of one identity: no negatives at first
+    unlabelled: bool = False  # half of the images have no label
+    warm_up: bool = False  # everything is classified and nothing contrasted
+    classes: int = CLASSES
 
 
 CASES = {
@@ -59,16 +63,26 @@ CASES = {
     "nothing is of high quality": Case(threshold=1.0),
     "nothing is of low quality": Case(threshold=-0.1),
     "one identity only": Case(same_label=True),
+    "unlabelled images": Case(unlabelled=True),
+    "unlabelled, infonce, mean over the selected": Case(unlabelled=True, denominator="infonce", average="selected"),
+    "unlabelled, momentum encoder": Case(unlabelled=True, momentum=True, compensate=False),
+    "unlabelled, partition by views": Case(unlabelled=True, by_views=True, stop_gradient=False),
+    "unlabelled, warm-up": Case(unlabelled=True, warm_up=True),
+    "unlabelled, a rank without classes": Case(unlabelled=True, classes=3),
 }
 
 
 def _batches(case: Case):
     """The global batches, which depend on the case alone: features [V, G, D] of widely varying norm, labels [G]."""
     generator = torch.Generator().manual_seed(5)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         norm = torch.rand(case.views, IMAGES, 1, generator=generator) * 40
         features = torch.nn.functional.normalize(torch.randn(case.views, IMAGES, DIM, generator=generator), dim=2) * norm
-        labels = torch.randint(0, CLASSES, (IMAGES,), generator=generator)
+        labels = torch.randint(0, case.classes, (IMAGES,), generator=generator)
+        if case.unlabelled:  # of so few images that some return while their entries are still in the queue
+            labels[torch.randperm(IMAGES, generator=generator)[: IMAGES // 2]] = UNLABELLED - torch.arange(
+                step, step + IMAGES // 2
+            )
         yield features, torch.full_like(labels, 3) if case.same_label else labels
 
 
@@ -78,20 +92,20 @@ def _momentum_features(case: Case, step: int) -> torch.Tensor | None:
     return torch.randn(case.views, IMAGES, DIM, generator=generator) if case.momentum else None
 
 
-def _initial_weight() -> torch.Tensor:
-    return torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(1))
+def _initial_weight(classes: int) -> torch.Tensor:
+    return torch.randn(classes, DIM, generator=torch.Generator().manual_seed(1))
 
 
 def _build(case: Case) -> JointLoss:
     plan = ChunkPlan(chunk_elements=64 * 3, keep_bytes=24 * 2 * 4)  # several chunks, some kept and some recomputed
-    head = ShardedSoftmax(CLASSES, DIM, AdaFace(0.4, 64.0), options=HeadOptions(plan=plan))
-    head.weight.data.copy_(_initial_weight()[head.shard.start : head.shard.stop])
+    head = ShardedSoftmax(case.classes, DIM, AdaFace(0.4, 64.0), options=HeadOptions(plan=plan))
+    head.weight.data.copy_(_initial_weight(case.classes)[head.shard.start : head.shard.stop])
     queue = contrastive = None
     if case.queue_size:
         queue = FeatureQueue(case.queue_size, DIM, head.shard, case.compensate)
         contrastive = ContrastiveLoss(64.0, case.denominator, case.stop_gradient, plan)
     quality = QualityStatistics(0.333, 0.01, 20.0, 4.0)
-    partition = ViewPartition() if case.by_views else Partition(case.threshold)
+    partition = ClassifyAll() if case.warm_up else ViewPartition() if case.by_views else Partition(case.threshold)
     return JointLoss(head, quality, partition, queue, contrastive, case.contrastive_weight, case.average)
 
 
@@ -136,7 +150,7 @@ def test_sharded_equals_dense(name, world):
     case = CASES[name]
     ranks = [result[name] for result in _sharded(world)]
     reference = DenseReference(
-        _initial_weight(),
+        _initial_weight(case.classes),
         case.queue_size,
         case.threshold,
         denominator=case.denominator,
@@ -146,6 +160,7 @@ def test_sharded_equals_dense(name, world):
         stop_gradient=case.stop_gradient,
         average=case.average,
         by_views=case.by_views,
+        warm_up=case.warm_up,
     )
     for step, (features_VGD, labels_G) in enumerate(_batches(case)):
         features_VGD = features_VGD.double().requires_grad_()
@@ -186,6 +201,8 @@ def test_the_cases_cover_what_they_claim():
     assert (nothing_low[:, 1] == 0).all()
     one_identity = torch.stack(_sharded(1)[0]["one identity only"]["terms"])
     assert (one_identity[:, 1] == 0).all() and one_identity.isfinite().all()
+    unlabelled = _sharded(1)[0]["unlabelled images"]["queue"][-1]
+    assert (unlabelled["label"] <= UNLABELLED).sum() > 10 and not unlabelled["proxy"][unlabelled["label"] < 0].any()
 
 
 def _reshard_queue(parts: list[dict[str, torch.Tensor]] | None, total: int) -> tuple[dict, dict, int]:
@@ -196,13 +213,15 @@ def _reshard_queue(parts: list[dict[str, torch.Tensor]] | None, total: int) -> t
     mine = dist.shard_range(len(whole["label"]))
     queue.load_global_rows({key: value[mine.start : mine.stop] for key, value in whole.items()}, total)
     labels = queue.labels(0, len(queue))
-    assert bool(classes.owns(labels).all())
+    rank, world = dist.rank_and_world()
+    assert bool((classes.owns(labels) | (labels <= UNLABELLED) & ((UNLABELLED - labels) % world == rank)).all())
     return queue.global_rows(), {"labels": labels}, queue.total
 
 
 @pytest.mark.parametrize(("saved_by", "loaded_by"), [(4, 1), (1, 3), (3, 2), (2, 4)])
-def test_queue_moves_between_world_sizes(saved_by, loaded_by):
-    saved = [rank["paper"]["queue"][-1] for rank in _sharded(saved_by)]
+@pytest.mark.parametrize("name", ["paper", "unlabelled images"])
+def test_queue_moves_between_world_sizes(name, saved_by, loaded_by):
+    saved = [rank[name]["queue"][-1] for rank in _sharded(saved_by)]
     total = IMAGES * 2 * STEPS
     loaded = run_world(loaded_by, _reshard_queue, saved, total)
     for key in saved[0]:

@@ -46,6 +46,8 @@ class Config:
     rec: str
     num_classes: NonNegativeInt
     num_image: NonNegativeInt
+    unlabelled: str
+    unlabelled_share: Annotated[float, (">", 0), ("<", 1)]
     shuffle: Literal["full", "windowed", "none"]
     shuffle_window: PositiveInt
     on_error: Literal["stop", "skip"]
@@ -159,7 +161,14 @@ class Config:
 _Rule = tuple[typing.Callable[[Any], bool], str]
 _TYPES = typing.get_type_hints(Config, include_extras=True)
 _HOLDS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
-_PATHS = {"rec", "init_from", "output", "val_targets", "val_dir"}  # `~` is expanded; environment variables are the shell's
+_PATHS = {
+    "rec",
+    "unlabelled",
+    "init_from",
+    "output",
+    "val_targets",
+    "val_dir",
+}  # `~` is expanded; environment variables are the shell's
 _PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 # What keys must satisfy together.
@@ -180,6 +189,11 @@ _RULES: list[_Rule] = [
     ),
     (lambda c: c.partition == "norm" or c.views == 2, "partition='views' separates augmented from original views: set views=2"),
     (lambda c: c.queue == "none" or c.views == 2, "queue={queue!r} needs both views: set views=2, or queue='none'"),
+    (
+        lambda c: not c.unlabelled or c.queue != "none",
+        "unlabelled={unlabelled!r}: images without identities are only contrasted, and queue='none' leaves that out: set views=2 "
+        "and another queue",
+    ),
     (lambda c: not 0 < c.sample_rate < 0.01, "sample_rate={sample_rate}: must be 0 (the classes of the batch alone) or >= 0.01"),
     (lambda c: c.magface[0] < c.magface[1], "magface={magface}: must be (l_a, u_a, l_m, u_m, lambda_g) with l_a < u_a"),
     (lambda c: list(c.milestones) == sorted(c.milestones), "milestones={milestones}: must be in increasing order"),

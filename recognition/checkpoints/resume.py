@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 # What happens if a key has changed when a run resumes. A new key goes into one of the three groups.
 REFUSED = {  # another experiment: data, encoder, losses, and what the state is made of
-    *("num_classes", "num_image", "channel_order", "views", "augmentation"),
+    *("num_classes", "num_image", "unlabelled", "unlabelled_share", "channel_order", "views", "augmentation"),
     *("network", "embedding_size", "dropout", "drop_path", "mask_ratio", "map_norm"),
     *("quality_concentration", "quality_rate", "quality_mean", "quality_std", "partition", "quality_threshold"),
     *("margin", "margin_m", "margin_list", "margin_gradient", "magface", "scale"),
@@ -49,12 +49,17 @@ def check_changes(folder: Path, config: Config, world_size: int, data: Mapping[s
     saved, state = store.read_config(folder), store.read_state(folder)
     before, now = vars(saved), vars(config)
     unnamed = _UNNAMED | ({"queue_size"} if saved.queue == config.queue == "none" else set())
+    if saved.unlabelled and config.unlabelled:
+        unnamed |= {"unlabelled"}  # a path, as `rec`; the images are compared below
+    elif saved.unlabelled == config.unlabelled:
+        unnamed |= {"unlabelled_share"}  # not used
     changed = [key for key in now if before[key] != now[key] and key not in unnamed]
     changes = {key: f"{key}={before[key]!r}, now {key}={now[key]!r}" for key in changed}
     refused = [text for key, text in changes.items() if key in REFUSED]
     refused += _changed_batch(state["global_batch"], saved, config, world_size)
     if found := difference(state.get("data", {}), data):
-        refused.append(f"rec={config.rec!r} holds other data: {found}")
+        also = f" with unlabelled={config.unlabelled!r}" if config.unlabelled else ""
+        refused.append(f"rec={config.rec!r}{also} holds other data: {found}")
     others = [text for key, text in changes.items() if key not in REFUSED]
     if refused:
         also = f" (also changed: {'; '.join(others)})" if others else ""

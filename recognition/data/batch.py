@@ -3,7 +3,7 @@
 A batch is a function of (seed, epoch, position) only; ranks and workers merely divide the positions:
 
     An epoch of n images has floor(n / G) batches. Batch b covers positions b*G … b*G + G-1 of the epoch's order (order.py);
-    rank r of W takes the r-th of their W equal parts.
+    rank r of W takes the r-th of their W equal parts. If U images of each batch are unlabelled, an epoch has floor(n / (G - U)).
 
 Shapes: B images per rank, W ranks, G = W*B, V views. View 0 is q (augmented), view 1 is k (flip only). HWC = 112 x 112 x 3.
 """
@@ -17,13 +17,15 @@ import numpy as np
 
 from recognition.data.augment import UNIFORMS, Augmentation, flips, recipe
 from recognition.data.augment import none as flip_only
-from recognition.data.dataset import UNREADABLE, FaceDataset
-from recognition.data.order import FullShuffle, InOrder, Order, WindowedShuffle
+from recognition.data.dataset import FaceDataset
+from recognition.data.order import FullShuffle, InOrder, MixedOrder, Order, WindowedShuffle
 from recognition.data.records.format import RecordError
 from recognition.data.synthetic import training_set
+from recognition.data.unlabelled import ImageSet
 from utils.config import Config
 from utils.errors import UserError
 from utils.images import FACE_SIZE, ChannelOrder, decode_face, decode_face_into
+from utils.labels import UNLABELLED, UNREADABLE
 from utils.randomness import uniforms
 
 _ORDER_BLOCK = 8  # batches whose order is computed at once
@@ -39,6 +41,7 @@ class BatchSpec:
     that the windowed shuffle keeps in memory. channel_order: of the finished images, "RGB" or "BGR".
     on_error: "stop" at a damaged record, or "skip" it: its row gets label -1 and a grey image, and it is listed in
     `Batch.skipped`.
+    unlabelled_share: of the global batch, if the loader gets an unlabelled set.
     """
 
     batch_size: int
@@ -52,6 +55,7 @@ class BatchSpec:
     on_error: str
     rank: int
     world: int
+    unlabelled_share: float
 
     @classmethod
     def of(cls, config: Config, rank: int = 0, world: int = 1) -> BatchSpec:
@@ -68,6 +72,7 @@ class BatchSpec:
             on_error=config.on_error,
             rank=rank,
             world=world,
+            unlabelled_share=config.unlabelled_share,
         )
 
     @property
@@ -84,7 +89,8 @@ class Batch:
     """One rank's part of a batch.
 
     images_VBHWC: uint8, in shared memory that is reused once the next batch is requested. labels_B: int64, `UNREADABLE` (-1)
-    in the rows of skipped records. indices_B: int64, the images' numbers in the data set.
+    in the rows of skipped records, `UNLABELLED` - i (-2 and below) for unlabelled image i. indices_B: int64, the images' numbers
+    in the data set; unlabelled image i follows its n images as n + i.
     """
 
     images_VBHWC: np.ndarray
@@ -93,23 +99,36 @@ class Batch:
     skipped: tuple[RecordError, ...] = ()
 
 
-def build_order(dataset: FaceDataset, spec: BatchSpec) -> Order:
-    """The order in which epochs visit the images, as `spec.shuffle` asks."""
+def build_order(dataset: FaceDataset, spec: BatchSpec, unlabelled: ImageSet | None = None) -> Order:
+    """The order in which epochs visit the images, as `spec.shuffle` asks. Raises UserError if there are fewer unlabelled images
+    than a batch takes."""
+    if unlabelled is None:
+        return _order_of(dataset, spec, spec.global_batch)
+    count = round(spec.global_batch * spec.unlabelled_share)
+    if not 0 < count < spec.global_batch or count > len(unlabelled):
+        raise UserError(
+            f"unlabelled_share={spec.unlabelled_share:g}: {count} of the {spec.global_batch} images of a batch; must be at least 1, leave "
+            f"at least 1 labelled one, and not exceed the {len(unlabelled)} images in {unlabelled.path}"
+        )
+    return MixedOrder(_order_of(dataset, spec, spec.global_batch - count), _order_of(unlabelled, spec, count))
+
+
+def _order_of(images: ImageSet, spec: BatchSpec, global_batch: int) -> Order:
     if spec.shuffle == "none":
-        return InOrder(len(dataset), spec.global_batch)
+        return InOrder(len(images), global_batch)
     if spec.shuffle == "full":
-        return FullShuffle(len(dataset), spec.global_batch, spec.seed)
+        return FullShuffle(len(images), global_batch, spec.seed)
     if spec.shuffle == "windowed":
-        return WindowedShuffle(len(dataset), spec.global_batch, spec.seed, spec.window, dataset.file_order)
+        return WindowedShuffle(len(images), global_batch, spec.seed, spec.window, images.file_order)
     raise ValueError(f"shuffle must be 'full', 'windowed' or 'none', not {spec.shuffle!r}")
 
 
 class BatchMaker:
     """Makes any batch of any epoch. This is the part of the loader that runs in the workers."""
 
-    def __init__(self, dataset: FaceDataset, spec: BatchSpec):
-        self.dataset, self.spec = dataset, spec
-        self.order = build_order(dataset, spec)
+    def __init__(self, dataset: FaceDataset, spec: BatchSpec, unlabelled: ImageSet | None = None):
+        self.dataset, self.spec, self.unlabelled = dataset, spec, unlabelled
+        self.order = build_order(dataset, spec, unlabelled)
         self.steps = self.order.steps
         self._recipes = [recipe(spec.augmentation), flip_only][: spec.views]
         self._block_of: tuple[int, int] | None = None  # epoch and block of the order that `_block` holds
@@ -127,6 +146,17 @@ class BatchMaker:
             positions = first[:, None] + np.arange(self.spec.batch_size)
             self._block, self._block_of = (positions, self.order(epoch, positions)), (epoch, block)
         return self._block[0][place], self._block[1][place]
+
+    def record(self, index: int) -> tuple[str, int]:
+        """The file and key of an image, by its number in `Batch.indices_B`."""
+        images, image = self._image(index)
+        return images.record(image)
+
+    def _image(self, index: int) -> tuple[ImageSet, int]:
+        """The set that contains an image, and its number there."""
+        if index < len(self.dataset) or self.unlabelled is None:
+            return self.dataset, index
+        return self.unlabelled, index - len(self.dataset)
 
     def fill(self, epoch: int, number: int, images_VBHWC: np.ndarray) -> Batch:
         """Write the images of batch `number` into `images_VBHWC`.
@@ -171,11 +201,14 @@ class BatchMaker:
 
     def _decode(self, index: int, out_HWC: np.ndarray) -> int:
         """Decode an image into `out_HWC` (RGB) and return its label."""
-        payload, label = self.dataset.read(index)
+        images, image = self._image(index)
+        payload, label = images.read(image)
         try:
             decode_face_into(payload, out_HWC)
         except ValueError as fault:
-            raise self.dataset.record_error(index, str(fault)) from None
+            raise images.record_error(image, str(fault)) from None
+        if images is self.unlabelled:
+            return UNLABELLED - image
         if not 0 <= label < self.spec.num_classes:
             raise UserError(
                 f"{self.dataset.where(index)}: label {label} is outside [0, {self.spec.num_classes}); "

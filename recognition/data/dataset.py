@@ -22,11 +22,11 @@ from recognition.data.records.format import EXACT_IN_FLOAT32, Record, RecordErro
 from recognition.data.records.reader import RecordReader
 from utils.errors import UserError, warn
 from utils.files import numbered_lines
+from utils.labels import UNREADABLE
 
 _HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|test|testing|eval|evaluation|dev|holdout)(?![a-z])")
 _NAME_IT = "give one .rec file by its name, or move the others to another folder"
 _NAMES_SHOWN = 8
-UNREADABLE = -1  # the label of a damaged record, if damage is tolerated
 
 
 class FaceDataset:

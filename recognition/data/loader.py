@@ -23,9 +23,9 @@ import numpy as np
 
 from recognition.data.batch import Batch, BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
-from recognition.data.order import WindowedShuffle
 from recognition.data.readahead import Readahead
 from recognition.data.records.format import RecordError
+from recognition.data.unlabelled import ImageSet
 from recognition.signals import STOP_SIGNALS
 from utils.errors import FAULT, UserError
 
@@ -37,11 +37,12 @@ _SPARE_SLOTS = 2  # one that is being read, and one that waits for an earlier ba
 class Loader:
     """Makes this rank's batches. num_workers=0 makes them in this process. Not thread-safe; one epoch at a time.
 
-    Raises UserError if the data set is smaller than one batch.
+    unlabelled: images without labels, of which each batch takes a share. Raises UserError if a set is smaller than its part of
+    one batch.
     """
 
-    def __init__(self, dataset: FaceDataset, spec: BatchSpec, num_workers: int):
-        self.maker, self.spec = BatchMaker(dataset, spec), spec
+    def __init__(self, dataset: FaceDataset, spec: BatchSpec, num_workers: int, unlabelled: ImageSet | None = None):
+        self.maker, self.spec = BatchMaker(dataset, spec, unlabelled), spec
         if self.maker.steps == 0:
             raise UserError(
                 f"{dataset.path}: {len(dataset)} images are fewer than one batch of {spec.batch_size} x {spec.world} ranks; "
@@ -78,11 +79,11 @@ class Loader:
 
     @contextlib.contextmanager
     def _reading_ahead(self, epoch: int, start: int) -> Iterator[Readahead | None]:
-        order = self.maker.order
-        if not isinstance(order, WindowedShuffle):
+        pieces = self.maker.order.pieces(epoch, start, self.spec.rank, self.spec.world)
+        if pieces is None:
             yield None
             return
-        readahead = Readahead(self.maker.dataset, order.pieces(epoch, start, self.spec.rank, self.spec.world))
+        readahead = Readahead(self.maker.dataset, pieces)
         try:
             yield readahead
         finally:

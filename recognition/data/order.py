@@ -10,6 +10,8 @@ The windowed shuffle rotates the images, in the order of the files, by an offset
 equal lanes. Each batch takes G / L images from each lane, so a rank reads only its own lanes (L = gcd(G, 48), which is divisible
 by 1, 2, 3, 4, 6, 8 … ranks if G is). A lane is a sequence of chunks of `CHUNK` images, visited in random order. A window is a
 number of consecutive chunks, whose images a permutation mixes before the next window begins.
+
+If a part of each batch is unlabelled, each of the two sets is visited in an order of its own (`MixedOrder`).
 """
 
 from __future__ import annotations
@@ -40,6 +42,11 @@ class Order(ABC):
 
     @abstractmethod
     def __call__(self, epoch: int, positions: Int64Array) -> Int64Array: ...
+
+    def pieces(self, epoch: int, first_batch: int, rank: int, world: int) -> Iterator[Piece] | None:
+        """The large pieces that a rank reads from `first_batch` on, in the order in which they are needed; None if the order
+        reads image by image."""
+        return None
 
 
 class InOrder(Order):
@@ -98,9 +105,12 @@ class WindowedShuffle(Order):
         return image if self.file_order is None else self.file_order[image]
 
     def pieces(self, epoch: int, first_batch: int, rank: int, world: int) -> Iterator[Piece]:
-        """The large pieces that a rank reads from `first_batch` on, in the order in which their windows are needed."""
         share = self.global_batch // world
-        lanes = np.arange(rank * share // self.rows, -(-(rank + 1) * share // self.rows))
+        return self.pieces_of_rows(epoch, first_batch, rank * share, (rank + 1) * share)
+
+    def pieces_of_rows(self, epoch: int, first_batch: int, start: int, stop: int) -> Iterator[Piece]:
+        """`pieces` for images start … stop-1 of each batch."""
+        lanes = np.arange(start // self.rows, -(-stop // self.rows))
         starts, sizes = self._lane(lanes)
         window = 0
         while True:
@@ -161,3 +171,43 @@ class WindowedShuffle(Order):
 
     def _offset(self, epoch: int) -> int:
         return int(hash64(self.seed, epoch, _OFFSET)[0] % np.uint64(self.length))
+
+
+class MixedOrder(Order):
+    """Labelled and unlabelled images in every batch, spread evenly over it, so that any number of ranks gets equal parts (within
+    one image). Unlabelled image i has number `labelled.length` + i.
+
+    labelled: L images per batch; its epochs are those of the mixture. unlabelled: U images per batch, visited in rounds of
+    `unlabelled.steps` batches, one after the other, whatever the epoch. Image r of a batch is unlabelled iff
+    floor((r + 1) U / (L + U)) > floor(r U / (L + U)).
+    """
+
+    def __init__(self, labelled: Order, unlabelled: Order):
+        super().__init__(labelled.length, labelled.global_batch + unlabelled.global_batch)
+        self.labelled, self.unlabelled, self.steps = labelled, unlabelled, labelled.steps
+
+    def __call__(self, epoch: int, positions: Int64Array) -> Int64Array:
+        batch, row = np.divmod(positions, self.global_batch)
+        place = self._unlabelled_before(row)
+        is_unlabelled = self._unlabelled_before(row + 1) > place
+        image = np.empty_like(positions)
+        position = batch * self.labelled.global_batch + row - place
+        image[~is_unlabelled] = self.labelled(epoch, position[~is_unlabelled])
+        round_of, batch = np.divmod(epoch * self.steps + batch, self.unlabelled.steps)
+        position = batch * self.unlabelled.global_batch + place
+        for number in np.unique(round_of[is_unlabelled]).tolist():
+            chosen = is_unlabelled & (round_of == number)
+            image[chosen] = self.length + self.unlabelled(number, position[chosen])
+        return image
+
+    def pieces(self, epoch: int, first_batch: int, rank: int, world: int) -> Iterator[Piece] | None:
+        """Of the labelled images alone: the next round of the others may begin within an epoch."""
+        if not isinstance(self.labelled, WindowedShuffle):
+            return None
+        share = self.global_batch // world
+        start, stop = (row - self._unlabelled_before(row) for row in (rank * share, (rank + 1) * share))
+        return self.labelled.pieces_of_rows(epoch, first_batch, start, stop)
+
+    def _unlabelled_before(self, row):
+        """How many images before `row` (a number or an array of them) of a batch are unlabelled."""
+        return row * self.unlabelled.global_batch // self.global_batch

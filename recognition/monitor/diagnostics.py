@@ -33,6 +33,7 @@ from utils import dist
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_file
+from utils.labels import UNREADABLE
 
 VIEWS = ("augmented", "original")
 QUANTILES = (5, 25, 50, 75, 95)
@@ -86,7 +87,7 @@ class Diagnostics:
 
     def _keep(self, step: int, batch: DeviceBatch, entries_before: int) -> _Kept:
         host_label_G = dist.gather_labels(batch.labels_B)
-        count = len(batch.images_VBHWC) * int((host_label_G >= 0).sum())
+        count = len(batch.images_VBHWC) * int((host_label_G != UNREADABLE).sum())
         enqueued = count > 0 and self._total - entries_before >= count
         borrowed = (
             self.steps_kept > 0 and batch.images_VBHWC.device.type == "cpu"
@@ -101,15 +102,16 @@ class Diagnostics:
         with batch_statistics(self.encoder):
             fresh_VBD = self.train_step.encode(self.encoder, kept.images_VBHWC)
         fresh_VGD = dist.gather_rows(fresh_VBD)
-        readable = torch.nonzero(kept.host_label_G >= 0).flatten()
+        readable = torch.nonzero(kept.host_label_G != UNREADABLE).flatten()
         fresh_VRD = fresh_VGD[:, readable.to(fresh_VGD.device)]
-        if not len(readable) or not bool(fresh_VRD.isfinite().all()):
+        labelled = torch.nonzero(kept.host_label_G[readable] >= 0).flatten()
+        if not len(labelled) or not bool(fresh_VRD.isfinite().all()):
             self.progress.event(step, diagnostics="left out: no finite features")
             return
 
-        # Norms by view and by quality.
+        # Norms by view and by quality, of the labelled images: those that the partition divides.
         quality, partition = self.joint.quality, self.joint.partition
-        norm_VR = fresh_VRD.norm(dim=2)
+        norm_VR = fresh_VRD.norm(dim=2)[:, labelled.to(fresh_VRD.device)]
         self.progress.measurements(step, "diagnostics", describe_norms(norm_VR, quality, partition))
         if self.progress.active:
             self.progress.on_board(step, "norms", {}, norms_by_kind(norm_VR, high_quality(norm_VR, quality, partition)))
@@ -133,7 +135,7 @@ class Diagnostics:
         images_VBHWC = kept.images_VBHWC.cpu()
         if self.config.channel_order == "BGR":
             images_VBHWC = images_VBHWC.flip(-1)
-        readable = torch.nonzero(kept.host_label_G[: images_VBHWC.shape[1]] >= 0).flatten()
+        readable = torch.nonzero(kept.host_label_G[: images_VBHWC.shape[1]] != UNREADABLE).flatten()
         if len(readable):
             norm_VB = fresh_VGD[:, readable.to(fresh_VGD.device)].norm(dim=2)
             quality_VB, high_VB = quality.normalise(norm_VB).cpu(), high_quality(norm_VB, quality, partition).cpu()

@@ -19,6 +19,7 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
             ["network", f"{config.network}, {_size(encoder, config)}; {precision}, {config.channel_order} input"],
             ["machine", f"{world.size} GPU(s)" if world.device.type == "cuda" else f"CPU (no GPU found), {world.size} rank(s)"],
             ["data", f"{config.rec}: {config.num_image:,} images, {config.num_classes:,} classes"],
+            *([["unlabelled", f"{config.unlabelled}: {config.unlabelled_share:.1%} of each batch"]] if config.unlabelled else []),
             ["views", f"{config.views} per image; augmentation {config.augmentation}"],
             ["margin", _margin(config)],
             ["partition", _partition(config)],

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recognition.data.dataset import FaceDataset
 from recognition.data.prefetch import DeviceBatch
 from recognition.data.records.format import RecordError
 from utils import dist
@@ -78,12 +77,13 @@ class SkippedSteps:
     """Counts the steps that were skipped in a row (`in_a_row`) and keeps the batches of this rank's last `most` ones.
 
     Whether a step was skipped is known only after it: `started` keeps its batches until `applied` or `skipped` is called.
+    record_of: an image's number in its batch -> its file and key.
     """
 
-    def __init__(self, output: Path, dataset: FaceDataset, most: int):
+    def __init__(self, output: Path, record_of: Callable[[int], tuple[str, int]], most: int):
         self.path = output / "not_finite.json"
         self.in_a_row = 0
-        self._dataset = dataset
+        self._record_of = record_of
         self._steps: deque[dict[str, Any]] = deque(maxlen=most)
         self._last: dict[str, Any] = {}
 
@@ -110,7 +110,7 @@ class SkippedSteps:
         """Write the batches of all ranks to `path`. Collective."""
         for step in self._steps:
             for batch in step["batches"]:
-                batch["records"] = [self._dataset.record(image) for image in batch["images"]]
+                batch["records"] = list(map(self._record_of, batch["images"]))
         ranks = dist.gather_objects(list(self._steps))
         document = {"seed": seed, "batch_size": batch_size, "ranks": [{"rank": r, "steps": s} for r, s in enumerate(ranks)]}
         dist.on_first_rank(lambda: write_file(self.path, json.dumps(document) + "\n"))
