@@ -107,8 +107,8 @@ def build_order(dataset: FaceDataset, spec: BatchSpec, unlabelled: ImageSet | No
     count = round(spec.global_batch * spec.unlabelled_share)
     if not 0 < count < spec.global_batch or count > len(unlabelled):
         raise UserError(
-            f"unlabelled_share={spec.unlabelled_share:g}: {count} of the {spec.global_batch} images of a batch; must be at least 1, leave "
-            f"at least 1 labelled one, and not exceed the {len(unlabelled)} images in {unlabelled.path}"
+            f"unlabelled_share={spec.unlabelled_share:g}: {count} of the {spec.global_batch} images of a batch; must be at least "
+            f"1, leave at least 1 labelled one, and not exceed the {len(unlabelled)} images in {unlabelled.path}"
         )
     return MixedOrder(_order_of(dataset, spec, spec.global_batch - count), _order_of(unlabelled, spec, count))
 

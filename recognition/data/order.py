@@ -117,7 +117,7 @@ class WindowedShuffle(Order):
             pieces = []
             for lane, start, size in zip(lanes.tolist(), starts.tolist(), sizes.tolist(), strict=True):
                 pieces += self._window_pieces(epoch, lane, start, size, window, first_batch)
-            if not pieces and window >= max(self._windows(size // CHUNK) for size in sizes.tolist()):
+            if not pieces and window >= max((self._windows(size // CHUNK) for size in sizes.tolist()), default=0):
                 return
             needed = min((piece.batch for piece in pieces), default=0)
             yield from (Piece(needed, piece.start, piece.stop) for piece in sorted(pieces, key=lambda piece: piece.start))
