@@ -68,11 +68,6 @@ def resolve_config(config: Config, dataset: FaceDataset | None, ranks: int) -> C
     )
 
 
-def open_unlabelled_images(config: Config) -> ImageSet | None:
-    """The images without labels, if the configuration names any. Raises UserError if they cannot be opened."""
-    return open_unlabelled(config.unlabelled, strict=config.on_error == "stop") if config.unlabelled else None
-
-
 def data_notes(config: Config, dataset: FaceDataset, unlabelled: ImageSet | None = None) -> list[str]:
     """Lines about the training set for the start of the log. The labels have been checked."""
     if unlabelled is not None:
@@ -99,8 +94,9 @@ def classes_without_images(config: Config, dataset: FaceDataset) -> str:
     )
 
 
-def build_loader(config: Config, dataset: FaceDataset, unlabelled: ImageSet | None, world: World) -> Loader:
-    """The training set's loader. Forks its workers, so call it before anything starts a thread."""
+def build_loader(config: Config, dataset: FaceDataset, world: World) -> Loader:
+    """The loader of labelled and unlabelled images. Forks its workers, so call it before anything starts a thread."""
+    unlabelled = open_unlabelled(config.unlabelled, strict=config.on_error == "stop") if config.unlabelled else None
     return Loader(dataset, BatchSpec.of(config, world.rank, world.size), config.num_workers, unlabelled)
 
 

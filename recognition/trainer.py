@@ -50,8 +50,8 @@ class Trainer:
         config = build.resolve_config(config, dataset, world.size)
         self.config, self.world = config, world
         self.bins = build.verification_sets(config)
-        unlabelled = build.open_unlabelled_images(config)
-        self.loader = build.build_loader(config, dataset, unlabelled, world)
+        self.loader = build.build_loader(config, dataset, world)
+        unlabelled = self.loader.maker.unlabelled
         self.prefetcher = Prefetcher(world.device, self.loader.slots, keep=config.gradient_acc > 1)
         self.data_fingerprint = fingerprint(dataset, unlabelled)
         metrics = check_bins(self.bins)

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-from recognition.build import open_unlabelled_images
 from recognition.data import FaceDataset, RecordWriter
 from recognition.data.batch import Batch, BatchSpec, build_order
 from recognition.data.fingerprint import difference, fingerprint
@@ -29,9 +28,13 @@ def _config(demo_set, folder, **changes) -> Config:
     return from_base(rec=str(demo_set), **settings)
 
 
+def _loader(config: Config, rank: int = 0, world: int = 1, workers: int = 0) -> Loader:
+    unlabelled = open_unlabelled(config.unlabelled, strict=config.on_error == "stop")
+    return Loader(FaceDataset(config.rec), BatchSpec.of(config, rank, world), workers, unlabelled)
+
+
 def _batches(config: Config, epoch: int, rank: int = 0, world: int = 1, workers: int = 0) -> list[Batch]:
-    dataset = FaceDataset(config.rec)
-    loader = Loader(dataset, BatchSpec.of(config, rank, world), workers, open_unlabelled_images(config))
+    loader = _loader(config, rank, world, workers)
     batches = [Batch(b.images_VBHWC.copy(), b.labels_B, b.indices_B, b.skipped) for b in loader.epoch(epoch)]
     loader.close()
     return batches
@@ -82,7 +85,7 @@ def test_batches_depend_neither_on_ranks_nor_workers(demo_set, unlabelled):
         without_label = batch.labels_B < 0
         assert without_label.sum() == 3
         assert np.array_equal(batch.labels_B[without_label], UNLABELLED - (batch.indices_B[without_label] - LABELLED))
-    assert Loader(FaceDataset(demo_set), BatchSpec.of(config), 0, crops).maker.record(LABELLED + 4) == (crops.where(4), 4)
+    assert _loader(config).maker.record(LABELLED + 4) == (crops.where(4), 4)
 
 
 def test_records_and_folders_are_the_same(demo_set, unlabelled, tmp_path):
@@ -112,7 +115,7 @@ def test_refusals(demo_set, unlabelled, tmp_path):
     def refused(text: str, path=unlabelled, **changes) -> None:
         config = _config(demo_set, path, **changes)
         with pytest.raises(UserError, match=text) as caught:
-            Loader(FaceDataset(demo_set), BatchSpec.of(config), 0, open_unlabelled_images(config))
+            _loader(config)
         assert len(caught.value.args) == 1
 
     refused("unlabelled_share=0.01: 0 of the 12 images of a batch", unlabelled_share=0.01)

@@ -41,7 +41,7 @@ class BatchSpec:
     that the windowed shuffle keeps in memory. channel_order: of the finished images, "RGB" or "BGR".
     on_error: "stop" at a damaged record, or "skip" it: its row gets label -1 and a grey image, and it is listed in
     `Batch.skipped`.
-    unlabelled_share: of the global batch, if the loader gets an unlabelled set.
+    unlabelled_share: of the global batch; 0 without an unlabelled set.
     """
 
     batch_size: int
@@ -72,12 +72,17 @@ class BatchSpec:
             on_error=config.on_error,
             rank=rank,
             world=world,
-            unlabelled_share=config.unlabelled_share,
+            unlabelled_share=config.unlabelled_share if config.unlabelled else 0.0,
         )
 
     @property
     def global_batch(self) -> int:
         return self.batch_size * self.world
+
+    @property
+    def unlabelled_images(self) -> int:
+        """U, of each global batch."""
+        return round(self.global_batch * self.unlabelled_share)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -104,7 +109,7 @@ def build_order(dataset: FaceDataset, spec: BatchSpec, unlabelled: ImageSet | No
     than a batch takes."""
     if unlabelled is None:
         return _order_of(dataset, spec, spec.global_batch)
-    count = round(spec.global_batch * spec.unlabelled_share)
+    count = spec.unlabelled_images
     if not 0 < count < spec.global_batch or count > len(unlabelled):
         raise UserError(
             f"unlabelled_share={spec.unlabelled_share:g}: {count} of the {spec.global_batch} images of a batch; must be at least "

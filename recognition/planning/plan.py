@@ -81,7 +81,9 @@ def make_plan(config: Config, world: World, ranks: int) -> Plan:
     passes = config.views * (3 + config.gradient_checkpointing + (config.queue == "momentum"))
     flops_per_image = 2.0 * rank.multiply_adds * passes
     sizes = {"here": available, **({} if world.device.type == "cuda" else {f"{size} GB": size * 10**9 for size in _GPUS})}
-    schedule = Schedule(config, config.num_image // images, rank.joint.partition) if config.num_image else None
+    spec = BatchSpec.of(config, world=ranks)
+    batches = config.num_image // (images - spec.unlabelled_images)
+    schedule = Schedule(config, batches, rank.joint.partition) if config.num_image else None
     return Plan(
         ranks=ranks,
         batch_size=batch,
@@ -96,7 +98,7 @@ def make_plan(config: Config, world: World, ranks: int) -> Plan:
         peak=rank.peak(batch),
         available=available,
         largest_batch={name: rank.largest_batch((1 - _RESERVE) * size) for name, size in sizes.items()},
-        loader=slot_count(config.num_workers) * math.prod(BatchSpec.of(config, world=ranks).image_shape),
+        loader=slot_count(config.num_workers) * math.prod(spec.image_shape),
         checkpoint=_checkpoint(rank),
         steps_per_epoch=schedule.steps_per_epoch if schedule else None,
         total_steps=schedule.total_steps if schedule else None,
