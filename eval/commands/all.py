@@ -22,6 +22,7 @@ HELP = "every benchmark found under a folder: *.bin, IJBB/, IJBC/, tinyface/, sc
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
+    verify.add_overlap_arguments(parser)
     parser.add_argument(
         "--data-root", required=True, metavar="DIR", help="holds some of *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.commands.common import Figures, ImageSet, Results, add_benchmark_arguments, bin_sets, open_encoder
-from eval.commands.verify import evaluate_sets
+from eval.commands.verify import add_overlap_arguments, evaluate_sets
 from eval.embedding import check_images
 from eval.present.tables import Table, percent
 from recognition.data.pack.commands.pairs import find_image, read_pairs
@@ -36,6 +36,7 @@ Group = tuple[ImageSet, np.ndarray]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
+    add_overlap_arguments(parser)
     parser.add_argument("--data-root", required=True, metavar="DIR", help="holds African.bin …, or the release: data/ and txts/")
 
 
