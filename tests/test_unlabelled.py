@@ -58,7 +58,7 @@ def test_every_image_is_visited(demo_set, unlabelled, shuffle):
 
 @pytest.mark.parametrize(("labelled", "unlabelled_count", "world"), [(90, 6, 2), (64, 32, 4), (70, 26, 3), (1, 95, 3)])
 def test_ranks_have_equal_parts_and_read_ahead_their_own(labelled, unlabelled_count, world):
-    order = MixedOrder(WindowedShuffle(30_000, labelled, 5, 4000), FullShuffle(500, unlabelled_count, 5))
+    order = MixedOrder(WindowedShuffle(30_000, labelled, 5, 4000), FullShuffle(500, unlabelled_count, 5), 30_000)
     rows = np.arange(96).reshape(world, -1)
     counts = []
     for rank in range(world):

@@ -115,7 +115,7 @@ def build_order(dataset: FaceDataset, spec: BatchSpec, unlabelled: ImageSet | No
             f"unlabelled_share={spec.unlabelled_share:g}: {count} of the {spec.global_batch} images of a batch; must be at least "
             f"1, leave at least 1 labelled one, and not exceed the {len(unlabelled)} images in {unlabelled.path}"
         )
-    return MixedOrder(_order_of(dataset, spec, spec.global_batch - count), _order_of(unlabelled, spec, count))
+    return MixedOrder(_order_of(dataset, spec, spec.global_batch - count), _order_of(unlabelled, spec, count), len(dataset))
 
 
 def _order_of(images: ImageSet, spec: BatchSpec, global_batch: int) -> Order:

@@ -175,16 +175,16 @@ class WindowedShuffle(Order):
 
 class MixedOrder(Order):
     """Labelled and unlabelled images in every batch, spread evenly over it, so that any number of ranks gets equal parts (within
-    one image). Unlabelled image i has number `labelled.length` + i.
+    one image).
 
     labelled: L images per batch; its epochs are those of the mixture. unlabelled: U images per batch, visited in rounds of
-    `unlabelled.steps` batches, one after the other, whatever the epoch. Image r of a batch is unlabelled iff
+    `unlabelled.steps` batches, one after the other, whatever the epoch. first: number of unlabelled image 0. Image r of a batch is unlabelled iff
     floor((r + 1) U / (L + U)) > floor(r U / (L + U)).
     """
 
-    def __init__(self, labelled: Order, unlabelled: Order):
+    def __init__(self, labelled: Order, unlabelled: Order, first: int):
         super().__init__(labelled.length, labelled.global_batch + unlabelled.global_batch)
-        self.labelled, self.unlabelled, self.steps = labelled, unlabelled, labelled.steps
+        self.labelled, self.unlabelled, self.first, self.steps = labelled, unlabelled, first, labelled.steps
 
     def __call__(self, epoch: int, positions: Int64Array) -> Int64Array:
         batch, row = np.divmod(positions, self.global_batch)
@@ -197,7 +197,7 @@ class MixedOrder(Order):
         position = batch * self.unlabelled.global_batch + place
         for number in np.unique(round_of[is_unlabelled]).tolist():
             chosen = is_unlabelled & (round_of == number)
-            image[chosen] = self.length + self.unlabelled(number, position[chosen])
+            image[chosen] = self.first + self.unlabelled(number, position[chosen])
         return image
 
     def pieces(self, epoch: int, first_batch: int, rank: int, world: int) -> Iterator[Piece] | None:
