@@ -178,8 +178,8 @@ class MixedOrder(Order):
     one image).
 
     labelled: L images per batch; its epochs are those of the mixture. unlabelled: U images per batch, visited in rounds of
-    `unlabelled.steps` batches, one after the other, whatever the epoch. first: number of unlabelled image 0. Image r of a batch is unlabelled iff
-    floor((r + 1) U / (L + U)) > floor(r U / (L + U)).
+    `unlabelled.steps` batches, one after the other, whatever the epoch. first: number of the first unlabelled image.
+    Image r of a batch is unlabelled iff floor((r + 1) U / (L + U)) > floor(r U / (L + U)).
     """
 
     def __init__(self, labelled: Order, unlabelled: Order, first: int):
