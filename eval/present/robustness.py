@@ -32,14 +32,14 @@ class Course:
 def robustness_table(name: str, courses: Sequence[Course], tar: str) -> Table:
     """One row per kind and level, with accuracy (%), `tar` (%) and mean norm of each encoder."""
     encoders = list(courses[0].points)
-    headings = [f"{encoder}: {shown}" for encoder in encoders for shown in ("accuracy (%)", f"{tar.upper()} (%)", "norm")]
+    headings = [f"{encoder}: {shown}" for encoder in encoders for shown in ("accuracy", "TAR", "norm")]
     rows = []
     for course in courses:
         for level in course.levels:
             found = [course.points[encoder][level] for encoder in encoders]
             cells = [text for each in found for text in (percent(each["accuracy"]), percent(each[tar]), f"{each['norm']:.2f}")]
             rows.append([f"{course.name} {level:g}{' (as it is)' if level == course.unchanged else ''}", *cells])
-    return Table([name, *headings], rows)
+    return Table([f"{name}, %, {tar.upper()}", *headings], rows)
 
 
 def draw_robustness(title: str, courses: Sequence[Course], tar: str) -> Figure:
