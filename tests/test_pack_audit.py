@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from eval.protocols.products import close_pairs
 from recognition.data import FaceDataset
 from recognition.data.bins import write_bin
+from recognition.data.pack.commands.audit.approximate import approximate_pairs
 from recognition.data.pack.commands.audit.duplicates import equal_pixels
 from recognition.data.pack.commands.audit.evidence import Evidence
 from recognition.data.pack.commands.audit.identities import Identities, mean_cosines, own_cosines, two_means, unit
@@ -228,6 +230,19 @@ def test_two_means_separates_two_directions():
     rows = unit(np.repeat(np.eye(2, 8), 5, axis=0) + 0.1 * rng.standard_normal((10, 8)))
     second = two_means(rows)
     assert len(set(second[:5])) == len(set(second[5:])) == 1 and second[0] != second[5]
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_faiss_finds_the_pairs_of_the_blockwise_comparison(columns):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(3)
+    rows = unit(rng.standard_normal((3000, 16))).astype(np.float16)
+    rows[:300] = rows[300:600]
+    others = rows[500:900] if columns else None
+    i, j = approximate_pairs(rows, others, 0.97)
+    expected = set(zip(*(column.tolist() for column in close_pairs(rows, others, 0.97)[:2]), strict=True))
+    found = set(zip(i.tolist(), j.tolist(), strict=True))
+    assert len(expected & found) > 0.95 * len(expected) and len(found - expected) < 3
 
 
 def test_equal_pixels_pairs_each_image_of_a_group_once():

@@ -72,8 +72,13 @@ def close_pairs(
     found: list[tuple[np.ndarray, ...]] = []
     total = 0
     for part in product_blocks(rows_ND, columns_MD, device, block, on_rows):
-        close = part.cosines_nm >= threshold
-        i, j = (close.triu(1) if part.upper else close).nonzero(as_tuple=True)
+        near = (part.cosines_nm.amax(dim=1) >= threshold).nonzero()[
+            :, 0
+        ]  # quicker than comparing everything: most rows have none
+        i, j = (part.cosines_nm[near] >= threshold).nonzero(as_tuple=True)
+        i = near[i]
+        if part.upper:
+            i, j = i[i < j], j[i < j]
         total += len(i)
         if total > MOST_PAIRS:
             raise UserError(

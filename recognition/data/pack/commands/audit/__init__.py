@@ -29,6 +29,7 @@ from prettytable import PrettyTable
 
 from eval.present.tables import write_results
 from recognition.data.pack.arguments import add_packed_set_argument
+from recognition.data.pack.commands.audit.approximate import MANY, is_possible
 from recognition.data.pack.commands.audit.faces import Faces, open_faces
 from recognition.data.pack.commands.audit.findings import KINDS, LIST, write_list
 from recognition.data.pack.output import new_folder
@@ -66,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=meaning)
     parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per batch of the encoder (%(default)s)")
+    exact = f"compare all pairs, where faiss would be used: from {MANY:,} images on a CPU, if it is installed"
+    parser.add_argument("--exact", action="store_true", help=exact)
     add_workers_argument(parser)
 
 
@@ -84,7 +87,9 @@ def run(arguments: argparse.Namespace) -> None:
     with new_folder(arguments.out) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         cache = arguments.cache or Path(scratch)
         gathered = [gather(each, encoder, cache, arguments.batch_size) for each in (faces, *others)]
-        audit = Audit(gathered[0], device, arguments.workers, {name: getattr(arguments, name) for name in THRESHOLDS})
+        given = {name: getattr(arguments, name) for name in THRESHOLDS}
+        approximate = not arguments.exact and device.type == "cpu" and len(faces) >= MANY and is_possible()
+        audit = Audit(gathered[0], device, arguments.workers, given, approximate)
         audit.run(gathered[1:])
         write_list(folder, faces, audit.findings)
         sheets = write_sheets(folder, faces, audit.findings)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from eval.protocols.products import close_pairs, product_blocks
+from recognition.data.pack.commands.audit.approximate import approximate_pairs
 from recognition.data.pack.commands.audit.evidence import Evidence, grey
 from recognition.data.parallel import chunks, in_order, progress_bar, shared_object
 from utils.images import Image, decode_face
@@ -67,13 +68,18 @@ def find_copies(
     device: torch.device,
     workers: int,
     title: str,
+    approximate: bool = False,
 ) -> Copies:
-    """All pairs of copies within a set (first < second), or between it and `other`."""
+    """All pairs of copies within a set (first < second), or between it and `other`. approximate: nearly all, by faiss."""
     first, second = equal_pixels(evidence.hashes, None if other is None else other.hashes)
     there = evidence if other is None else other
     mirrored = (evidence.hashes[first, 0] != there.hashes[second, 0]) if len(first) else np.zeros(0, bool)
     with progress(title, len(evidence)) as advance:
-        i, j, _ = close_pairs(evidence.features, None if other is None else other.features, near_cosine, device, on_rows=advance)
+        columns = None if other is None else other.features
+        if approximate:
+            i, j = approximate_pairs(evidence.features, columns, near_cosine, advance)
+        else:
+            i, j, _ = close_pairs(evidence.features, columns, near_cosine, device, on_rows=advance)
     score, flipped = compare_thumbnails(evidence.thumbnails, there.thumbnails, i, j)
     known = set(zip(first.tolist(), second.tolist(), strict=True))
     unknown = [pair not in known for pair in zip(i.tolist(), j.tolist(), strict=True)]

@@ -36,14 +36,15 @@ SHOWN = 5  # images of an identity on a contact sheet
 class Audit:
     """The audit of a data set.
 
-    given: thresholds that replace the automatic ones, by name. thresholds: those that were used. findings: in the order in which
-    they were found; within a kind, the clearest first.
+    given: thresholds that replace the automatic ones, by name. approximate: use faiss for pairs of images. thresholds: those that
+    were used. findings: in the order in which they were found; within a kind, the clearest first.
     """
 
     evidence: Evidence
     device: torch.device
     workers: int
     given: Mapping[str, float | None]
+    approximate: bool = False
     thresholds: dict[str, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
@@ -75,7 +76,7 @@ class Audit:
             self.threshold("near_cosine", lambda: candidate_threshold(self.evidence, self.device))
             self.threshold("near_pixels", lambda: NEAR_PIXELS)
         cosine, pixels = self.thresholds["near_cosine"], self.thresholds["near_pixels"]
-        return find_copies(self.evidence, other, cosine, pixels, self.device, self.workers, title)
+        return find_copies(self.evidence, other, cosine, pixels, self.device, self.workers, title, self.approximate)
 
     def shown(self, label: int, but: int = -1) -> list[int]:
         """Some images of an identity."""
