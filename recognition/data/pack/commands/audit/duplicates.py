@@ -28,6 +28,7 @@ CANDIDATES_PER_IMAGE = 10
 LOWEST, HIGHEST = 0.5, 0.9  # of the automatic threshold for features
 _ALIKE, _EQUAL = 0.9, 0.99  # correlation of thumbnails: of candidates; beyond doubt
 _WARPED_SIDE = 56  # pixels
+_MOST_STRETCH, _MOST_SCALE = 1.1, 1.4  # of a warp between two crops: of one direction against the other, of both
 _SAMPLE = 1024  # images from which the threshold for features is derived
 _BINS = 2000
 _PAIRS_AT_ONCE = 64
@@ -153,13 +154,16 @@ def warp_pairs(pairs: list[tuple[int, int, bool]]) -> list[float]:
 
 
 def warped_correlation(a: Image, b: Image) -> float:
-    """The correlation of two grey images after the affine warp that makes it largest; 0 if there is none."""
+    """The correlation of two grey images after the affine warp that makes it largest; 0 if no crop explains the warp."""
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)
     start, everywhere = np.eye(2, 3, dtype=np.float32), np.ones_like(a)
     try:
-        return float(cv2.findTransformECC(a, np.ascontiguousarray(b), start, cv2.MOTION_AFFINE, stop, everywhere, 5)[0])
+        found, warp = cv2.findTransformECC(a, np.ascontiguousarray(b), start, cv2.MOTION_AFFINE, stop, everywhere, 5)
     except cv2.error:  # it does not converge: they differ
         return 0.0
+    larger, smaller = np.linalg.svd(np.asarray(warp)[:, :2])[1]
+    is_crop = larger < _MOST_STRETCH * smaller and larger < _MOST_SCALE and smaller > 1 / _MOST_SCALE
+    return float(found) if is_crop else 0.0
 
 
 def _small(evidence: Evidence, image: int) -> Image:
