@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,9 +83,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--batch-size {arguments.batch_size}: must be 1 or more")
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     faces, *others = (open_faces(path) for path in (arguments.source, *arguments.against))
+    if faces.labels().min() < 0:
+        raise UserError(f"{arguments.source}: has images without an identity (negative labels); audit a set of labelled images")
     encoder = load_encoder(arguments.checkpoint, device)
-    with new_folder(arguments.out) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        cache = arguments.cache or Path(scratch)
+    with new_folder(arguments.out) as folder:
+        cache = arguments.cache or folder / "evidence"
         gathered = [gather(each, encoder, cache, arguments.batch_size) for each in (faces, *others)]
         given = {name: getattr(arguments, name) for name in THRESHOLDS}
         approximate = not arguments.exact and device.type == "cpu" and len(faces) >= MANY and is_possible()
@@ -93,6 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
         audit.run(gathered[1:])
         write_list(folder, faces, audit.findings)
         sheets = write_sheets(folder, faces, audit.findings)
+        shutil.rmtree(folder / "evidence", ignore_errors=True)
     results = summary(audit)
     print(table(results, sheets))
     print(f"{arguments.out / LIST}: {len(audit.findings)} findings")

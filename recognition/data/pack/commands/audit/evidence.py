@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import cv2
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from eval.embedding import embed_items
+from recognition.data.overlap import pixel_hash
 from recognition.data.pack.commands.audit.faces import Faces
 from recognition.encoders.load import LoadedEncoder
 from utils.images import Image, decode_face
@@ -64,7 +64,7 @@ def collect(faces: Faces, encoder: LoadedEncoder, folder: Path, batch_size: int,
         def load(index: int, start: int = start) -> Image:
             image = decode_face(faces.read(start + index)[0], faces.where(start + index))
             thumbnails[start + index] = grey(image, THUMBNAIL)
-            hashes[start + index] = _hash(image), _hash(image[:, ::-1])
+            hashes[start + index] = pixel_hash(image), pixel_hash(image[:, ::-1])
             return image
 
         def embed(images: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,3 @@ def grey(image: Image, side: int) -> Image:
     """A grey thumbnail of an RGB image: uint8 [side, side]."""
     small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (side, side), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.uint8)
-
-
-def _hash(image: Image) -> int:
-    return int.from_bytes(blake2b(image.tobytes(), digest_size=8).digest(), "little")

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from eval.verification import load_bin
 from recognition.data.dataset import FaceDataset
-from utils.errors import UserError
 
 
 class Faces(Protocol):
@@ -51,8 +50,5 @@ class BinFaces:
 
 
 def open_faces(path: Path) -> Faces:
-    """A verification set (.bin) or a data set. Raises UserError if it cannot be opened or has no images."""
-    faces: Faces = BinFaces(path) if path.suffix == ".bin" else FaceDataset(path)
-    if not len(faces):
-        raise UserError(f"{path}: contains no images; there is nothing to audit")
-    return faces
+    """A verification set (.bin), or a data set. Raises UserError if it cannot be opened or has no images."""
+    return BinFaces(path) if path.suffix == ".bin" else FaceDataset(path)
