@@ -116,20 +116,27 @@ def _checkpoint(rank: FakeRank) -> int:
     return size
 
 
+def why_not_probed(plan: Plan, config: Config, dataset: FaceDataset | None, world: World) -> str:
+    """Why no real steps can be made here; "" if they can."""
+    if dataset is None:
+        return f"there are no data at rec={config.rec!r}"
+    peak = plan.peak if plan.ranks == world.size else FakeRank(config, world, world.size).peak(config.batch_size)
+    free = available_memory(world.device, world.size)
+    return f"the steps need {_size(peak)}; {_size(free)} are free" if peak > free else ""
+
+
 def with_probe(plan: Plan, config: Config, dataset: FaceDataset, world: World) -> Plan:
     """The plan with what a few real steps show.
 
     A single process measures one rank's batch with all classes: as many operations as on a rank of a larger run, which compares
-    more features with fewer classes. Raises UserError if there is not enough memory.
+    more features with fewer classes.
     """
-    peak = plan.peak if plan.ranks == world.size else FakeRank(config, world, world.size).peak(config.batch_size)
-    if peak > available_memory(world.device, world.size):
-        raise UserError(f"the time cannot be measured here: the steps need {_size(peak)}, more than is free")
     seconds, most, resident = probe(config, dataset, world)
-    # DCP's storage copies each tensor twice to write it (docs/RESULTS.md); on a GPU, or in the background, it writes a copy.
+    # The storage copies each tensor twice to write it (docs/RESULTS.md); on a GPU, or in the background, it writes a copy.
     copies = 2 + (config.async_save or world.device.type == "cuda")
     hours = seconds * plan.total_steps / 3600 if plan.total_steps else None
-    return replace(plan, seconds_per_step=seconds, hours=hours, host=max(most, resident + copies * plan.checkpoint // plan.ranks))
+    host = max(most, resident + copies * plan.checkpoint // plan.ranks)
+    return replace(plan, seconds_per_step=seconds, hours=hours, host=host)
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -147,10 +154,11 @@ def run(config: Config, world: World, ranks: int | None, file: Path | None) -> N
     plan = make_plan(config, world, ranks)
     if world.is_first:
         print(table(plan, config, world), flush=True)
-    if dataset is not None:
+    reason = why_not_probed(plan, config, dataset, world)
+    if dataset is not None and not reason:
         plan = with_probe(plan, config, dataset, world)
     if world.is_first:
-        print(_time(plan, config, world))
+        print(f"time: not measured: {reason}" if reason else _measured(plan, world))
         if file is not None:
             write_file(file, json.dumps(asdict(plan), indent=1) + "\n")
 
@@ -197,9 +205,8 @@ def table(plan: Plan, config: Config, world: World) -> PrettyTable:
     return result
 
 
-def _time(plan: Plan, config: Config, world: World) -> str:
-    if plan.seconds_per_step is None or plan.host is None:
-        return f"time: not measured: there are no data at rec={config.rec!r}"
+def _measured(plan: Plan, world: World) -> str:
+    assert plan.host is not None
     alone = ", one rank alone" if plan.ranks != world.size else ""
     return (
         f"time: {plan.hours:,.2f} hours of training at {plan.seconds_per_step:.3f} s per step ({TIMED_STEPS} steps on this "
