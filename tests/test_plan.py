@@ -67,7 +67,7 @@ def test_files_of_arcface_torch_are_planned(monkeypatch, capsys, tmp_path):
 def test_the_time_is_measured_with_data(monkeypatch, capsys, tmp_path):
     out = planned(monkeypatch, capsys, TINY, *SYNTHETIC, f"--json={tmp_path / 'plan.json'}")
     figures = json.loads((tmp_path / "plan.json").read_text())
-    assert "hours of training at" in out and "saving included" in out
+    assert "minutes of training at" in out and "saving included" in out
     assert figures["total_steps"] == 2 * (104 // 12) and figures["host"] > 100e6
     assert figures["hours"] == pytest.approx(figures["seconds_per_step"] * figures["total_steps"] / 3600)
 

@@ -206,10 +206,11 @@ def table(plan: Plan, config: Config, world: World) -> PrettyTable:
 
 
 def _measured(plan: Plan, world: World) -> str:
-    assert plan.host is not None
+    assert plan.host is not None and plan.hours is not None
+    hours = f"{plan.hours:,.1f} hours" if plan.hours >= 1 else f"{60 * plan.hours:.1f} minutes"
     alone = ", one rank alone" if plan.ranks != world.size else ""
     return (
-        f"time: {plan.hours:,.2f} hours of training at {plan.seconds_per_step:.3f} s per step ({TIMED_STEPS} steps on this "
+        f"time: {hours} of training at {plan.seconds_per_step:.3f} s per step ({TIMED_STEPS} steps on this "
         f"machine{alone})\nprocess: {_size(plan.host)} of host memory per rank at most, saving included"
     )
 

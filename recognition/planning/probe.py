@@ -65,5 +65,5 @@ def probe(config: Config, dataset: FaceDataset, world: World) -> tuple[float, in
     """Seconds per step, and bytes of host memory that this process holds: at most, and after the steps."""
     with real_steps(config, dataset, world) as (train, batches):
         seconds = Timer(world.device, TIMED_STEPS)(lambda: train([next(batches) for _ in range(config.gradient_acc)]))
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resident
