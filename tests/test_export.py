@@ -17,6 +17,8 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 import backbones
+from eval.__main__ import build_parser
+from eval.commands.common import open_encoder
 from eval.verification import load_bin
 from recognition.checkpoints.store import Checkpoint
 from recognition.checkpoints.writer import CheckpointWriter
@@ -357,6 +359,16 @@ def test_foreign_onnx_files_follow_insightfaces_conventions(tmp_path, batch):
     for wrong in ({"std": 0.0}, {"mean": float("nan")}):
         with pytest.raises(UserError, match="must be finite, and the second positive"):
             load_encoder(tmp_path / "other.onnx", CPU, **wrong)
+
+
+def test_what_is_assumed_about_a_foreign_onnx_is_printed_and_can_be_given(tmp_path, capsys):
+    mean_colours(tmp_path / "other.onnx", ["n", 3, 112, 112])
+    given = ["embed", "x.jpg", "--out", "x.npz", "--checkpoint", str(tmp_path / "other.onnx")]
+    world = dist.World(0, 1, 0, 1, CPU)
+    open_encoder(build_parser().parse_args(given), world)
+    assert "assumed: RGB 112x112, (pixel - 127.5) / 127.5" in capsys.readouterr().err
+    open_encoder(build_parser().parse_args([*given, "--channel-order", "BGR", "--mean", "0", "--std", "255"]), world)
+    assert "assumed: BGR 112x112, (pixel - 0) / 255" in capsys.readouterr().err
 
 
 def test_an_onnx_that_normalises_by_itself_receives_pixels(tmp_path):
