@@ -13,9 +13,17 @@ from easydict import EasyDict as edict
 config = edict()
 
 # --- data -----------------------------------------------------------------------------------------------------------
-# Folder with train.rec and train.idx, or with several *.rec shards; or one .rec file. "synthetic": random images and labels, to
-# measure a machine without data; num_classes and num_image set the sizes.
+# Folder with train.rec and train.idx, or with several *.rec shards; or one .rec file. Without packing: a folder with one
+# subfolder of 112x112 images per identity, or a .txt list with `path label` per line. Several at once: ("ms1m", "mine").
+# "synthetic": random images and labels, to measure a machine without data; num_classes and num_image set the sizes.
 config.rec = ""
+# With several sets, how often an epoch visits the images of each: 0.5 is a random half, another one each epoch; 2 is twice.
+# (): once each.
+config.rec_proportions = ()
+# With several sets, how the identities of each relate to those of the others (one entry per set, or one for all). "separate":
+# other people; "overlapping": possibly the same people, which are then never negatives for each other; "by_name": the same person
+# if the names are equal; or a CSV file with the columns label,name. (): separate.
+config.rec_identities = ()
 config.num_classes = 0  # number of identities; 0: as many as the data set has
 config.num_image = 0  # number of images; 0: as many as the data set has; any other number must match the data set
 # Faces without identities: a flat folder of 112x112 images, a .rec file, or a folder of *.rec. They are never classified: their

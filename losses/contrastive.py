@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from losses.log_sum_exp import ChunkPlan, HeadPrecision, KeyShard, LogSumExpOptions, ShardedLogSumExp
+from losses.possibly_same import PossiblySame
 from losses.proxy_queue import FeatureQueue, Proxies
 from losses.selection import Selection
 from utils.dist import replicated
@@ -27,6 +28,7 @@ class ContrastiveLoss(nn.Module):
 
     scale: s. denominator: `paper` sums over the negatives alone, as eq. 14 is printed (then l_i > -2 s is the only bound);
     `infonce` adds the positive. stop_gradient: no gradient reaches k, as in the paper. plan, precision: see `losses.log_sum_exp`.
+    possibly_same: identities whose entries are left out of a query's sum, as those of its own identity are.
     Raises ValueError for an unknown denominator or precision.
 
     >>> import torch
@@ -49,8 +51,10 @@ class ContrastiveLoss(nn.Module):
         stop_gradient: bool,
         plan: ChunkPlan | None = None,
         precision: HeadPrecision = "fp32",
+        possibly_same: PossiblySame | None = None,
     ):
         super().__init__()
+        self.possibly_same = possibly_same
         if denominator not in DENOMINATORS:
             raise ValueError(f"denominator must be one of {DENOMINATORS}, not {denominator!r}")
         self.sum_options = LogSumExpOptions(scale, plan=plan, precision=precision)
@@ -75,7 +79,9 @@ class ContrastiveLoss(nn.Module):
         key_GD = key_GD.detach() if self.stop_gradient else replicated(key_GD)
         needed = Selection(share_G, self.sum_options.plan)
         query_MD, replicated_MD, key_MD, label_M, share_M = needed.take(query_GD, replicated(query_GD), key_GD, label_G, share_G)
-        negatives_M, _ = ShardedLogSumExp.apply(query_MD, None, _QueueKeys(queue, proxies, label_M), self.sum_options)
+        negatives_M, _ = ShardedLogSumExp.apply(
+            query_MD, None, _QueueKeys(queue, proxies, label_M, self.possibly_same), self.sum_options
+        )
         has_negative_M = negatives_M.detach() > -torch.inf
         negatives_M = torch.where(has_negative_M, negatives_M, 0.0)
         positive_M = self.sum_options.scale * (replicated_MD * key_MD).sum(dim=1)
@@ -84,10 +90,10 @@ class ContrastiveLoss(nn.Module):
 
 
 class _QueueKeys(KeyShard):
-    """The queue's entries as keys; entries of the query's own identity are excluded."""
+    """The queue's entries as keys; entries of the query's own identity, or of one that may be the same person, are excluded."""
 
-    def __init__(self, queue: FeatureQueue, proxies: Proxies | None, label_M: torch.Tensor):
-        self.queue, self.proxies, self.label_M = queue, proxies, label_M
+    def __init__(self, queue: FeatureQueue, proxies: Proxies | None, label_M: torch.Tensor, possibly_same: PossiblySame | None):
+        self.queue, self.proxies, self.label_M, self.possibly_same = queue, proxies, label_M, possibly_same
 
     def __len__(self) -> int:
         return len(self.queue)
@@ -96,4 +102,7 @@ class _QueueKeys(KeyShard):
         return self.queue.features(start, stop, self.proxies)
 
     def exclude_(self, logits_MC: torch.Tensor, start: int, stop: int) -> None:
-        logits_MC.masked_fill_(self.label_M[:, None] == self.queue.labels(start, stop)[None, :], -torch.inf)
+        label_C = self.queue.labels(start, stop)
+        logits_MC.masked_fill_(self.label_M[:, None] == label_C[None, :], -torch.inf)
+        if self.possibly_same is not None:
+            logits_MC.masked_fill_(self.possibly_same.excluded(self.label_M, label_C), -torch.inf)

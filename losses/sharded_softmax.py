@@ -21,6 +21,7 @@ from torch import nn
 
 from losses.log_sum_exp import ChunkPlan, HeadPrecision, KeyShard, LogSumExpOptions, ShardedLogSumExp
 from losses.margins import Margin
+from losses.possibly_same import PossiblySame
 from losses.sampling import ClassSampler
 from losses.selection import Selection
 from utils.dist import ShardRange, replicated, shard_range
@@ -63,7 +64,8 @@ class ShardedSoftmax(nn.Module):
 
     The initial weight is drawn per class from the seed, so it does not depend on the number of ranks. If `sample_rate` < 1, its
     gradient is a sparse tensor of the sampled rows, and the optimiser must leave the other rows alone (`recognition.optimiser`);
-    `draws`, the number of samples drawn so far, is state. Raises ValueError for an unknown precision.
+    `draws`, the number of samples drawn so far, is state. possibly_same: classes that are left out of a sample's sum over classes.
+    Raises ValueError for an unknown precision.
 
     >>> import torch
     >>> from losses.margins.arcface import ArcFace
@@ -78,8 +80,17 @@ class ShardedSoftmax(nn.Module):
     >>> dist.stop()
     """
 
-    def __init__(self, num_classes: int, embedding_size: int, margin: Margin, seed: int = 0, options: HeadOptions | None = None):
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: Margin,
+        seed: int = 0,
+        options: HeadOptions | None = None,
+        possibly_same: PossiblySame | None = None,
+    ):
         super().__init__()
+        self.possibly_same = possibly_same
         self.num_classes, self.margin, self.draws = num_classes, margin, 0
         self.options = options or HeadOptions()
         self.sum_options = LogSumExpOptions(margin.scale, margin.cosine_limit, self.options.plan, self.options.precision)
@@ -109,7 +120,8 @@ class ShardedSoftmax(nn.Module):
         unit_MD, label_M, quality_M, share_M, norm_M = needed.take(unit_ND, label_N, quality_N, share_N, norm_N)
         own_M = torch.where(self.shard.owns(label_M), label_M - self.shard.start, -1)
         zeroed = self.options.filtered == "zeroed"
-        keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above(), zeroed)
+        possible = None if self.possibly_same is None else _Possible(self.possibly_same, label_M, self.shard.start)
+        keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above(), zeroed, possible)
         margin, limit = self.margin, self.margin.cosine_limit
         rule_of = (lambda cosine_M: margin.rule_for_negatives(cosine_M, share_M)) if margin.touches_negatives else None
         others_M, cosine_M = ShardedLogSumExp.apply(unit_MD, self.weight, keys, self.sum_options, rule_of)
@@ -135,11 +147,34 @@ class ShardedSoftmax(nn.Module):
         return self.weight.detach()[label_K - self.shard.start]
 
 
-class _ClassKeys(KeyShard):
-    """The classifier's rows as keys. Excluded are each query's own class and, with inter-class filtering, every class whose logit
-    is above a threshold: presumably the same person under another label. zeroed: filtered classes count as exp(0)."""
+@dataclass(frozen=True)
+class _Possible:
+    """The classes that may be the same person as a query's. first_class: of this rank."""
 
-    def __init__(self, weight_KD, own_N: torch.Tensor, visited_S: torch.Tensor | None, filtered_above: float, zeroed: bool):
+    relation: PossiblySame
+    label_N: torch.Tensor
+    first_class: int
+
+    def excluded(self, row_c: torch.Tensor) -> torch.Tensor:
+        """Which of these rows of the shard, int64 [c], are no negatives for which queries: bool [N, c]."""
+        return self.relation.excluded(self.label_N, self.first_class + row_c)
+
+
+class _ClassKeys(KeyShard):
+    """The classifier's rows as keys. Excluded are each query's own class; classes that are `possible`, the same person under
+    another label; and, with inter-class filtering, every class whose logit is above a threshold: presumably the same person under
+    another label. zeroed: filtered classes count as exp(0)."""
+
+    def __init__(
+        self,
+        weight_KD,
+        own_N: torch.Tensor,
+        visited_S: torch.Tensor | None,
+        filtered_above: float,
+        zeroed: bool,
+        possible: _Possible | None,
+    ):
+        self.possible = possible
         self.weight_KD, self.own_N, self.visited_S = weight_KD, own_N, visited_S
         self.filtered_above, self.zeroed = filtered_above, zeroed
         self.place_N = own_N if visited_S is None else torch.searchsorted(visited_S, own_N.clamp_min(0))
@@ -158,6 +193,9 @@ class _ClassKeys(KeyShard):
         inside_N1 = (place_N1 >= start) & (place_N1 < stop)
         column_N1 = (place_N1 - start).clamp(0, stop - start - 1)
         logits_NC.scatter_(1, column_N1, logits_NC.gather(1, column_N1).masked_fill(inside_N1, -torch.inf))
+        if self.possible is not None:
+            row_C = torch.arange(start, stop, device=logits_NC.device) if self.visited_S is None else self.visited_S[start:stop]
+            logits_NC.masked_fill_(self.possible.excluded(row_C), -torch.inf)
         if self.filtered_above == torch.inf:
             return None
         filtered_NC = logits_NC > self.filtered_above

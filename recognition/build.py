@@ -13,12 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from losses import margins
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
+from losses.possibly_same import PossiblySame
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
-from recognition.data.synthetic import SYNTHETIC, training_set
+from recognition.data.sets.opening import set_paths, training_set
+from recognition.data.sets.synthetic import SYNTHETIC
 from recognition.data.unlabelled import ImageSet, open_unlabelled
 from recognition.encoders.build import build_encoder
 from recognition.encoders.embedder import autocast_type
@@ -77,7 +79,8 @@ def data_notes(config: Config, dataset: FaceDataset, unlabelled: ImageSet | None
             f"warning: rec={SYNTHETIC!r}: images and labels are RANDOM: speed and memory are those of a real run, losses and "
             "accuracies mean nothing"
         ]
-    notes = [f"data files in {config.rec}: {dataset.describe_files()}"] if Path(config.rec).is_dir() else []
+    is_file = isinstance(config.rec, str) and Path(config.rec).is_file()
+    notes = [] if is_file else [f"data files in {dataset.path}: {dataset.describe_files()}"]
     gaps = classes_without_images(config, dataset)
     return [*notes, gaps] if gaps else notes
 
@@ -103,7 +106,7 @@ def build_loader(config: Config, dataset: FaceDataset, world: World) -> Loader:
 def verification_sets(config: Config) -> dict[str, Path]:
     """Name -> path of the .bin files that the configuration names. Raises UserError with one line per problem."""
     sets: dict[str, Path] = {}
-    rec = Path(config.rec)
+    rec = Path(set_paths(config)[0])
     folder = Path(config.val_dir) if config.val_dir else (rec if rec.is_dir() else rec.parent)
     candidates = {
         target: [*([Path(target), folder / target] if target.endswith(".bin") else []), folder / f"{target}.bin"]
@@ -129,13 +132,13 @@ def verification_sets(config: Config) -> dict[str, Path]:
 # ------------------------------------------------------------------------------------------------ training
 
 
-def build_train_state(config: Config, world: World) -> TrainState:
-    """All that training changes, with initial weights, on the device."""
+def build_train_state(config: Config, world: World, dataset: FaceDataset | None = None) -> TrainState:
+    """All that training changes, with initial weights, on the device. dataset: tells which identities may be the same person."""
     encoder = build_encoder(config).to(world.device)
     if config.sync_bn:
         encoder = convert_sync_batchnorm(encoder)
     freeze(encoder, config.freeze)
-    joint = build_joint_loss(config, world)
+    joint = build_joint_loss(config, world, dataset)
     return TrainState(
         encoder,
         joint,
@@ -159,8 +162,11 @@ def build_margin(config: Config) -> margins.Margin:
     return margins.build(config.margin, with_margin(config))
 
 
-def build_joint_loss(config: Config, world: World) -> JointLoss:
-    """Classifier shard, quality statistics, partition, queue and contrastive term, on the device."""
+def build_joint_loss(config: Config, world: World, dataset: FaceDataset | None = None) -> JointLoss:
+    """Classifier shard, quality statistics, partition, queue and contrastive term, on the device. dataset: as above."""
+    possibly_same = None
+    if dataset is not None and dataset.possibly_same is not None:
+        possibly_same = PossiblySame(*dataset.possibly_same)
     options = HeadOptions(
         config.sample_rate,
         config.interclass_filtering_threshold,
@@ -168,7 +174,7 @@ def build_joint_loss(config: Config, world: World) -> JointLoss:
         filtered=config.filtered_negatives,
     )
     margin = build_margin(config)
-    classifier = ShardedSoftmax(config.num_classes, config.embedding_size, margin, config.seed, options)
+    classifier = ShardedSoftmax(config.num_classes, config.embedding_size, margin, config.seed, options, possibly_same)
     quality = QualityStatistics(config.quality_concentration, config.quality_rate, config.quality_mean, config.quality_std)
     partition = ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
     queue = contrastive = None
@@ -181,6 +187,7 @@ def build_joint_loss(config: Config, world: World) -> JointLoss:
             config.contrastive_denominator,
             config.contrastive_stop_gradient,
             precision=config.head_precision,
+            possibly_same=possibly_same,
         )
     joint = JointLoss(classifier, quality, partition, queue, contrastive, config.contrastive_weight, config.loss_average)
     return joint.to(world.device)

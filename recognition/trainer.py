@@ -58,7 +58,7 @@ class Trainer:
         self.data_notes = build.data_notes(config, dataset, unlabelled)
 
         # What is trained, how long and how fast.
-        self.state = build.build_train_state(config, world)
+        self.state = build.build_train_state(config, world, dataset)
         self.schedule = Schedule(config, len(self.loader), self.state.joint.partition)
         self.total_steps, self.steps_per_epoch = self.schedule.total_steps, self.schedule.steps_per_epoch
 

@@ -31,6 +31,7 @@ class DenseReference:
         average="all",
         by_views=False,
         warm_up=False,
+        related_CC=None,
     ):
         self.weight = weight_CD.double().clone().requires_grad_()
         self.norm_mean, self.norm_std = 20.0, initial_std
@@ -39,6 +40,8 @@ class DenseReference:
         self.concentration, self.rate, self.denominator = concentration, rate, denominator
         self.contrastive_weight, self.compensate = contrastive_weight, compensate
         self.stop_gradient, self.average, self.by_views, self.warm_up = stop_gradient, average, by_views, warm_up
+        # bool [C, C]: classes that are no negatives for each other
+        self.related = torch.zeros(len(weight_CD), len(weight_CD), dtype=torch.bool) if related_CC is None else related_CC
 
     def mean(self, losses_N, selected_N):
         return (losses_N * selected_N).sum() / (len(losses_N) if self.average == "all" else max(int(selected_N.sum()), 1))
@@ -55,6 +58,7 @@ class DenseReference:
         theta = cosine.acos() + torch.where(own, -self.margin * z_hat_N[:, None], 0.0)
         shifted = theta.clamp(1e-3, math.pi - 1e-3).cos() - torch.where(own, (self.margin * z_hat_N + self.margin)[:, None], 0.0)
         logits = self.scale * torch.where(own, shifted, cosine)
+        logits = logits.masked_fill(self.related[label_N], -torch.inf)
         losses = F.cross_entropy(logits, label_N, reduction="none")
         return self.mean(losses, selected_N)
 
@@ -73,7 +77,7 @@ class DenseReference:
             query, key = F.normalize(query, dim=0), F.normalize(key.detach() if self.stop_gradient else key, dim=0)
             negatives = []
             for feature, entry_label, then in self.queue:
-                if entry_label == label:
+                if entry_label == label or (min(label, entry_label) >= 0 and self.related[label, entry_label]):
                     continue
                 if self.compensate and entry_label >= 0:
                     now = self.weight.detach()[entry_label]

@@ -11,7 +11,7 @@ from recognition import build
 from recognition.data.batch import BatchSpec, sample_views
 from recognition.data.fingerprint import fingerprint
 from recognition.data.loader import Loader
-from recognition.data.synthetic import SyntheticFaces
+from recognition.data.sets.synthetic import SyntheticFaces
 from tests.commands import metrics, train
 from utils.config import from_base
 from utils.errors import UserError

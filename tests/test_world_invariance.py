@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
 from losses.log_sum_exp import ChunkPlan
 from losses.margins.adaface import AdaFace
+from losses.possibly_same import PossiblySame
 from losses.proxy_queue import FeatureQueue
 from losses.quality import ClassifyAll, Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
@@ -25,6 +27,8 @@ from utils import dist
 from utils.labels import UNLABELLED
 
 CLASSES, DIM, IMAGES, STEPS, RATE = 11, 8, 12, 6, 0.05
+GROUP_C = torch.tensor([0] * 4 + [1] * 4 + [2] * 3)  # three data sets
+RELATED_PP = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()  # the first two may have people in common
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Case:
     average: str = "all"
     by_views: bool = False
     momentum: bool = False  # queue and positive keys come from another encoder's features
+    overlapping: bool = False  # classes of three data sets, of which the first two may have people in common
     same_label: bool = False  # a batch of one identity: no negatives at first
     unlabelled: bool = False  # half of the images have no label
     warm_up: bool = False  # everything is classified and nothing contrasted
@@ -52,6 +57,8 @@ CASES = {
     "infonce, lambda 0.5": Case(denominator="infonce", contrastive_weight=0.5),
     "gradient through the key too": Case(stop_gradient=False),
     "mean over the selected": Case(average="selected"),
+    "overlapping data sets": Case(overlapping=True),
+    "overlapping data sets, infonce, batch queue": Case(overlapping=True, denominator="infonce", queue_size=24, compensate=False),
     "momentum encoder": Case(momentum=True, compensate=False),
     "partition by views": Case(by_views=True),
     "no partition": Case(threshold=None),
@@ -97,13 +104,15 @@ def _initial_weight(classes: int) -> torch.Tensor:
 
 
 def _build(case: Case) -> JointLoss:
+    possibly_same = PossiblySame(GROUP_C.numpy().astype(np.uint8), RELATED_PP.numpy()) if case.overlapping else None
     plan = ChunkPlan(chunk_elements=64 * 3, keep_bytes=24 * 2 * 4)  # several chunks, some kept and some recomputed
-    head = ShardedSoftmax(case.classes, DIM, AdaFace(0.4, 64.0), options=HeadOptions(plan=plan))
+    options = HeadOptions(plan=plan)
+    head = ShardedSoftmax(case.classes, DIM, AdaFace(0.4, 64.0), options=options, possibly_same=possibly_same)
     head.weight.data.copy_(_initial_weight(case.classes)[head.shard.start : head.shard.stop])
     queue = contrastive = None
     if case.queue_size:
         queue = FeatureQueue(case.queue_size, DIM, head.shard, case.compensate)
-        contrastive = ContrastiveLoss(64.0, case.denominator, case.stop_gradient, plan)
+        contrastive = ContrastiveLoss(64.0, case.denominator, case.stop_gradient, plan, possibly_same=possibly_same)
     quality = QualityStatistics(0.333, 0.01, 20.0, 4.0)
     partition = ClassifyAll() if case.warm_up else ViewPartition() if case.by_views else Partition(case.threshold)
     return JointLoss(head, quality, partition, queue, contrastive, case.contrastive_weight, case.average)
@@ -161,6 +170,7 @@ def test_sharded_equals_dense(name, world):
         average=case.average,
         by_views=case.by_views,
         warm_up=case.warm_up,
+        related_CC=RELATED_PP[GROUP_C][:, GROUP_C] if case.overlapping else None,
     )
     for step, (features_VGD, labels_G) in enumerate(_batches(case)):
         features_VGD = features_VGD.double().requires_grad_()

@@ -43,7 +43,9 @@ class Config:
     """All settings of a training run: each key with its type and range. See configs/base.py for defaults and explanations."""
 
     # data
-    rec: str
+    rec: str | tuple[str, ...]
+    rec_proportions: tuple[PositiveFloat, ...]
+    rec_identities: tuple[str, ...]
     num_classes: NonNegativeInt
     num_image: NonNegativeInt
     unlabelled: str
@@ -206,6 +208,18 @@ _PLAN_RULES: list[_Rule] = [
         lambda c: c.margin_list is None or c.margin == "combined",
         "margin_list={margin_list}: margin={margin!r} does not use it; set margin='combined', or leave it out",
     ),
+    (
+        lambda c: not c.rec_proportions or len(c.rec_proportions) == _sets(c),
+        "rec_proportions={rec_proportions}: must have one number for each data set of rec={rec!r}",
+    ),
+    (
+        lambda c: len(c.rec_identities) in (0, _sets(c)) or (len(c.rec_identities) == 1 < _sets(c)),
+        "rec_identities={rec_identities}: must have one entry for each data set of rec={rec!r}, or one for all",
+    ),
+    (
+        lambda c: c.shuffle != "windowed" or set(c.rec_proportions) <= {1.0},
+        "rec_proportions={rec_proportions}: shuffle='windowed' reads each image once per epoch; set shuffle='full'",
+    ),
     (lambda c: c.head_from == "new" or c.init_from, "head_from={head_from!r}: needs init_from, the encoder to start from"),
     (lambda c: c.warmup_epoch <= c.num_epoch, "warmup_epoch={warmup_epoch}: must be <= num_epoch={num_epoch}"),
     (
@@ -217,6 +231,11 @@ _PLAN_RULES: list[_Rule] = [
         "milestones={milestones}: must all be <= num_epoch={num_epoch}",
     ),
 ]
+
+
+def _sets(config: Any) -> int:
+    """The number of data sets that `rec` names; 0 for one, which has no relation to others."""
+    return 0 if isinstance(config.rec, str) else len(config.rec)
 
 
 def _entries(values: Mapping[str, Any], source: str = "") -> list[Entry]:
@@ -370,6 +389,13 @@ def _as_type(value: Any, wanted: Any) -> Any:
         return value
     if origin is tuple:
         return _as_tuple(value, parts)
+    if str in parts and wanted is not str:  # one or several names
+        if isinstance(value, str) and ("," not in value or os.path.exists(value)):
+            return value
+        if not isinstance(value, (str, list, tuple)):
+            raise ValueError("text, or a list of texts")
+        names = _as_tuple(value, (str, ...))
+        return names[0] if len(names) == 1 else names or ""
     if types.NoneType in parts:
         return None if value is None or value == "none" else _as_type(value, parts[0])
     if wanted is float and type(value) is int and abs(value) < 2**63:

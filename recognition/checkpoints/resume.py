@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 # What happens if a key has changed when a run resumes. A new key goes into one of the three groups.
 REFUSED = {  # another experiment: data, encoder, losses, and what the state is made of
-    *("num_classes", "num_image", "unlabelled", "unlabelled_share", "channel_order", "views", "augmentation"),
+    *("num_classes", "num_image", "rec_proportions", "unlabelled", "unlabelled_share", "channel_order", "views", "augmentation"),
     *("network", "embedding_size", "dropout", "drop_path", "mask_ratio", "map_norm"),
     *("quality_concentration", "quality_rate", "quality_mean", "quality_std", "partition", "quality_threshold"),
     *("margin", "margin_m", "margin_list", "margin_gradient", "magface", "scale"),
@@ -24,7 +24,7 @@ REFUSED = {  # another experiment: data, encoder, losses, and what the state is 
     *("gradient_acc", "optimizer", "seed"),
 }
 REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verification; refused if nothing is left to train
-    *("shuffle", "shuffle_window", "on_error", "init_from", "head_from", "freeze", "sync_bn"),
+    *("rec_identities", "shuffle", "shuffle_window", "on_error", "init_from", "head_from", "freeze", "sync_bn"),
     *("channels_last", "compile", "precision", "head_precision", "layer_decay"),
     *("accumulation", "num_epoch", "max_steps", "lr", "momentum", "weight_decay", "decay_norms", "schedule", "milestones"),
     *("polynomial_power", "warmup_epoch", "partition_warmup_epoch", "max_grad_norm", "clip"),

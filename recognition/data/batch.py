@@ -18,9 +18,9 @@ import numpy as np
 from recognition.data.augment import UNIFORMS, Augmentation, flips, recipe
 from recognition.data.augment import none as flip_only
 from recognition.data.dataset import FaceDataset
-from recognition.data.order import FullShuffle, InOrder, MixedOrder, Order, WindowedShuffle
+from recognition.data.order import FullShuffle, InOrder, MixedOrder, Order, Visits, WindowedShuffle
 from recognition.data.records.format import RecordError
-from recognition.data.synthetic import training_set
+from recognition.data.sets.opening import training_set
 from recognition.data.unlabelled import ImageSet
 from utils.config import Config
 from utils.errors import UserError
@@ -108,23 +108,31 @@ def build_order(dataset: FaceDataset, spec: BatchSpec, unlabelled: ImageSet | No
     """The order in which epochs visit the images, as `spec.shuffle` asks. Raises UserError if there are fewer unlabelled images
     than a batch takes."""
     if unlabelled is None:
-        return _order_of(dataset, spec, spec.global_batch)
+        return _labelled_order(dataset, spec, spec.global_batch)
     count = spec.unlabelled_images
     if not 0 < count < spec.global_batch or count > len(unlabelled):
         raise UserError(
             f"unlabelled_share={spec.unlabelled_share:g}: {count} of the {spec.global_batch} images of a batch; must be at least "
             f"1, leave at least 1 labelled one, and not exceed the {len(unlabelled)} images in {unlabelled.path}"
         )
-    return MixedOrder(_order_of(dataset, spec, spec.global_batch - count), _order_of(unlabelled, spec, count), len(dataset))
+    labelled = _labelled_order(dataset, spec, spec.global_batch - count)
+    return MixedOrder(labelled, _order_of(unlabelled, spec, count, len(unlabelled)), len(dataset))
 
 
-def _order_of(images: ImageSet, spec: BatchSpec, global_batch: int) -> Order:
+def _labelled_order(dataset: FaceDataset, spec: BatchSpec, global_batch: int) -> Order:
+    visits = dataset.visits
+    if visits is None or (visits == np.diff(dataset.starts)).all():
+        return _order_of(dataset, spec, global_batch, len(dataset))
+    return Visits(_order_of(dataset, spec, global_batch, int(visits.sum())), dataset.starts, visits, spec.seed)
+
+
+def _order_of(images: ImageSet, spec: BatchSpec, global_batch: int, visits: int) -> Order:
     if spec.shuffle == "none":
-        return InOrder(len(images), global_batch)
+        return InOrder(visits, global_batch)
     if spec.shuffle == "full":
-        return FullShuffle(len(images), global_batch, spec.seed)
+        return FullShuffle(visits, global_batch, spec.seed)
     if spec.shuffle == "windowed":
-        return WindowedShuffle(len(images), global_batch, spec.seed, spec.window, images.file_order)
+        return WindowedShuffle(visits, global_batch, spec.seed, spec.window, images.file_order)
     raise ValueError(f"shuffle must be 'full', 'windowed' or 'none', not {spec.shuffle!r}")
 
 

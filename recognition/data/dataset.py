@@ -40,6 +40,9 @@ class FaceDataset:
     Memory: two int64 per record, shared by forked processes; no Python object per record.
     """
 
+    visits: npt.NDArray[np.int64] | None = None  # of several sets: images of each that an epoch visits (sets/union.py)
+    possibly_same: tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]] | None = None  # as above
+
     def __init__(self, path: str | Path, *, strict: bool = True):
         self.path = Path(path)
         self.strict = strict

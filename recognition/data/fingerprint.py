@@ -22,6 +22,7 @@ _NAMES = {
     "sample": f"the bytes of {_SAMPLE} images",
     "unlabelled_images": "the number of unlabelled images",
     "unlabelled_sample": f"the bytes of {_SAMPLE} unlabelled images",
+    "relations": "which identities may be the same person",
 }
 
 
@@ -38,7 +39,14 @@ def fingerprint(dataset: FaceDataset, unlabelled: ImageSet | None = None) -> dic
         "labels": None if (labels == UNREADABLE).any() else _digest([labels.astype("<i8").tobytes()]),
         "sample": _sample(dataset),
         **others,
+        "relations": _relations(dataset),
     }
+
+
+def _relations(dataset: FaceDataset) -> str | None:
+    if dataset.possibly_same is None:
+        return None
+    return _digest(part.tobytes() for part in dataset.possibly_same)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -30,7 +30,8 @@ Int64Array = npt.NDArray[np.int64]
 
 CHUNK = 128  # images read at once: about a megabyte of 112x112 JPEGs, so that a disk reads more than it seeks
 _LANES = 48
-_OFFSET, _CHUNKS, _INSIDE = 1, 2, 3  # streams of random numbers: the rotation, the order of chunks, the mixing of windows
+# streams of random numbers: the rotation, the order of chunks, the mixing of windows, the choice of a set's images
+_OFFSET, _CHUNKS, _INSIDE, _CHOICE = 1, 2, 3, 4
 
 
 class Order(ABC):
@@ -65,6 +66,29 @@ class FullShuffle(Order):
 
     def __call__(self, epoch: int, positions: Int64Array) -> Int64Array:
         return permute(positions, self.length, hash64(self.seed, epoch))
+
+
+class Visits(Order):
+    """Visits the images of several sets more or less than once per epoch, in the order `inner` of all visits.
+
+    starts: int64 [sets + 1], the first image of each set. visits: int64 [sets], how many images of each set an epoch visits: the
+    whole set as often as it fits, then a random part of it, another one each epoch.
+    """
+
+    def __init__(self, inner: Order, starts: Int64Array, visits: Int64Array, seed: int):
+        super().__init__(inner.length, inner.global_batch)
+        self.inner, self.seed = inner, seed
+        self.starts, self.sizes, self.visits = starts[:-1], np.diff(starts), visits
+        self._first = np.cumsum(visits) - visits  # visit of each set
+
+    def __call__(self, epoch: int, positions: Int64Array) -> Int64Array:
+        visit = self.inner(epoch, positions)
+        number = np.searchsorted(self._first, visit, side="right") - 1
+        size = self.sizes[number]
+        turn, place = np.divmod(visit - self._first[number], size)
+        is_partial = (turn + 1) * size > self.visits[number]
+        chosen = permute(place, size, hash64(self.seed, epoch, _CHOICE, number))
+        return self.starts[number] + np.where(is_partial, chosen, place)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
         [
             ["network", f"{config.network}, {_size(encoder, config)}; {precision}, {config.channel_order} input"],
             ["machine", f"{world.size} GPU(s)" if world.device.type == "cuda" else f"CPU (no GPU found), {world.size} rank(s)"],
-            ["data", f"{config.rec}: {config.num_image:,} images, {config.num_classes:,} classes"],
+            ["data", _data(config)],
             *([["unlabelled", f"{config.unlabelled}: {config.unlabelled_share:.1%} of each batch"]] if config.unlabelled else []),
             ["views", f"{config.views} per image; augmentation {config.augmentation}"],
             ["margin", _margin(config)],
@@ -38,6 +38,17 @@ def _size(encoder: nn.Module, config: Config) -> str:
     frozen = sum(p.numel() for p in encoder.parameters() if not p.requires_grad)
     also = f" ({frozen / 1e6:.1f} M frozen)" if config.freeze else ""
     return f"{parameters / 1e6:.1f} M parameters{also}, {backbones.multiply_adds(encoder) / 1e9:.2f} GMACs"
+
+
+def _data(config: Config) -> str:
+    sets = [config.rec]
+    if not isinstance(config.rec, str):
+        proportions = config.rec_proportions or (1.0,) * len(config.rec)
+        relations = config.rec_identities or ("separate",)
+        relations = relations if len(relations) > 1 else relations * len(config.rec)
+        parts = zip(config.rec, proportions, relations, strict=True)
+        sets = [f"{path} ({'' if visits == 1 else f'x {visits:g}, '}{relation})" for path, visits, relation in parts]
+    return f"{' + '.join(map(str, sets))}: {config.num_image:,} images, {config.num_classes:,} classes"
 
 
 def _margin(config: Config) -> str:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from recognition.data.dataset import FaceDataset
 from recognition.data.pack.face_encoding import FaceFormat, encode
 from recognition.data.records.reader import RecordReader
-from utils.config import Config
 from utils.errors import UserError
 from utils.images import FACE_SIZE
 from utils.randomness import seed_for
@@ -62,10 +61,3 @@ class SyntheticFaces(FaceDataset):
 
     def labels(self) -> npt.NDArray[np.int64]:
         return self._random_labels
-
-
-def training_set(config: Config) -> FaceDataset:
-    """The images that `rec` names. Raises UserError if they cannot be opened."""
-    if config.rec == SYNTHETIC:
-        return SyntheticFaces(config.num_image, config.num_classes, config.seed)
-    return FaceDataset(config.rec, strict=config.on_error == "stop")
