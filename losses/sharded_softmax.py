@@ -64,8 +64,8 @@ class ShardedSoftmax(nn.Module):
 
     The initial weight is drawn per class from the seed, so it does not depend on the number of ranks. If `sample_rate` < 1, its
     gradient is a sparse tensor of the sampled rows, and the optimiser must leave the other rows alone (`recognition.optimiser`);
-    `draws`, the number of samples drawn so far, is state. possibly_same: classes that are left out of a sample's sum over classes.
-    Raises ValueError for an unknown precision.
+    `draws`, the number of samples drawn so far, is state. possibly_same: tells which classes a sample's sum leaves out. Raises
+    ValueError for an unknown precision.
 
     >>> import torch
     >>> from losses.margins.arcface import ArcFace

@@ -7,6 +7,7 @@ import functools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from losses.margins.combined import Combined
 from losses.margins.cosface import CosFace
 from losses.margins.curricularface import CurricularFace
 from losses.margins.magface import MagFace
+from losses.possibly_same import PossiblySame
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.build import build_margin, with_margin
 from tests.shared_files import ROOT
@@ -43,8 +45,13 @@ VARIANTS = {
     "positives": HeadOptions(sample_rate=0.0, plan=ChunkPlan(COUNT * 64, COUNT * 64 * 4)),
     "filtered": HeadOptions(filter_above=0.3),
     "zeroed": HeadOptions(filter_above=0.3, filtered="zeroed", plan=ChunkPlan(COUNT * 64, COUNT * 64 * 4)),
+    "overlapping": HeadOptions(sample_rate=0.3, filter_above=0.3, plan=ChunkPlan(COUNT * 64, 0)),
     "large scale": HeadOptions(),  # exp(100) is not a float32: the running sum
 }
+
+
+GROUP_C = torch.arange(CLASSES) % 3  # three data sets, of which the first two may have people in common
+RELATED_PP = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
 
 
 def _batches():
@@ -100,11 +107,13 @@ def _dense(name, margin, variant, weight_CD, feature_ND, label_N, share_N, t, sa
     left_out_NC = torch.zeros_like(own_NC)
     if variant == "positives":
         assert torch.equal(sampled, label_N.unique())
-    if variant in ("sampled", "positives"):
+    if variant == "overlapping":
+        left_out_NC |= RELATED_PP[GROUP_C[label_N]][:, GROUP_C]
+    if variant in ("sampled", "positives", "overlapping"):
         left_out_NC |= ~torch.isin(torch.arange(CLASSES), sampled)[None]
     if variant == "zeroed":
         logits_NC = torch.where((cosine_NC > 0.3) & ~own_NC, 0.0, logits_NC)
-    if variant == "filtered":
+    if variant in ("filtered", "overlapping"):
         left_out_NC |= cosine_NC > 0.3
     loss_N = F.cross_entropy(logits_NC.masked_fill(left_out_NC & ~own_NC, -torch.inf), label_N, reduction="none")
     if name == "magface":
@@ -120,7 +129,8 @@ def _run_all() -> dict[tuple[str, str], list[dict[str, torch.Tensor]]]:
 
 
 def _run(name: str, variant: str) -> list[dict[str, torch.Tensor]]:
-    head = ShardedSoftmax(CLASSES, DIM, _margin(name, variant), seed=7, options=VARIANTS[variant])
+    related = PossiblySame(GROUP_C.numpy().astype(np.uint8), RELATED_PP.numpy()) if variant == "overlapping" else None
+    head = ShardedSoftmax(CLASSES, DIM, _margin(name, variant), seed=7, options=VARIANTS[variant], possibly_same=related)
     head.weight.data.copy_(_weight()[head.shard.start : head.shard.stop])
     record = []
     for feature_ND, label_N, share_N in _batches():

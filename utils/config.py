@@ -389,13 +389,8 @@ def _as_type(value: Any, wanted: Any) -> Any:
         return value
     if origin is tuple:
         return _as_tuple(value, parts)
-    if str in parts and wanted is not str:  # one or several names
-        if isinstance(value, str) and ("," not in value or os.path.exists(value)):
-            return value
-        if not isinstance(value, (str, list, tuple)):
-            raise ValueError("text, or a list of texts")
-        names = _as_tuple(value, (str, ...))
-        return names[0] if len(names) == 1 else names or ""
+    if str in parts:
+        return _as_names(value)
     if types.NoneType in parts:
         return None if value is None or value == "none" else _as_type(value, parts[0])
     if wanted is float and type(value) is int and abs(value) < 2**63:
@@ -407,6 +402,16 @@ def _as_type(value: Any, wanted: Any) -> Any:
     if wanted is float and not math.isfinite(value):
         raise ValueError("a finite number")
     return value
+
+
+def _as_names(value: Any) -> str | tuple[str, ...]:
+    """One name, or several: `a,b` or a list."""
+    if isinstance(value, str) and ("," not in value or os.path.exists(value)):
+        return value
+    if not isinstance(value, (str, list, tuple)):
+        raise ValueError("text, or a list of texts")
+    names = _as_tuple(value, (str, ...))
+    return names[0] if len(names) == 1 else names or ""
 
 
 def _as_tuple(value: Any, parts: Sequence[Any]) -> tuple[Any, ...]:

@@ -43,10 +43,8 @@ def fingerprint(dataset: FaceDataset, unlabelled: ImageSet | None = None) -> dic
     }
 
 
-def _relations(dataset: FaceDataset) -> str | None:
-    if dataset.possibly_same is None:
-        return None
-    return _digest(part.tobytes() for part in dataset.possibly_same)
+def _relations(dataset: FaceDataset) -> str:
+    return "" if dataset.possibly_same is None else _digest(part.tobytes() for part in dataset.possibly_same)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
