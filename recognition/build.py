@@ -19,7 +19,7 @@ from losses.quality import Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
-from recognition.data.sets.opening import set_paths, training_set
+from recognition.data.sets.opening import training_set
 from recognition.data.sets.synthetic import SYNTHETIC
 from recognition.data.unlabelled import ImageSet, open_unlabelled
 from recognition.encoders.build import build_encoder
@@ -79,7 +79,7 @@ def data_notes(config: Config, dataset: FaceDataset, unlabelled: ImageSet | None
             f"warning: rec={SYNTHETIC!r}: images and labels are RANDOM: speed and memory are those of a real run, losses and "
             "accuracies mean nothing"
         ]
-    is_file = isinstance(config.rec, str) and Path(config.rec).is_file()
+    is_file = all(Path(path).is_file() for path in config.data_sets)
     notes = [] if is_file else [f"data files in {dataset.path}: {dataset.describe_files()}"]
     gaps = classes_without_images(config, dataset)
     return [*notes, gaps] if gaps else notes
@@ -106,7 +106,7 @@ def build_loader(config: Config, dataset: FaceDataset, world: World) -> Loader:
 def verification_sets(config: Config) -> dict[str, Path]:
     """Name -> path of the .bin files that the configuration names. Raises UserError with one line per problem."""
     sets: dict[str, Path] = {}
-    rec = Path(set_paths(config)[0])
+    rec = Path(config.data_sets[0])
     folder = Path(config.val_dir) if config.val_dir else (rec if rec.is_dir() else rec.parent)
     candidates = {
         target: [*([Path(target), folder / target] if target.endswith(".bin") else []), folder / f"{target}.bin"]

@@ -35,7 +35,7 @@ def _measure(run: str) -> tuple[float, float, float]:
     """The probability that a degraded image has the smaller norm; the shares of degraded and of intact images with u <= b."""
     encoder, config = load_encoder(run, torch.device("cpu")), store.read_config(store.find(run))
     quality = encoder.card.quality
-    table = Path(config.rec) / "degraded.csv"
+    table = Path(config.data_sets[0]) / "degraded.csv"
     if not table.is_file():
         raise UserError(f"{run}: its set {config.rec} has no degraded.csv, which `pack degrade` writes")
     if quality is None or quality.threshold is None:

@@ -140,6 +140,11 @@ class Config:
     def __post_init__(self) -> None:
         _check(_entries(vars(self)), _RULES)
 
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The data sets that `rec` names."""
+        return (self.rec,) if isinstance(self.rec, str) else self.rec
+
     def save(self, path: Path) -> None:
         """Write `as_json`. Raises UserError if the file cannot be written."""
         write_file(path, self.as_json())
@@ -393,6 +398,11 @@ def _as_type(value: Any, wanted: Any) -> Any:
         return _as_names(value)
     if types.NoneType in parts:
         return None if value is None or value == "none" else _as_type(value, parts[0])
+    return _as_plain(value, wanted)
+
+
+def _as_plain(value: Any, wanted: Any) -> Any:
+    """`value` as a number, a text or a truth value. Errors as above."""
     if wanted is float and type(value) is int and abs(value) < 2**63:
         value = float(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):

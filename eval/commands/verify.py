@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from eval.verification import TenFold, judge_set
 from recognition.checkpoints import store
 from recognition.data.dataset import FaceDataset
 from recognition.data.overlap import NEAR, nearest_training_images, pixel_hash, training_hashes
-from recognition.data.synthetic import SYNTHETIC
+from recognition.data.sets.opening import open_faces, training_set
+from recognition.data.sets.synthetic import SYNTHETIC
 from recognition.encoders.load import LoadedEncoder
 from utils import dist
 from utils.dist import World
@@ -168,11 +170,12 @@ def _training_set(arguments: argparse.Namespace, encoder: LoadedEncoder) -> Face
     """The set of `--training-set`, or the run's; None if the run's cannot be read and `--overlap` is not given."""
     rec = arguments.training_set
     try:
-        if rec is None and encoder.path.is_dir():
-            rec = store.read_config(store.find(encoder.path)).rec
-        if rec in (None, SYNTHETIC):
-            raise UserError(f"{encoder.label}: has no packed training set; give --training-set REC, or leave out --overlap")
-        return FaceDataset(rec, strict=False)
+        if rec is not None:
+            return open_faces(rec, strict=False)
+        config = store.read_config(store.find(encoder.path)) if encoder.path.is_dir() else None
+        if config is None or config.rec == SYNTHETIC:
+            raise UserError(f"{encoder.label}: has no training set; give --training-set REC, or leave out --overlap")
+        return training_set(replace(config, on_error="skip"))
     except UserError:
         if arguments.overlap or arguments.training_set:
             raise

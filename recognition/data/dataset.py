@@ -41,7 +41,6 @@ class FaceDataset:
     """
 
     visits: npt.NDArray[np.int64] | None = None  # of several sets: images of each that an epoch visits (sets/union.py)
-    possibly_same: tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]] | None = None  # as above
 
     def __init__(self, path: str | Path, *, strict: bool = True):
         self.path = Path(path)
@@ -56,6 +55,11 @@ class FaceDataset:
 
     def __len__(self) -> int:
         return self._start_list[-1]
+
+    @property
+    def possibly_same(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]] | None:
+        """Which identities may be one person under two labels (sets/union.py); None if no two may be."""
+        return None
 
     def locate(self, image: int) -> tuple[int, int]:
         """The shard of an image, and its position in that shard's `keys`."""

@@ -41,14 +41,14 @@ def _size(encoder: nn.Module, config: Config) -> str:
 
 
 def _data(config: Config) -> str:
-    sets = [config.rec]
-    if not isinstance(config.rec, str):
-        proportions = config.rec_proportions or (1.0,) * len(config.rec)
+    sets = list(config.data_sets)
+    if len(sets) > 1:
+        proportions = config.rec_proportions or (1.0,) * len(sets)
         relations = config.rec_identities or ("separate",)
-        relations = relations if len(relations) > 1 else relations * len(config.rec)
-        parts = zip(config.rec, proportions, relations, strict=True)
+        relations = relations if len(relations) > 1 else relations * len(sets)
+        parts = zip(sets, proportions, relations, strict=True)
         sets = [f"{path} ({'' if visits == 1 else f'x {visits:g}, '}{relation})" for path, visits, relation in parts]
-    return f"{' + '.join(map(str, sets))}: {config.num_image:,} images, {config.num_classes:,} classes"
+    return f"{' + '.join(sets)}: {config.num_image:,} images, {config.num_classes:,} classes"
 
 
 def _margin(config: Config) -> str:

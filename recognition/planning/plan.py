@@ -18,7 +18,7 @@ from recognition import build
 from recognition.data.batch import BatchSpec
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import slot_count
-from recognition.data.synthetic import SYNTHETIC
+from recognition.data.sets.synthetic import SYNTHETIC
 from recognition.encoders.embedder import autocast_type
 from recognition.planning.memory import FakeRank
 from recognition.planning.probe import TIMED_STEPS, probe
@@ -68,8 +68,9 @@ def available_memory(device: torch.device, ranks: int) -> int:
     return 1024 * int(free.split()[1]) // ranks
 
 
-def make_plan(config: Config, world: World, ranks: int) -> Plan:
-    """The plan of a configuration that is resolved for `ranks` ranks, without what needs real steps."""
+def make_plan(config: Config, world: World, ranks: int, visits: int | None = None) -> Plan:
+    """The plan of a configuration that is resolved for `ranks` ranks, without what needs real steps. visits: images per epoch;
+    None: each of them once."""
     rank, batch = FakeRank(config, world, ranks), config.batch_size
     losses, images, available = rank.losses(batch), batch * ranks, available_memory(world.device, ranks)
     memory = {
@@ -82,7 +83,7 @@ def make_plan(config: Config, world: World, ranks: int) -> Plan:
     flops_per_image = 2.0 * rank.multiply_adds * passes
     sizes = {"here": available, **({} if world.device.type == "cuda" else {f"{size} GB": size * 10**9 for size in _GPUS})}
     spec = BatchSpec.of(config, world=ranks)
-    batches = config.num_image // (images - spec.unlabelled_images)
+    batches = (visits or config.num_image) // (images - spec.unlabelled_images)
     schedule = Schedule(config, batches, rank.joint.partition) if config.num_image else None
     return Plan(
         ranks=ranks,
@@ -151,7 +152,8 @@ def run(config: Config, world: World, ranks: int | None, file: Path | None) -> N
         raise UserError(f"--ranks {ranks}: there are only {config.num_classes} classes to divide among the ranks")
     if 0 < config.num_image < ranks * config.batch_size:
         raise UserError(f"{config.num_image} images are fewer than one batch of {config.batch_size} x {ranks} ranks")
-    plan = make_plan(config, world, ranks)
+    visits = None if dataset is None or dataset.visits is None else int(dataset.visits.sum())
+    plan = make_plan(config, world, ranks, visits)
     if world.is_first:
         print(table(plan, config, world), flush=True)
     reason = why_not_probed(plan, config, dataset, world)
@@ -169,7 +171,7 @@ def _dataset(config: Config, world: World, ranks: int) -> FaceDataset | None:
         raise UserError(f"--ranks {ranks}: must be at least 1")
     if world.size not in (1, ranks):
         raise UserError(f"--ranks {ranks}: {world.size} ranks are running; leave --ranks out, or plan with a single process")
-    if config.rec == SYNTHETIC or (config.rec and Path(config.rec).exists()):
+    if config.rec == SYNTHETIC or all(path and Path(path).exists() for path in config.data_sets):
         return build.open_dataset(config)
     if not config.num_classes:
         raise UserError(

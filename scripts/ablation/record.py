@@ -28,7 +28,8 @@ _WITHOUT_EFFECT = {
 def settings_of(config: Config, processes: int) -> dict[str, Any]:
     """The settings of a run as JSON stores them, before the data set fills in counts that are left to it."""
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in _WITHOUT_EFFECT}
-    return json.loads(json.dumps({**settings, "rec": str(Path(config.rec).resolve()), "--nproc": processes}))
+    paths = [str(Path(path).resolve()) for path in config.data_sets]
+    return json.loads(json.dumps({**settings, "rec": paths[0] if len(paths) == 1 else paths, "--nproc": processes}))
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ def training_set(config: Config) -> FaceDataset:
     """The images that `rec` names. Raises UserError if they cannot be opened."""
     if config.rec == SYNTHETIC:
         return SyntheticFaces(config.num_image, config.num_classes, config.seed)
-    paths, strict = set_paths(config), config.on_error == "stop"
+    paths, strict = config.data_sets, config.on_error == "stop"
     if len(paths) == 1:
         return open_faces(paths[0], strict=strict)
     identities = config.rec_identities or (SEPARATE,)
@@ -32,8 +32,3 @@ def training_set(config: Config) -> FaceDataset:
         identities if len(identities) > 1 else identities * len(paths),
         config.rec_proportions or (1.0,) * len(paths),
     )
-
-
-def set_paths(config: Config) -> list[str]:
-    """The data sets that `rec` names."""
-    return [config.rec] if isinstance(config.rec, str) else list(config.rec)

@@ -123,7 +123,7 @@ def _open_folder(path: Path, strict: bool) -> PictureFaces:
         )
     for name in loose:
         left_out.add("image outside the identities' folders", path / name)
-    files, labels, names = [], [], []
+    files, labels, names = [], [], list[str]()
     for name in people:
         if pictures := image_names(path / name, left_out):
             files += [f"{name}/{picture}" for picture in pictures]
