@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from eval.protocols.products import close_pairs
+from eval.protocols.products import close_pairs, product_blocks
 from recognition.data import FaceDataset
 from recognition.data.bins import write_bin
 from recognition.data.pack.commands.audit.approximate import approximate_pairs
 from recognition.data.pack.commands.audit.duplicates import equal_pixels
 from recognition.data.pack.commands.audit.evidence import Evidence
-from recognition.data.pack.commands.audit.identities import Identities, mean_cosines, own_cosines, two_means, unit
+from recognition.data.pack.commands.audit.identities import CentreScores, Identities, mean_cosines, own_cosines, two_means, unit
 from recognition.data.pack.commands.audit.thresholds import low_quantile, outlier_limit
 from tests.pack_tools import encoded, pack, read_files, write_files
 from utils.errors import UserError
@@ -225,6 +225,26 @@ def test_own_and_mean_cosines_are_those_of_the_dense_arithmetic():
         mine = rows[(labels == label) & (weights > 0)]
         cosines = (mine @ mine.T)[np.triu_indices(len(mine), 1)]
         np.testing.assert_allclose(means[label], cosines.mean() if len(cosines) else np.nan, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("block", [3, 4096])
+def test_scores_of_centres_are_those_of_the_dense_arithmetic(block, monkeypatch):
+    monkeypatch.setattr(
+        "eval.protocols.products.product_blocks",
+        lambda rows, columns, device, _, on_rows: product_blocks(rows, columns, device, block, on_rows),
+    )
+    rng = np.random.default_rng(4)
+    features = unit(rng.standard_normal((40, 5))).astype(np.float16)
+    people = Identities(Evidence(None, features, None, None), np.arange(40) // 4, np.ones(40, np.float32))  # type: ignore[arg-type]
+    cosines = (people.centres @ people.centres.T).astype(np.float64)
+    np.fill_diagonal(cosines, np.nan)
+    standard = (cosines - np.nanmean(cosines, axis=1)[:, None]) / np.nanstd(cosines, axis=1)[:, None]
+    expected = (standard + standard.T) / 2
+    scores = CentreScores(people, torch.device("cpu"))
+    np.testing.assert_allclose(scores.nearest(), np.nanmax(expected, axis=1), rtol=1e-4)
+    pairs = {(min(i, j), max(i, j)): score for i, j, score in scores.pairs(0.5, 0.3)}
+    assert set(pairs) == {(i, j) for i, j in np.argwhere((expected >= 0.5) & (cosines >= 0.3)).tolist() if i < j}
+    np.testing.assert_allclose(list(pairs.values()), [expected[pair] for pair in pairs], rtol=1e-4)
 
 
 def test_two_means_separates_two_directions():

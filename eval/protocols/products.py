@@ -64,14 +64,16 @@ def close_pairs(
     device: torch.device | str = "cpu",
     block: int = BLOCK,
     on_rows: Callable[[int], object] = lambda done: None,
+    score: Callable[[Block], Block] = lambda block: block,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs (i, j) with a cosine of at least `threshold`, by block: int64 [P], int64 [P], float32 [P].
 
-    Without columns, the pairs of rows with i < j. Raises UserError if there are more than `MOST_PAIRS`.
+    Without columns, the pairs of rows with i < j. `score` may replace the cosines by other scores. Raises UserError if there are
+    more than `MOST_PAIRS`.
     """
     found: list[tuple[np.ndarray, ...]] = []
     total = 0
-    for part in product_blocks(rows_ND, columns_MD, device, block, on_rows):
+    for part in map(score, product_blocks(rows_ND, columns_MD, device, block, on_rows)):
         near = (part.cosines_nm.amax(dim=1) >= threshold).nonzero()[
             :, 0
         ]  # quicker than comparing everything: most rows have none
@@ -100,13 +102,14 @@ def nearest(
     device: torch.device | str = "cpu",
     block: int = BLOCK,
     on_rows: Callable[[int], object] = lambda done: None,
+    score: Callable[[Block], Block] = lambda block: block,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The most similar column of each row, other than its own: int64 [N], -1 if there is none, and its cosine, float32 [N].
 
-    own_N: int64, the column that a row must not find; -1 for a row without one.
+    own_N: int64, the column that a row must not find; -1 for a row without one. `score`: as for `close_pairs`.
     """
     best, cosine = np.full(len(rows_ND), -1, np.int64), np.full(len(rows_ND), -np.inf, np.float32)
-    for part in product_blocks(rows_ND, columns_MD, device, block, on_rows):
+    for part in map(score, product_blocks(rows_ND, columns_MD, device, block, on_rows)):
         span = slice(part.row, part.row + len(part.cosines_nm))
         if own_N is not None:
             own = own_N[span] - part.column

@@ -46,7 +46,7 @@ THRESHOLDS = {
     "near_cosine": "features: cosine from which pairs of images are compared by their pixels",
     "near_pixels": "near: correlation of pixels (0.97)",
     "suspect_margin": "suspect: how much larger the cosine with another identity is than with the own",
-    "split_cosine": "split: cosine of the centres",
+    "split_score": "split: standard deviations by which the centres are more similar than others",
     "merged_score": "merged: how far apart the two groups are",
     "shared_cosine": "shared_person: cosine with the identity's centre",
 }
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the features here, for audits with other thresholds")
     for name, meaning in THRESHOLDS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=meaning)
-    parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--batch-size", type=int, default=128, help="images per batch of the encoder (%(default)s)")
     exact = f"compare all pairs, where faiss would be used: from {MANY:,} images on a CPU, if it is installed"
     parser.add_argument("--exact", action="store_true", help=exact)
@@ -81,6 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size}: must be 1 or more")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU; leave it out")
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     faces, *others = (open_faces(path) for path in (arguments.source, *arguments.against))
     if faces.labels().min() < 0:

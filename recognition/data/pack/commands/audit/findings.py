@@ -26,7 +26,7 @@ KINDS = {
     "exact": ("images with the pixels of another, perhaps mirrored", ""),
     "near": ("copies that were re-encoded, mirrored or cropped differently", "near_pixels"),
     "suspect": ("images that are more similar to another identity than to their own", "suspect_margin"),
-    "split": ("two identities that look like one person", "split_cosine"),
+    "split": ("two identities that look like one person", "split_score"),
     "merged": ("an identity that looks like two people", "merged_score"),
     "shared_image": ("images that another set contains too", "near_pixels"),
     "shared_person": ("identities that another set contains too", "shared_cosine"),

@@ -6,14 +6,14 @@ Shapes: N images, C identities, D embedding. All features have length 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from eval.protocols.products import BLOCK, close_pairs, nearest
+from eval.protocols.products import BLOCK, Block, close_pairs, nearest
 from recognition.data.pack.commands.audit.evidence import Evidence
 
 Int64Array = npt.NDArray[np.int64]
@@ -115,16 +115,42 @@ def halves(people: Identities, seed: int = 0) -> FloatArray:
     return np.array(cosines, np.float32)
 
 
-def nearest_centres(people: Identities, device: torch.device) -> FloatArray:
-    """The cosine of each identity's centre with the most similar other centre, float32 [C]."""
-    return nearest(people.centres, people.centres, np.arange(len(people.centres)), device)[1]
+class CentreScores:
+    """Scores of pairs of centres: by how many standard deviations they are more similar than each is to the other centres.
 
+    The mean of both (S-norm in speaker recognition): identities that resemble everybody need a larger cosine.
+    """
 
-def similar_identities(people: Identities, cosine: float, device: torch.device) -> list[tuple[int, int, float]]:
-    """Pairs of identities whose centres are at least this similar: (fewer images, more images, cosine)."""
-    counts = people.counts
-    pairs = zip(*(column.tolist() for column in close_pairs(people.centres, None, cosine, device)), strict=True)
-    return [(i, j, cosine) if counts[i] <= counts[j] else (j, i, cosine) for i, j, cosine in pairs]
+    def __init__(self, people: Identities, device: torch.device):
+        self.people, self.device = people, device
+        centres = people.centres
+        others = max(int((people.counts > 0).sum()) - 1, 1)
+        mean = (centres @ centres.sum(axis=0) - 1) / others
+        square = (np.einsum("cd,cd->c", centres @ (centres.T @ centres), centres) - 1) / others
+        deviation = np.sqrt(np.maximum(square - np.square(mean), 1e-6))
+        self._mean, self._deviation = (torch.from_numpy(column).float().to(device) for column in (mean, deviation))
+
+    def __call__(self, block: Block) -> Block:
+        """A block of cosines of centres, as scores."""
+        rows, columns = block.cosines_nm.shape
+        mean, deviation = self._mean, self._deviation
+        i, j = slice(block.row, block.row + rows), slice(block.column, block.column + columns)
+        by_row = (block.cosines_nm - mean[i, None]) / deviation[i, None]
+        return replace(block, cosines_nm=(by_row + (block.cosines_nm - mean[j]) / deviation[j]) / 2)
+
+    def nearest(self) -> FloatArray:
+        """The highest score of each identity with another one, float32 [C]."""
+        centres = self.people.centres
+        return nearest(centres, centres, np.arange(len(centres)), self.device, score=self)[1]
+
+    def pairs(self, limit: float, cosine: float) -> list[tuple[int, int, float]]:
+        """Pairs of identities with at least this score and cosine: (fewer images, more images, score), the highest first."""
+        counts, centres = self.people.counts, self.people.centres
+        i, j, score = close_pairs(centres, None, limit, self.device, score=self)
+        order = np.argsort(-score, kind="stable")
+        order = order[np.einsum("nd,nd->n", centres[i[order]], centres[j[order]]) >= cosine]
+        pairs = zip(i[order].tolist(), j[order].tolist(), score[order].tolist(), strict=True)
+        return [(a, b, value) if counts[a] <= counts[b] else (b, a, value) for a, b, value in pairs]
 
 
 # ------------------------------------------------------------------------------------------------ two people as one

@@ -13,14 +13,13 @@ from recognition.data.pack.commands.audit.duplicates import NEAR_PIXELS, Copies,
 from recognition.data.pack.commands.audit.evidence import Evidence
 from recognition.data.pack.commands.audit.findings import Finding
 from recognition.data.pack.commands.audit.identities import (
+    CentreScores,
     Identities,
     divisions,
     halves,
     mean_cosines,
-    nearest_centres,
     nearest_identities,
     own_cosines,
-    similar_identities,
 )
 from recognition.data.pack.commands.audit.shared import people_of, shared_people, thresholds_by_size
 from recognition.data.pack.commands.audit.thresholds import low_quantile, outlier_limit
@@ -136,16 +135,16 @@ class Audit:
     def add_split(self) -> set[tuple[int, int]]:
         """Pairs of identities as similar as halves of one identity, and more similar than strangers are by chance."""
         people = self.people
-        present = people.counts > 0
+        scores = CentreScores(people, self.device)
 
         def automatic() -> float:
-            strangers = nearest_centres(people, self.device)[present]
-            return max(outlier_limit(strangers, ALIKE_BY_CHANCE / len(strangers)), low_quantile(halves(people), DIFFERENT_HALVES))
+            strangers = scores.nearest()[people.counts > 0]
+            return outlier_limit(strangers, ALIKE_BY_CHANCE / len(strangers))
 
-        pairs = similar_identities(people, self.threshold("split_cosine", automatic), self.device)
-        for fewer, more, cosine in sorted(pairs, key=lambda pair: -pair[2]):
+        pairs = scores.pairs(self.threshold("split_score", automatic), low_quantile(halves(people), DIFFERENT_HALVES))
+        for fewer, more, score in pairs:
             self.findings.append(
-                Finding("split", False, cosine, fewer, other_label=more, left=self.shown(fewer), right=self.shown(more))
+                Finding("split", False, score, fewer, other_label=more, left=self.shown(fewer), right=self.shown(more))
             )
         return {(fewer, more) for fewer, more, _ in pairs}
 
