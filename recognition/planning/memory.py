@@ -7,7 +7,6 @@ queue follow docs/SCALING.md, which explains the symbols. Sizes are in bytes, of
 from __future__ import annotations
 
 import bisect
-import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -85,6 +84,8 @@ class FakeRank:
         }
         for module in self.encoders:
             _as_buffers(module)
+        batch = config.batch_size
+        self._traces = [(images, *self._trace(images)) for images in ((batch // 2, batch) if batch > 3 else (batch, 2 * batch))]
 
     def _fake(self, like: torch.Tensor) -> torch.Tensor:
         return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=self.device)
@@ -93,13 +94,11 @@ class FakeRank:
 
     def activations(self, images: int) -> tuple[int, int]:
         """Bytes that a batch adds: after the encoder's forward pass, and at most until its backward pass ends."""
-        batch = self.config.batch_size
-        small, large = (batch // 2, batch) if batch > 3 else (batch, 2 * batch)
+        (small, *at_small), (large, *at_large) = self._traces
         share = (images - small) / (large - small)  # all tensors of a batch grow linearly
-        held, most = (round(a + share * (b - a)) for a, b in zip(self._trace(small), self._trace(large), strict=True))
+        held, most = (round(a + share * (b - a)) for a, b in zip(at_small, at_large, strict=True))
         return held, most
 
-    @functools.cache  # noqa: B019 - lives as long as the program
     def _trace(self, images: int) -> tuple[int, int]:
         tracker, autocast = MemTracker(), autocast_type(self.config.precision, self.device)
 
