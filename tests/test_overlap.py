@@ -61,7 +61,7 @@ def test_only_small_sets_are_checked_unasked(sets, capsys, monkeypatch):
         monkeypatch.setattr(verify, "_QUICK", 5)
         check(sets, "--training-set", sets / "packed", *arguments)
         assert capsys.readouterr().err == ""
-    with pytest.raises(UserError, match="x: has no packed training set; give --training-set REC"):
+    with pytest.raises(UserError, match="x: has no training set; give --training-set REC"):
         check(sets, "--overlap", "exact")
     with pytest.raises(UserError, match="absent"):
         check(sets, "--training-set", sets / "absent")
