@@ -26,7 +26,9 @@ def write_sheets(folder: Path, faces: Faces, findings: Sequence[Finding]) -> dic
     for kind in dict.fromkeys(found.kind for found in findings):
         all_found = [found for found in findings if found.kind == kind]
         places = np.unique(np.linspace(0, len(all_found) - 1, ROWS).astype(np.int64)).tolist()
-        rows = [_row(faces, all_found[place]) for place in places]
+        shown = [all_found[place] for place in places]
+        width = max(len(found.left) for found in shown)
+        rows = [_row(faces, found, width) for found in shown]
         done, encoded = cv2.imencode(".png", make_sheet(rows, max(map(len, rows)), FACE_SIZE)[..., ::-1])
         assert done, "a sheet of this size can be encoded"
         written[kind] = f"{kind}.png"
@@ -34,11 +36,11 @@ def write_sheets(folder: Path, faces: Faces, findings: Sequence[Finding]) -> dic
     return written
 
 
-def _row(faces: Faces, found: Finding) -> list[Image]:
-    """The images on the left, a gap, and those on the right."""
-    gap = np.full((FACE_SIZE, FACE_SIZE, 3), BACKGROUND, np.uint8)
+def _row(faces: Faces, found: Finding, width: int) -> list[Image]:
+    """The images on the left, filled up to `width`, a gap, and those on the right."""
+    blank = np.full((FACE_SIZE, FACE_SIZE, 3), BACKGROUND, np.uint8)
     left = [_read(faces, image) for image in found.left]
-    return [*left, gap, *(_read(found.other or faces, image) for image in found.right)]
+    return left + [blank] * (width + 1 - len(left)) + [_read(found.other or faces, image) for image in found.right]
 
 
 def _read(faces: Faces, image: int) -> Image:
