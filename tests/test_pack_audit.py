@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,10 @@ def re_encoded(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", cv2.resize(cv2.resize(image, (90, 90)), (112, 112)), [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes()
 
 
+def _use_pixel_encoder(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("recognition.encoders.load.load_encoder", lambda path, device: PixelEncoder(Path(path)))
+
+
 def _write_set(folder: Path) -> None:
     """People p00 … p29 with six shots each, and errors in some."""
     files = {f"p{person:02}/{n}.png": encoded(shot(person, n), ".png") for person in range(PEOPLE) for n in range(SHOTS)}
@@ -88,7 +93,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     write_bin(root / "against.bin", [*shared, *strangers], [True, False] + [False] * 5)
     (root / "encoder").write_bytes(b"")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recognition.encoders.load.load_encoder", lambda path, device: PixelEncoder(Path(path)))
+        _use_pixel_encoder(patch)
         against = ("--against", root / "against.bin", "--cache", root / "cache", "--json", root / "audit.json")
         pack("audit", root / "packed", "--out", root / "audit", "--checkpoint", root / "encoder", *against)
     with (root / "packed/classes.csv").open(newline="") as file:
@@ -104,6 +109,15 @@ def test_copies_are_found_with_their_originals(audited):
         ("p02/copy.jpg", "p02/3.png", ""),
         ("p03/copy.jpg", *other[1:]),
     }
+
+
+def test_folders_are_audited_as_they_are(audited, tmp_path, monkeypatch):
+    _use_pixel_encoder(monkeypatch)
+    for name in ("p00", "p01", "p02"):
+        shutil.copytree(audited.root / "photos" / name, tmp_path / "photos" / name)
+    pack("audit", tmp_path / "photos", "--out", tmp_path / "audit", "--checkpoint", audited.root / "encoder")
+    listed = (tmp_path / "audit/audit.csv").read_text()
+    assert "exact,1,1.0000,p00/copy.png,6,6,0,p00/1.png,1,1,0," in listed and "near,1,0.9" in listed
 
 
 def test_wrong_labels_split_and_merged_identities_are_found(audited):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.verification import load_bin
-from recognition.data.dataset import FaceDataset
+from recognition.data.sets import opening
 
 
 class Faces(Protocol):
@@ -50,5 +50,5 @@ class BinFaces:
 
 
 def open_faces(path: Path) -> Faces:
-    """A verification set (.bin), or a data set. Raises UserError if it cannot be opened or has no images."""
-    return BinFaces(path) if path.suffix == ".bin" else FaceDataset(path)
+    """A verification set (.bin), or a data set: packed, a folder or a list. Raises UserError if it cannot be opened."""
+    return BinFaces(path) if path.suffix == ".bin" else opening.open_faces(path)
