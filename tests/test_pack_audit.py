@@ -17,7 +17,7 @@ from eval.protocols.products import close_pairs, product_blocks
 from recognition.data import FaceDataset
 from recognition.data.bins import write_bin
 from recognition.data.pack.commands.audit.approximate import approximate_pairs
-from recognition.data.pack.commands.audit.duplicates import equal_pixels
+from recognition.data.pack.commands.audit.duplicates import HideRepeated, equal_pixels
 from recognition.data.pack.commands.audit.evidence import Evidence
 from recognition.data.pack.commands.audit.identities import CentreScores, Identities, mean_cosines, own_cosines, two_means, unit
 from recognition.data.pack.commands.audit.thresholds import low_quantile, outlier_limit
@@ -279,6 +279,14 @@ def test_faiss_finds_the_pairs_of_the_blockwise_comparison(columns):
     expected = set(zip(*(column.tolist() for column in close_pairs(rows, others, 0.97)[:2]), strict=True))
     found = set(zip(i.tolist(), j.tolist(), strict=True))
     assert len(expected & found) > 0.95 * len(expected) and len(found - expected) < 3
+
+
+def test_repeated_images_are_compared_once(monkeypatch):
+    monkeypatch.setattr("eval.protocols.products.MOST_PAIRS", 10)
+    hashes = np.array([[1, 2]] * 50 + [[n, n] for n in range(3, 6)], np.uint64)
+    rows = np.eye(4, dtype=np.float32)[[0] * 50 + [0, 1, 2]]
+    i, j, _ = close_pairs(rows, None, 0.9, block=20, score=HideRepeated(hashes, hashes))
+    assert (i.tolist(), j.tolist()) == ([0], [50])
 
 
 def test_equal_pixels_pairs_each_image_of_a_group_once():

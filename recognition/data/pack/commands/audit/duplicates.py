@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eval.protocols.products import close_pairs, product_blocks
+from eval.protocols.products import Block, close_pairs, product_blocks
 from recognition.data.pack.commands.audit.approximate import approximate_pairs
 from recognition.data.pack.commands.audit.evidence import Evidence, grey
 from recognition.data.parallel import chunks, in_order, progress_bar, shared_object
@@ -36,15 +36,14 @@ _PAIRS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Copies:
-    """Pairs of copies: first, second int64 [P], numbers of images; score float32 [P], correlation; 1 for equal pixels.
+    """Pairs of copies: first, second int64 [P], numbers of images; score float32 [P], correlation, 1 for equal pixels.
 
-    exact, mirrored: bool [P].
+    mirrored: bool [P].
     """
 
     first: Int64Array
     second: Int64Array
     score: npt.NDArray[np.float32]
-    exact: npt.NDArray[np.bool_]
     mirrored: npt.NDArray[np.bool_]
 
 
@@ -75,12 +74,13 @@ def find_copies(
     first, second = equal_pixels(evidence.hashes, None if other is None else other.hashes)
     there = evidence if other is None else other
     mirrored = (evidence.hashes[first, 0] != there.hashes[second, 0]) if len(first) else np.zeros(0, bool)
+    columns = None if other is None else other.features
     with progress(title, len(evidence)) as advance:
-        columns = None if other is None else other.features
         if approximate:
             i, j = approximate_pairs(evidence.features, columns, near_cosine, advance)
         else:
-            i, j, _ = close_pairs(evidence.features, columns, near_cosine, device, on_rows=advance)
+            hide = HideRepeated(evidence.hashes, there.hashes)
+            i, j, _ = close_pairs(evidence.features, columns, near_cosine, device, on_rows=advance, score=hide)
     score, flipped = compare_thumbnails(evidence.thumbnails, there.thumbnails, i, j)
     known = set(zip(first.tolist(), second.tolist(), strict=True))
     unknown = [pair not in known for pair in zip(i.tolist(), j.tolist(), strict=True)]
@@ -96,9 +96,25 @@ def find_copies(
         np.concatenate([first, i[near]]),
         np.concatenate([second, j[near]]),
         np.concatenate([np.ones(len(first), np.float32), score[near]]),
-        np.repeat([True, False], [len(first), int(near.sum())]),
         np.concatenate([mirrored, flipped[near]]),
     )
+
+
+class HideRepeated:
+    """Hides all images with equal pixels but the first: some sets contain thousands of "image not available"."""
+
+    def __init__(self, *hashes: npt.NDArray[np.uint64]):
+        self._repeated = [np.zeros(len(each), bool) for each in hashes]
+        for repeated, each in zip(self._repeated, hashes, strict=True):
+            repeated[equal_pixels(each, None)[1]] = True
+
+    def __call__(self, block: Block) -> Block:
+        """A block of cosines of rows with columns, -1 for images that are hidden."""
+        rows, columns = block.cosines_nm.shape
+        mine, theirs = self._repeated[0][block.row :][:rows], self._repeated[1][block.column :][:columns]
+        block.cosines_nm[torch.from_numpy(np.flatnonzero(mine))] = -1
+        block.cosines_nm[:, torch.from_numpy(np.flatnonzero(theirs))] = -1
+        return block
 
 
 @contextlib.contextmanager

@@ -181,27 +181,16 @@ class Audit:
         if given is not None:
             limits[:] = given
         self.thresholds["shared_cosine"] = float(limits.min())
+        columns = (column.tolist() for column in shared_people(self.people, others, limits, self.device))
         seen: set[int] = set()
-        for label, person, cosine in zip(
-            *(column.tolist() for column in shared_people(self.people, others, limits, self.device)), strict=True
-        ):
+        for label, person, cosine in zip(*columns, strict=True):
             if label not in seen:
                 seen.add(label)
                 images = others.images(person)[:SHOWN].tolist()
-                theirs = int(other.faces.labels()[images[0]])
+                twin, theirs = images[0], int(other.faces.labels()[images[0]])
+                left = self.shown(label)
                 self.findings.append(
-                    Finding(
-                        "shared_person",
-                        True,
-                        cosine,
-                        label,
-                        None,
-                        theirs,
-                        images[0],
-                        other.faces,
-                        left=self.shown(label),
-                        right=images,
-                    )
+                    Finding("shared_person", True, cosine, label, None, theirs, twin, other.faces, left=left, right=images)
                 )
 
 
