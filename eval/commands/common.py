@@ -48,8 +48,11 @@ def open_encoder(arguments: argparse.Namespace, world: World, other: str | None 
 
     Rank 0 prints what is assumed about the input of an .onnx file that does not describe it.
     """
-    described = () if other else (arguments.channel_order, arguments.network, arguments.precision, arguments.mean, arguments.std)
-    encoder = load_encoder(other or arguments.checkpoint, world.device, *(described or (None, None, arguments.precision)))
+    if other:
+        encoder = load_encoder(other, world.device, precision=arguments.precision)
+    else:
+        described = (arguments.channel_order, arguments.network, arguments.precision, arguments.mean, arguments.std)
+        encoder = load_encoder(arguments.checkpoint, world.device, *described)
     if getattr(encoder.embed, "assumed", False) and world.rank == 0:
         print(f"{encoder.path}: does not describe its input; assumed: {encoder.card.input}", file=sys.stderr)
     return encoder

@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.images import Image, decode_image
 
 NEAR = 0.95  # cosine from which on an image counts as almost the same: recompressed, slightly cropped, the next frame
-_BLOCK = 8192  # training images whose features are in memory
+_BLOCK = 2048  # training images whose features are in memory
 
 
 def pixel_hash(image: Image) -> int:
