@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from eval.commands.common import ImageSet
+from eval.commands.robustness import _chosen
 from eval.verification import load_bin, ten_fold
 from recognition.data.bins import write_bin
 from recognition.data.degrade import AXES
@@ -92,6 +95,17 @@ def test_figures_follow_from_their_definition_on_any_number_of_ranks(tmp_path):
 def test_mistakes_are_explained(arguments, message):
     with pytest.raises(UserError, match=message):
         robustness(*arguments)
+
+
+def test_some_pairs_have_the_kinds_of_all():
+    """Also if the two kinds alternate, as they do in some sets."""
+    images = ImageSet("set", 4000, lambda index: np.array(index), [])
+    for issame in (np.arange(2000) % 2 == 0, np.arange(2000) < 500):
+        chosen, kinds = _chosen(images, issame, Namespace(pairs=100, far=0.1))
+        assert len(kinds) == 100 and kinds.mean() == issame.mean() and chosen.count == 200
+        rows = [int(chosen.load(index)) for index in range(200)]
+        assert rows == sorted(set(rows)) and rows[1::2] == [row + 1 for row in rows[::2]]
+        assert np.array_equal(issame[np.array(rows[::2]) // 2], kinds)
 
 
 def test_a_set_of_one_kind_of_pairs_is_refused(tmp_path):

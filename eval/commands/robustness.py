@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bins", nargs="+", required=True, metavar="FILE", help="verification sets of sharp faces")
     parser.add_argument("--axes", nargs="+", choices=tuple(AXES), default=list(AXES), metavar="KIND", help=", ".join(AXES))
     parser.add_argument("--degrade", choices=tuple(_DEGRADED), default="both", help="faces of a pair to degrade (both)")
-    parser.add_argument("--pairs", type=positive, default=0, metavar="N", help="use N pairs, evenly spaced; default: all")
+    parser.add_argument("--pairs", type=positive, default=0, metavar="N", help="use about N pairs, evenly spaced; default: all")
     parser.add_argument("--far", type=float, default=1e-2, help="false accept rate of the TAR (default 0.01)")
     add_precision_argument(parser)
     add_batch_argument(parser)
@@ -75,7 +75,12 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 def _chosen(images: ImageSet, issame: np.ndarray, arguments: argparse.Namespace) -> tuple[ImageSet, np.ndarray]:
     """The set, or `--pairs` of its pairs. Raises UserError if its pairs cannot show a FAR of `--far`."""
     count = min(arguments.pairs or len(issame), len(issame))
-    kept = np.arange(count) * len(issame) // count
+    parts = []
+    for kind in (True, False):  # evenly spaced among the pairs of each kind, whatever their order
+        of_kind = np.flatnonzero(issame == kind)
+        share = round(count * len(of_kind) / len(issame))
+        parts.append(of_kind[np.arange(share) * len(of_kind) // max(share, 1)])
+    kept = np.sort(np.concatenate(parts))
     issame = issame[kept]
     if not 0 < arguments.far < 1 or arguments.far * (~issame).sum() < 1:
         raise UserError(
