@@ -12,7 +12,7 @@ import pytest
 from eval.verification import load_bin
 from recognition.data import FaceDataset
 from recognition.data.pack.commands.split import draw_pairs
-from tests.pack_tools import make_people, pack, read_files
+from tests.pack_tools import encoded, make_people, pack, picture, read_files, write_files
 from utils.errors import UserError
 
 PEOPLE = {"ann": 6, "bob": 1, "cy": 9, "deb": 4}
@@ -121,6 +121,22 @@ def test_split_holds_people_out_and_pairs_them(tmp_path: Path, shards: int) -> N
     for quality, degrade in (("mixed", "second"), ("lq", "both")):
         pack("pairs", tmp_path / "pairs.txt", photos, tmp_path / "x.bin", "--degrade", degrade, "--seed", 1)
         assert (train / f"held_out_{quality}.bin").read_bytes() == (tmp_path / "x.bin").read_bytes()
+
+
+def test_folders_and_lists_are_split_like_packed_sets(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    files = make_people(photos, {f"p{number}": 4 for number in range(8)})
+    pack("folder", photos, tmp_path / "packed", "--no-list")
+    (photos / "list.txt").write_text("".join(f"{path} {path[1]}\n" for path in sorted(files)))
+    for name, source in (("train", "packed"), ("from_folder", "photos"), ("from_list", "photos/list.txt")):
+        pack("split", tmp_path / source, tmp_path / name, "--held-out", 0.4, "--pairs", 12)
+    train = read_files(tmp_path / "train")
+    del train["property"]
+    assert read_files(tmp_path / "from_folder") == train
+    assert read_files(tmp_path / "from_list")["train.rec"] == train["train.rec"]
+    write_files(photos, {"p0/9.jpg": encoded(picture(5, 92, 112))})
+    with pytest.raises(UserError, match="expected 112x112"):
+        pack("split", photos, tmp_path / "odd", "--held-out", 0.4, "--pairs", 12)
 
 
 def _drawn(sizes: list[int], pairs: int) -> np.ndarray:

@@ -9,8 +9,10 @@ from recognition.data.pack.face_encoding import FITS, FaceFormat
 from utils.images import FACE_SIZE, MAX_PIXELS
 
 
-def add_packed_set_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a .rec file, or a folder with train.rec or shards")
+def add_packed_set_argument(parser: argparse.ArgumentParser, pictures: bool = False) -> None:
+    """pictures: sets that are not packed are read, too."""
+    others = "; also a folder with one folder of images per identity, or a list of image files" if pictures else ""
+    parser.add_argument("source", type=Path, help=f"a .rec file, or a folder with train.rec or shards{others}")
 
 
 def add_out_folder_argument(parser: argparse.ArgumentParser) -> None:

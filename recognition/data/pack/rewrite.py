@@ -1,4 +1,4 @@
-"""Writes images of packed data sets into a new one, with new labels and in a new order.
+"""Writes images of data sets into a new packed one, with new labels and in a new order.
 
 Shared by the commands `shuffle`, `merge`, `subset` and `degrade`.
 """
@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from recognition.data.dataset import FaceDataset
+from recognition.data.pack.face_encoding import FaceFormat, encode_file
 from recognition.data.pack.listing import IMAGE_COLUMNS, IMAGES, ImageList, class_names, image_list, write_classes
 from recognition.data.pack.output import CsvFile
 from recognition.data.pack.shard_writer import ShardWriter, write_property
 from recognition.data.parallel import chunks, in_order, shared_object
+from recognition.data.sets.opening import open_faces
+from recognition.data.sets.pictures import PictureFaces
 from utils.errors import UserError
 
 CHUNK = 256
@@ -26,7 +29,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass
 class Source:
-    """A packed data set with its lists. names: one per label; without a class map, the labels as seven digits."""
+    """A data set (packed, a folder or a list) with its lists. names: one per label; if unknown, the labels as seven digits."""
 
     path: Path
     faces: FaceDataset
@@ -36,11 +39,12 @@ class Source:
     @classmethod
     def open(cls, path: Path, strict: bool = True) -> Source:
         """Raises UserError for damaged files (if `strict`), labels outside [0, classes), and lists that do not fit the set."""
-        faces = FaceDataset(path, strict=strict)
+        faces = open_faces(path, strict=strict)
         classes = faces.num_classes
         faces.check_labels(classes)
-        names = class_names(path, classes) or [f"{label:07d}" for label in range(classes)]
-        return cls(path, faces, names, image_list(path, len(faces)))
+        names = faces.names if isinstance(faces, PictureFaces) else class_names(path, classes)
+        names = names or [f"{label:07d}" for label in range(classes)]
+        return cls(path, faces, names, image_list(path, len(faces)) if faces.shards else None)
 
 
 @dataclass
@@ -74,6 +78,9 @@ def read_records(part: Selection) -> Rewritten:
     records: Rewritten = []
     for source, image, label in zip(part.source.tolist(), part.image.tolist(), part.label.tolist(), strict=True):
         faces: FaceDataset = shared_object()[source]
+        if not faces.shards:
+            records.append((float(label), _encoded_picture(Path(faces.where(image))), 0))
+            continue
         shard, position = faces.locate(image)
         faces.read(image)  # refuses a record without an image or a label
         record = faces.shards[shard].read_at(position)
@@ -84,6 +91,14 @@ def read_records(part: Selection) -> Rewritten:
         else:
             records.append((float(label), record.payload, record.id2))
     return records
+
+
+def _encoded_picture(path: Path) -> bytes:
+    """The bytes to pack for an image file. Raises UserError if it is not a face of the right size."""
+    payload, odd_size = encode_file(path, FaceFormat())
+    if odd_size:
+        raise UserError(f"{path}: the image is {odd_size}; align the faces: python -m recognition.data.pack align")
+    return payload
 
 
 def write_selection(

@@ -34,7 +34,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_packed_set_argument(parser)
+    add_packed_set_argument(parser, pictures=True)
     add_out_folder_argument(parser)
     parser.add_argument("--share", type=float, default=0.3, help="share of images to degrade (%(default)s)")
     add_degradation_arguments(parser)

@@ -22,7 +22,7 @@ HELP = "packed data set -> random order on the disk"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_packed_set_argument(parser)
+    add_packed_set_argument(parser, pictures=True)
     add_out_folder_argument(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the order (%(default)s)")
     add_shards_argument(parser)

@@ -35,7 +35,7 @@ FEWEST_PAIRS = 10  # of the ten-fold protocol
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_packed_set_argument(parser)
+    add_packed_set_argument(parser, pictures=True)
     add_out_folder_argument(parser)
     parser.add_argument("--held-out", type=float, default=0.2, help="share of the people to hold out (%(default)s)")
     parser.add_argument("--pairs", type=int, default=3000, help="number of pairs, half of them of one person (%(default)s)")

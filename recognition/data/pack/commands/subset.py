@@ -30,7 +30,7 @@ HELP = "some identities of a packed data set"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_packed_set_argument(parser)
+    add_packed_set_argument(parser, pictures=True)
     add_out_folder_argument(parser)
     parser.add_argument("--drop-damaged", action="store_true", help="leave out images that cannot be read or decoded")
     help = "leave out images that repeat an earlier one of their identity, and all copies of one that several identities have"
