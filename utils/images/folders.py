@@ -1,7 +1,7 @@
 """The image files in a folder, and what is left out of it.
 
-A file is an image by its suffix, or by its first bytes if it has no suffix. Hidden files and those of operating systems are
-ignored; everything else that is not read is counted.
+A file is an image by its suffix, or by its first bytes if it has no suffix. Hidden files, those of operating systems and
+`pack align`'s lists are ignored; everything else that is not read is counted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from utils.images.headers import SIGNATURE_BYTES, SUFFIXES, image_kind
 
 _IGNORED = frozenset(
     {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+    | {"landmarks.csv", "skipped.csv"}
 )
 _NOT_SUPPORTED = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg"})
 

@@ -26,8 +26,6 @@ from recognition.data.pack.face_encoding import FaceFormat, MadeToFit, encode_fi
 from recognition.data.pack.listing import (
     IMAGE_COLUMNS,
     IMAGES,
-    LANDMARKS,
-    SKIPPED,
     warn_of_skipped,
     write_classes,
     write_skipped,
@@ -134,7 +132,7 @@ class PackedSetWriter:
 
 def run(arguments: argparse.Namespace) -> None:
     face_format, source, out = face_format_of(arguments), arguments.source, arguments.out
-    left_out = LeftOut(LANDMARKS, SKIPPED)
+    left_out = LeftOut()
     names, expected, too_few = count_images(source, arguments.min_images, left_out)
     left_out.warn(source)
     work = partial(encode_identity, source, face_format, arguments.on_error == "skip")
