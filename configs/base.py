@@ -41,10 +41,13 @@ config.on_error = "stop"
 config.num_workers = 2  # loader processes per rank, each good for about 1,000 images/s; 0: decode in the training process
 config.channel_order = "RGB"  # of the encoder's input: "RGB" (arcface_torch) or "BGR" (AdaFace's released weights)
 config.views = 2  # 2: an augmented (q) and an original (k) view of each image; 1: the augmented view only
-config.augmentation = "qgface"  # of view q: "qgface", "adaface", or "none" (random flip only)
+config.augmentation = "qgface"  # of view q: "qgface", "adaface", "none" (random flip only), or a plug-in (see network)
+config.augmentation_options = {}  # keyword arguments of such a plug-in
 
 # --- encoder --------------------------------------------------------------------------------------------------------
+# A name as below; or code outside the repository, "my.module:build" (docs/EXTENDING.md); or an encoder of timm, "timm:NAME".
 config.network = "r34"  # r18 … r2060, ir_18 … ir_101, mbf, vit_t … vit_h; for CPUs: tiny, small (see backbones/)
+config.network_options = {}  # further keyword arguments of the network's constructor, such as {"width": 64}
 config.embedding_size = 512  # dimension of the features
 config.dropout = 0.0  # probability of dropout before the last linear layer
 # Stochastic depth of vit_*: rate at the last block, from 0 at the first. None: the network's own (0.1; 0.05 in vit_*_dp005_*).
@@ -75,12 +78,14 @@ config.quality_rate = 0.01  # rate of the moving mean and standard deviation of 
 config.quality_mean = 20.0  # initial mean, mu
 config.quality_std = 100.0  # initial standard deviation, sigma
 # What counts as low quality. "norm": features with a small norm, as in the paper; "views": every augmented view (a control:
-# the partition that a perfect quality measure would make).
+# the partition that a perfect quality measure would make); or a plug-in.
 config.partition = "norm"
+config.partition_options = {}  # keyword arguments of such a plug-in
 config.quality_threshold = 0.2  # b (eqs. 2-5); None: no partition, both losses use all data
 # Margin of the classification loss: "adaface", "arcface", "cosface", "magface", "curricularface", or "combined" (margin_list).
-# "curricularface" also changes the logits of the other classes and is slower.
+# "curricularface" also changes the logits of the other classes and is slower. Or a plug-in.
 config.margin = "adaface"
+config.margin_options = {}  # keyword arguments of such a plug-in
 config.margin_m = None  # m; None: 0.4 for adaface and cosface, 0.5 for arcface and curricularface
 config.margin_list = None  # m1, m2, m3 of "combined": s (cos(m1 theta + m2) - m3); None: (1.0, 0.5, 0.0)
 # Gradient of the margin of "arcface", and of "combined" with m1 = 1 and m3 = 0. "exact": the derivative; "straight_through": the
@@ -140,6 +145,7 @@ config.seed = 2048  # of all random numbers
 
 # --- output ---------------------------------------------------------------------------------------------------------
 config.output = ""  # run folder; "": runs/NAME, where NAME is that of the configuration file
+config.hooks = ()  # code that watches the run: ("my.module:Hook",); see docs/EXTENDING.md
 config.val_targets = ()  # verification sets: names of .bin files in val_dir, or paths
 config.val_dir = ""  # "": the folder of rec
 config.val_batch_size = 128  # images per rank per batch in verification

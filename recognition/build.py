@@ -15,7 +15,7 @@ from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
 from losses.possibly_same import PossiblySame
 from losses.proxy_queue import FeatureQueue
-from losses.quality import Partition, QualityStatistics, ViewPartition
+from losses.quality import AnyPartition, Partition, QualityStatistics, ViewPartition
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
@@ -29,6 +29,7 @@ from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, build_optimiser
 from recognition.step import TrainStep
 from recognition.train_state import TrainState
+from utils import plugins
 from utils.config import Config
 from utils.dist import World
 from utils.errors import UserError
@@ -162,6 +163,14 @@ def build_margin(config: Config) -> margins.Margin:
     return margins.build(config.margin, with_margin(config))
 
 
+def build_partition(config: Config) -> AnyPartition:
+    """What is classified and what contrasted. Raises UserError if there is no such partition."""
+    if plugins.is_plugin(config.partition):
+        build = plugins.load(config.partition, f"partition={config.partition!r}")
+        return build(config, **config.partition_options)
+    return ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
+
+
 def build_joint_loss(config: Config, world: World, dataset: FaceDataset | None = None) -> JointLoss:
     """Classifier shard, quality statistics, partition, queue and contrastive term, on the device. dataset: as above."""
     possibly_same = None
@@ -176,7 +185,7 @@ def build_joint_loss(config: Config, world: World, dataset: FaceDataset | None =
     margin = build_margin(config)
     classifier = ShardedSoftmax(config.num_classes, config.embedding_size, margin, config.seed, options, possibly_same)
     quality = QualityStatistics(config.quality_concentration, config.quality_rate, config.quality_mean, config.quality_std)
-    partition = ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
+    partition = build_partition(config)
     queue = contrastive = None
     if config.queue != "none":
         one_step = config.queue == "batch"

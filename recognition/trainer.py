@@ -25,6 +25,7 @@ from recognition.encoders.embedder import Embedder, autocast_type
 from recognition.fine_tuning import start_classifier
 from recognition.monitor.diagnostics import Diagnostics
 from recognition.monitor.environment import record_start
+from recognition.monitor.hooks import Hooks
 from recognition.monitor.overview import overview
 from recognition.monitor.progress import Progress, verification_history
 from recognition.monitor.skipped import DamagedRecords, SkippedSteps
@@ -85,6 +86,7 @@ class Trainer:
         self.train_step = build.build_train_step(config, world, self.state, self._handle_outcome)
         self.first_step = self.step_number
         self.progress = Progress(self.output, world.is_first, self.total_steps, self.step_number)
+        self.hooks = Hooks(config.hooks, world.is_first)
         self.diagnostics = Diagnostics(config, self.train_step, self.progress, self.steps_per_epoch, self.step_number)
         self.signals = signals.StopSignals(verbose=world.is_first)
         self.contrasted = torch.zeros((), device=world.device)  # sum over the steps of the share of pairs
@@ -100,12 +102,15 @@ class Trainer:
             if self.world.size > 2:
                 self.train_step.fix_bucket_order(self.config.views, self.config.batch_size)
             self._print_overview()
+            self.hooks("start", self.config, self.output)
             if self.owes_verification and self.step_number < self.total_steps:
                 self._verify_and_mark()
             while self.step_number < self.total_steps and not self._is_stopping:
                 self._train_epoch()
             self.train_step.finish_step()
             results = self._finish() if self.step_number == self.total_steps else self._stop()
+            self.hooks("checkpoint", self.step_number, store.folder_of(self.output, self.step_number))
+            self.hooks("end", self.step_number, results)
         self.prefetcher.close()
         self.loader.close()
         self.lock.release()
@@ -233,6 +238,7 @@ class Trainer:
         values = {**figures, "lr": self.state.optimiser.param_groups[0]["lr"]}
         images_per_step = self.config.batch_size * self.world.size * self.config.gradient_acc
         epoch = self.step_number / self.steps_per_epoch
+        self.hooks("step", self.step_number, values)
         self.progress.steps(self.step_number, epoch, images_per_step, values, self._verification_left)
 
     # -------------------------------------------------------------------------------------------- verification, checkpoints
@@ -241,6 +247,7 @@ class Trainer:
         """Save and verify if it is time to. In this order: a verification that fails costs no checkpoint."""
         if self.saver.after_step(self.step_number, self.requests):
             self.progress.event(self.step_number, stall_seconds=round(self.saver.stall, 3))
+            self.hooks("checkpoint", self.step_number, store.folder_of(self.output, self.step_number))
         if self._verification_is_due and dist.on_first_rank(self.verification_time.is_affordable):
             self._verify_and_mark()
 
@@ -277,6 +284,7 @@ class Trainer:
         with self.progress.clock_stopped(), self.verification_time.measured():
             results = verify_bins(self.embed, self.bins, self.config.val_batch_size, keep_curve)
         self.progress.verification(self.step_number, results)
+        self.hooks("verification", self.step_number, results)
         if self.step_number < self.total_steps:
             accuracies = "  ".join(f"{name} {100 * metrics['accuracy']:.2f} %" for name, metrics in results.items())
             self.progress.say(f"step {self.step_number:>6}: verification  {accuracies}")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from configs.base import config as base
-from utils import dialect
+from utils import dialect, plugins
 from utils.dialect import Entry
 from utils.errors import UserError
 from utils.files import is_address, refuse_utf16, write_file
@@ -57,8 +57,10 @@ class Config:
     channel_order: Literal["RGB", "BGR"]
     views: Literal[1, 2]
     augmentation: str
+    augmentation_options: dict[str, Any]
     # encoder
     network: str
+    network_options: dict[str, Any]
     embedding_size: PositiveInt
     dropout: Annotated[float, (">=", 0), ("<", 1)]
     drop_path: Annotated[float, (">=", 0), ("<", 1)] | None
@@ -77,9 +79,11 @@ class Config:
     quality_rate: Annotated[float, (">=", 0), ("<=", 1)]
     quality_mean: NonNegativeFloat
     quality_std: NonNegativeFloat
-    partition: Literal["norm", "views"]
+    partition: str
+    partition_options: dict[str, Any]
     quality_threshold: Annotated[float, (">=", 0), ("<=", 1)] | None
     margin: str
+    margin_options: dict[str, Any]
     margin_m: NonNegativeFloat | None
     margin_list: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None
     margin_gradient: Literal["exact", "straight_through"]
@@ -122,6 +126,7 @@ class Config:
     seed: NonNegativeInt
     # output
     output: str
+    hooks: tuple[str, ...]
     val_targets: tuple[str, ...]
     val_dir: str
     val_batch_size: PositiveInt
@@ -178,6 +183,12 @@ _PATHS = {
 }  # `~` is expanded; environment variables are the shell's
 _PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
+
+def _needs_plugin(key: str) -> Callable[[Any], bool]:
+    """Whether a key names a plug-in, if there are options for one."""
+    return lambda config: not getattr(config, f"{key}_options") or plugins.is_plugin(getattr(config, key))
+
+
 # What keys must satisfy together.
 _RULES: list[_Rule] = [
     (lambda c: c.views * c.batch_size > 1, "batch_size={batch_size}: BatchNorm needs at least 2 images per rank"),
@@ -194,7 +205,15 @@ _RULES: list[_Rule] = [
         ),
         "margin_gradient={margin_gradient!r}: needs margin='arcface', or margin='combined' with m1 = 1 and m3 = 0",
     ),
-    (lambda c: c.partition == "norm" or c.views == 2, "partition='views' separates augmented from original views: set views=2"),
+    (
+        lambda c: c.partition in ("norm", "views") or plugins.is_plugin(c.partition),
+        "partition={partition!r}: must be 'norm', 'views' or a plug-in, module:name",
+    ),
+    *[
+        (_needs_plugin(key), f"{key}_options={{{key}_options}}: are a plug-in's; {key}={{{key}!r}} has none")
+        for key in ("augmentation", "margin", "partition")
+    ],
+    (lambda c: c.partition != "views" or c.views == 2, "partition='views' separates augmented from original views: set views=2"),
     (lambda c: c.queue == "none" or c.views == 2, "queue={queue!r} needs both views: set views=2, or queue='none'"),
     (
         lambda c: not c.unlabelled or c.queue != "none",
@@ -278,6 +297,7 @@ def load(
     else:
         entries += arguments
     config = _build(entries, problems)
+    plugins.trust([config.network, config.margin, config.augmentation, config.partition, *config.hooks])
     return config if config.output else dataclasses.replace(config, output=f"runs/{file.stem}")
 
 
@@ -394,6 +414,8 @@ def _as_type(value: Any, wanted: Any) -> Any:
         return value
     if origin is tuple:
         return _as_tuple(value, parts)
+    if origin is dict:
+        return _as_options(value)
     if str in parts:
         return _as_names(value)
     if types.NoneType in parts:
@@ -412,6 +434,16 @@ def _as_plain(value: Any, wanted: Any) -> Any:
     if wanted is float and not math.isfinite(value):
         raise ValueError("a finite number")
     return value
+
+
+def _as_options(value: Any) -> dict[str, Any]:
+    """Keyword arguments, of values that JSON can store."""
+    try:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise TypeError
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        raise ValueError("options, such as {'width': 64}") from None
 
 
 def _as_names(value: Any) -> str | tuple[str, ...]:

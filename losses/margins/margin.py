@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from losses.log_sum_exp import NegativeRule
+from utils import plugins
 
 
 class Margin(ABC):
@@ -82,7 +83,12 @@ def names() -> list[str]:
 
 
 def default_m(name: str) -> float:
-    """The default of `margin_m` for the margin of that name. Raises ValueError, with the nearest known name, if there is none."""
+    """The default of `margin_m` for the margin of that name; a plug-in's is 0.4, or the attribute `m` of what builds it.
+
+    Raises ValueError, with the nearest known name, if there is none.
+    """
+    if plugins.is_plugin(name):
+        return getattr(plugins.load(name, f"margin={name!r}"), "m", 0.4)
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, _BUILDERS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -92,4 +98,6 @@ def default_m(name: str) -> float:
 
 def build(name: str, config: Any) -> Margin:
     """The margin of that name, with the scale and parameters of a configuration whose `margin_m` is not None."""
+    if plugins.is_plugin(name):
+        return plugins.load(name, f"margin={name!r}")(config, **config.margin_options)
     return _BUILDERS[name](config)

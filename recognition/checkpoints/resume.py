@@ -14,7 +14,8 @@ from utils.errors import UserError
 
 # What happens if a key has changed when a run resumes. A new key goes into one of the three groups.
 REFUSED = {  # another experiment: data, encoder, losses, and what the state is made of
-    *("num_classes", "num_image", "rec_proportions", "unlabelled", "unlabelled_share", "channel_order", "views", "augmentation"),
+    *("num_classes", "num_image", "rec_proportions", "unlabelled", "unlabelled_share", "channel_order", "views"),
+    *("augmentation", "augmentation_options", "network_options", "partition_options", "margin_options"),
     *("network", "embedding_size", "dropout", "drop_path", "mask_ratio", "map_norm"),
     *("quality_concentration", "quality_rate", "quality_mean", "quality_std", "partition", "quality_threshold"),
     *("margin", "margin_m", "margin_list", "margin_gradient", "magface", "scale"),
@@ -31,7 +32,7 @@ REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verificati
     *("val_targets", "val_dir", "keep_best"),
 }
 FREE = {  # paths, processes, logging, when to save: no figure depends on them. Data and images per step are compared below
-    *("rec", "output", "resume", "batch_size", "global_batch_size", "num_workers", "val_batch_size", "frequent"),
+    *("rec", "output", "hooks", "resume", "batch_size", "global_batch_size", "num_workers", "val_batch_size", "frequent"),
     *("gradient_checkpointing",),
     *("diagnose_every", "verbose", "verify_share", "max_skipped", "save_every", "save_minutes", "keep_last", "async_save"),
     *("timeout_minutes",),

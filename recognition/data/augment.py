@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
 from simplejpeg import decode_jpeg
 
+from utils import plugins
 from utils.errors import UserError
 
 UNIFORMS = 24  # random numbers available to one image
@@ -182,8 +185,11 @@ def adaface(image: np.ndarray, u: Sequence[float], out: np.ndarray | None = None
 AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "qgface": qgface, "adaface": adaface}
 
 
-def recipe(name: str) -> Augmentation:
-    """The augmentation of that name. Raises UserError, with the nearest known name, if there is none."""
+def recipe(name: str, options: Mapping[str, Any] | None = None) -> Augmentation:
+    """The augmentation of that name, or a plug-in, `module:name`, with options. Raises UserError, with the nearest known name, if
+    there is none."""
+    if plugins.is_plugin(name):
+        return partial(plugins.load(name, f"augmentation={name!r}"), **(options or {}))
     if name not in AUGMENTATIONS:
         near = difflib.get_close_matches(name, AUGMENTATIONS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""

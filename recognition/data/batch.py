@@ -10,7 +10,9 @@ Shapes: B images per rank, W ranks, G = W*B, V views. View 0 is q (augmented), v
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,8 +39,8 @@ class BatchSpec:
     """What the loader's batches contain.
 
     batch_size: B, images per rank. num_classes: labels must lie in [0, num_classes). views: 2 for (q, k), 1 for q alone.
-    augmentation: of view q, a name in augment.py. shuffle: "full", "windowed" or "none" (order.py). window: number of images
-    that the windowed shuffle keeps in memory. channel_order: of the finished images, "RGB" or "BGR".
+    augmentation: of view q, a name in augment.py, or a plug-in with its options. shuffle: "full", "windowed" or "none"
+    (order.py). window: number of images that the windowed shuffle keeps in memory. channel_order: of the finished images, "RGB" or "BGR".
     on_error: "stop" at a damaged record, or "skip" it: its row gets label -1 and a grey image, and it is listed in
     `Batch.skipped`.
     unlabelled_share: of the global batch; 0 without an unlabelled set.
@@ -49,6 +51,7 @@ class BatchSpec:
     seed: int
     views: int
     augmentation: str
+    augmentation_options: Mapping[str, Any]
     shuffle: str
     window: int
     channel_order: ChannelOrder
@@ -66,6 +69,7 @@ class BatchSpec:
             seed=config.seed,
             views=config.views,
             augmentation=config.augmentation,
+            augmentation_options=config.augmentation_options,
             shuffle=config.shuffle,
             window=config.shuffle_window,
             channel_order=config.channel_order,
@@ -143,7 +147,7 @@ class BatchMaker:
         self.dataset, self.spec, self.unlabelled = dataset, spec, unlabelled
         self.order = build_order(dataset, spec, unlabelled)
         self.steps = self.order.steps
-        self._recipes = [recipe(spec.augmentation), flip_only][: spec.views]
+        self._recipes = [recipe(spec.augmentation, spec.augmentation_options), flip_only][: spec.views]
         self._block_of: tuple[int, int] | None = None  # epoch and block of the order that `_block` holds
         self._decoded = np.empty((FACE_SIZE, FACE_SIZE, 3), np.uint8)
 
@@ -238,7 +242,7 @@ def sample_views(config: Config, count: int) -> tuple[np.ndarray, np.ndarray]:
     """
     dataset = training_set(config)
     numbers = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64)).tolist()
-    augment = recipe(config.augmentation)
+    augment = recipe(config.augmentation, config.augmentation_options)
     draws_NU = uniforms(config.seed, 0, np.arange(len(numbers)), UNIFORMS, stream=0)
     originals = np.stack([decode_face(dataset.read(number)[0], dataset.where(number)) for number in numbers])
     augmented = np.stack([augment(image, draws_U) for image, draws_U in zip(originals, draws_NU, strict=True)])

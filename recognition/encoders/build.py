@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 import backbones
 from recognition.checkpoints import store
 from recognition.encoders.card import EncoderCard, card_of_weights, order_of_family
+from utils import plugins
 from utils.config import Config
 from utils.errors import UserError
 
@@ -20,6 +22,7 @@ def build_encoder(config: Config) -> nn.Module:
         config.network,
         config.embedding_size,
         config.seed,
+        **config.network_options,
         dropout=config.dropout or None,
         drop_path=config.drop_path,
         mask_ratio=config.mask_ratio,
@@ -30,9 +33,10 @@ def build_encoder(config: Config) -> nn.Module:
     return encoder.to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str = "", **options: float | None) -> nn.Module:
+def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str = "", **options: Any) -> nn.Module:
     """A backbone with random weights; the global random state stays as it is.
 
+    network: a name of `backbones`; a plug-in, `module:name`, called with `embedding_size` and the options; or `timm:NAME`.
     source: what names the network, for errors. options: passed on unless they are None.
     Raises UserError if the network is unknown or does not support an option.
     """
@@ -41,11 +45,27 @@ def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
+            if network.startswith("timm:"):
+                return _build_timm(network.removeprefix("timm:"), embedding_size, where, **chosen)
+            if plugins.is_plugin(network):
+                return plugins.load(network, where, f"add --network {network}")(embedding_size=embedding_size, **chosen)
             return backbones.build(network, embedding_size=embedding_size, **chosen)
         except TypeError as fault:
             raise UserError(f"{where} {fault}") from fault
         except (ValueError, OSError) as fault:
             raise UserError(f"{where}: {fault}") from fault
+
+
+def _build_timm(name: str, embedding_size: int, where: str, **options: Any) -> nn.Module:
+    """An encoder of timm (https://github.com/huggingface/pytorch-image-models), whose classifier becomes the embedding."""
+    try:
+        import timm
+    except ImportError as fault:
+        raise UserError(f"{where}: needs the package timm: pip install timm") from fault
+    try:
+        return timm.create_model(name, num_classes=embedding_size, **options)
+    except RuntimeError as fault:  # an unknown name
+        raise UserError(f"{where}: {fault}") from fault
 
 
 def initialise(encoder: nn.Module, config: Config) -> str:

@@ -4,15 +4,17 @@ Exported files carry it as text under these names (safetensors' metadata, ONNX's
 
     format network embedding_size channel_order input_size mean std
     quality_mean quality_std quality_concentration quality_threshold    (if the run has them)
+    network_options    (JSON, if the network has any)
     map_norm    ("1" if features have the norm of the last feature map)
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ class QualityScale:
 class EncoderCard:
     """What an encoder is and what it expects of its input, (pixel - mean) / std in `channel_order`.
 
-    network: a name in backbones/, or "" if it is unknown.
+    network: a name in backbones/, or "" if it is unknown. network_options: for its constructor.
     """
 
     network: str
@@ -72,6 +74,7 @@ class EncoderCard:
     std: float = STD
     quality: QualityScale | None = None
     map_norm: bool = False
+    network_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def input(self) -> str:
@@ -91,6 +94,8 @@ class EncoderCard:
         }
         if self.map_norm:
             plain["map_norm"] = "1"
+        if self.network_options:
+            plain["network_options"] = json.dumps(self.network_options)
         if self.quality is not None:
             numbers = (self.quality.mean, self.quality.std, self.quality.concentration)
             plain |= {name: repr(value) for name, value in zip(_QUALITY, numbers, strict=True)}
@@ -118,6 +123,7 @@ class EncoderCard:
                 float(metadata["std"]),
                 _quality(metadata),
                 _switch(metadata, "map_norm"),
+                _options(metadata),
             )
         except KeyError as fault:
             raise UserError(f"{where}: its metadata has no {fault}; export the encoder again") from fault
@@ -138,6 +144,13 @@ def _quality(metadata: Mapping[str, str]) -> QualityScale | None:
     mean, std, concentration = (float(metadata[name]) for name in _QUALITY)
     threshold = metadata.get("quality_threshold")
     return QualityScale(mean, std, concentration, None if threshold is None else float(threshold))
+
+
+def _options(metadata: Mapping[str, str]) -> dict[str, Any]:
+    options = json.loads(metadata.get("network_options", "{}"))
+    if not isinstance(options, dict):
+        raise ValueError(f"network_options is {options!r}")
+    return options
 
 
 def card_of_weights(path: Path) -> EncoderCard | None:

@@ -14,6 +14,7 @@ from recognition.encoders.build import build_backbone, build_encoder, load_from_
 from recognition.encoders.card import EncoderCard, QualityScale, card_of_weights, order_of_family
 from recognition.encoders.embedder import Embedder, autocast_type
 from recognition.encoders.onnx import OnnxEmbedder
+from utils import plugins
 from utils.config import Config
 from utils.errors import UserError
 from utils.images import ChannelOrder
@@ -62,10 +63,11 @@ def load_encoder(
     Released weights are arcface_torch's .pt and .pth, which expect RGB, and AdaFace's .ckpt, which expect BGR.
 
     channel_order, network: for files that do not contain them. Without `network`, the names and shapes of the entries
-    identify it; the embedding size always comes from the weights. precision: as in the configuration; default: a run's
-    own, "auto" for files. mean, std: of the input, for .onnx files without metadata only.
+    identify it; the embedding size always comes from the weights. The code of a plug-in is imported only if `network` names it.
+    precision: as in the configuration; default: a run's own, "auto" for files. mean, std: of the input, for .onnx files without metadata only.
     Raises UserError if the file cannot be read or fits no backbone, or an argument contradicts it.
     """
+    plugins.trust([network or ""])
     path = Path(path)
     if path.is_dir() or not path.exists():
         loaded = _load_run(path, device, precision)
@@ -87,7 +89,14 @@ def _load_run(path: Path, device: torch.device, precision: str | None) -> Loaded
     load_from_checkpoint(encoder, folder)
     encoder.to(device).eval()
     quality = _quality_of(folder, config)
-    card = EncoderCard(config.network, config.embedding_size, config.channel_order, quality=quality, map_norm=config.map_norm)
+    card = EncoderCard(
+        config.network,
+        config.embedding_size,
+        config.channel_order,
+        quality=quality,
+        map_norm=config.map_norm,
+        network_options=config.network_options,
+    )
     autocast = autocast_type(precision or config.precision, device)
     return LoadedEncoder(Embedder(encoder, device, card.channel_order, autocast), card, path)
 
@@ -111,7 +120,8 @@ def _load_file(
         if card is None:
             name, size = backbones.identify_weights(path, network or "")
             card = EncoderCard(name, size, channel_order or order_of_family(name))
-        encoder = build_backbone(card.network, card.embedding_size, source=str(path), map_norm=card.map_norm or None)
+        options = {**card.network_options, "map_norm": card.map_norm or None}
+        encoder = build_backbone(card.network, card.embedding_size, source=str(path), **options)
         backbones.load_weights(encoder, path)
     except (ValueError, OSError) as fault:
         raise UserError(str(fault)) from fault
