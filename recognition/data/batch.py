@@ -40,7 +40,8 @@ class BatchSpec:
 
     batch_size: B, images per rank. num_classes: labels must lie in [0, num_classes). views: 2 for (q, k), 1 for q alone.
     augmentation: of view q, a name in augment.py, or a plug-in with its options. shuffle: "full", "windowed" or "none"
-    (order.py). window: number of images that the windowed shuffle keeps in memory. channel_order: of the finished images, "RGB" or "BGR".
+    (order.py). window: number of images that the windowed shuffle keeps in memory. channel_order: of the finished images, "RGB"
+    or "BGR".
     on_error: "stop" at a damaged record, or "skip" it: its row gets label -1 and a grey image, and it is listed in
     `Batch.skipped`.
     unlabelled_share: of the global batch; 0 without an unlabelled set.

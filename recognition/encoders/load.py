@@ -64,7 +64,8 @@ def load_encoder(
 
     channel_order, network: for files that do not contain them. Without `network`, the names and shapes of the entries
     identify it; the embedding size always comes from the weights. The code of a plug-in is imported only if `network` names it.
-    precision: as in the configuration; default: a run's own, "auto" for files. mean, std: of the input, for .onnx files without metadata only.
+    precision: as in the configuration; default: a run's own, "auto" for files. mean, std: of the input, for .onnx files without
+    metadata only.
     Raises UserError if the file cannot be read or fits no backbone, or an argument contradicts it.
     """
     plugins.trust([network or ""])
