@@ -21,8 +21,8 @@ from recognition.data.demo.shot import draw_shot
 from recognition.data.demo_faces import DemoSet, _draw_pairs, make_demo_set, render
 from recognition.data.records.reader import RecordReader
 from tests.shared_files import ROOT
-from utils.alignment import ARCFACE_TEMPLATE, similarity
 from utils.errors import UserError
+from utils.images.alignment import ARCFACE_TEMPLATE, similarity
 
 SMALL = DemoSet(identities=5, images_per_identity=4, unseen=4, pairs=20, seed=3)
 TINY = ["--images-per-identity", "4", "--unseen", "4", "--pairs", "20", "--workers", "1"]

@@ -27,8 +27,8 @@ from eval.protocols.ijb_files import ArrayRows, LooseCrops, Meta, read_feature_f
 from eval.roc import Roc, roc_curve
 from eval.verification import ten_fold
 from tests.shared_files import GOLDEN, needs_golden
-from utils.alignment import ARCFACE_TEMPLATE, align_face
 from utils.errors import UserError
+from utils.images.alignment import ARCFACE_TEMPLATE, align_face
 from utils.number_table import read_numbers
 
 

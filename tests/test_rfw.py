@@ -16,8 +16,8 @@ from recognition.data.bins import write_bin
 from tests.eval_commands import run_eval
 from tests.pack_tools import pack
 from utils import dist
-from utils.alignment import ARCFACE_TEMPLATE
 from utils.errors import UserError
+from utils.images.alignment import ARCFACE_TEMPLATE
 
 PEOPLE, PAIRS = 5, 20
 

@@ -13,8 +13,8 @@ from eval.present.plots import draw_similarities
 from eval.protocols.bootstrap import rank_interval
 from eval.protocols.scface import distance_metrics, find_scface
 from tests.shared_files import FACES, needs_faces
-from utils.alignment import ARCFACE_TEMPLATE
 from utils.errors import UserError
+from utils.images.alignment import ARCFACE_TEMPLATE
 
 
 def lay_out(root: Path, names: list[str]) -> Path:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from eval.protocols.identification import Search, search
-from utils.alignment import align_face
 from utils.errors import UserError
 from utils.files import numbered_lines
 from utils.images import FACE_SIZE, LeftOut, decode_image, find_images, read_image_file
+from utils.images.alignment import align_face
 
 DISTANCES = {1: "d1", 2: "d2", 3: "d3"}
 METRES = {1: 4.2, 2: 2.6, 3: 1.0}

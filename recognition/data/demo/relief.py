@@ -10,8 +10,8 @@ import numpy as np
 from recognition.data.demo.canvas import grid, spot, to_field
 from recognition.data.demo.person import Person
 from recognition.data.demo.shot import Shot
-from utils.alignment import ARCFACE_TEMPLATE, similarity
 from utils.images import FACE_SIZE
+from utils.images.alignment import ARCFACE_TEMPLATE, similarity
 
 CENTRE = np.array([FACE_SIZE / 2, 58.0])
 

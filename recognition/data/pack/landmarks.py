@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from utils.alignment import align_face
 from utils.errors import UserError
 from utils.files import numbered_lines, path_inside
 from utils.images import Image
+from utils.images.alignment import align_face
 
 Points = npt.NDArray[np.float64]  # [5, 2], (x, y) in pixels, in the order of ArcFace's template
 LandmarkTable = dict[str, Points]

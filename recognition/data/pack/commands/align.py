@@ -11,8 +11,8 @@ that is not listed is an error; --on-error skip leaves it out.
 --detector: your copy of OpenCV's YuNet. Of several faces the largest is used. The detected points are written to landmarks.csv,
 which --landmarks reads.
 
-A similarity transform moves the points to ArcFace's template (utils/alignment.py). Subfolders are kept, so that `folder` can pack
-the result, byte for byte.
+A similarity transform moves the points to ArcFace's template (utils/images/alignment.py). Subfolders are kept, so that `folder`
+can pack the result, byte for byte.
 """
 
 from __future__ import annotations
