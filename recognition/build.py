@@ -21,7 +21,7 @@ from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchSpec, Loader
 from recognition.data.sets.opening import training_set
 from recognition.data.sets.synthetic import SYNTHETIC
-from recognition.data.unlabelled import ImageSet, open_unlabelled
+from recognition.data.sets.unlabelled import open_unlabelled
 from recognition.encoders.build import build_encoder
 from recognition.encoders.embedder import autocast_type
 from recognition.fine_tuning import freeze
@@ -71,7 +71,7 @@ def resolve_config(config: Config, dataset: FaceDataset | None, ranks: int) -> C
     )
 
 
-def data_notes(config: Config, dataset: FaceDataset, unlabelled: ImageSet | None = None) -> list[str]:
+def data_notes(config: Config, dataset: FaceDataset, unlabelled: FaceDataset | None = None) -> list[str]:
     """Lines about the training set for the start of the log. The labels have been checked."""
     if unlabelled is not None:
         return [*data_notes(config, dataset), f"unlabelled images in {config.unlabelled}: {len(unlabelled):,}"]

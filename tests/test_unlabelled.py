@@ -14,7 +14,7 @@ from recognition.data.batch import Batch, BatchSpec, build_order
 from recognition.data.fingerprint import difference, fingerprint
 from recognition.data.loader import Loader
 from recognition.data.order import FullShuffle, MixedOrder, WindowedShuffle
-from recognition.data.unlabelled import open_unlabelled
+from recognition.data.sets.unlabelled import open_unlabelled
 from tests.shared_files import FACES
 from utils.config import Config, from_base
 from utils.errors import UserError
@@ -123,13 +123,15 @@ def test_refusals(demo_set, unlabelled, tmp_path):
     refused(f"24 of the 36 images .* not exceed the {OTHERS} images", unlabelled_share=2 / 3, batch_size=36)
     refused("no such file or folder", tmp_path / "absent")
     (tmp_path / "none").mkdir()
-    refused("contains no image and no .rec file", tmp_path / "none")
+    refused("contains neither images nor .rec files", tmp_path / "none")
     nested = shutil.copytree(unlabelled, tmp_path / "nested")
     (nested / "anna").mkdir()
     refused("one flat folder, but it has subfolders .*anna.* or use rec=", nested)
     large = shutil.copytree(unlabelled, tmp_path / "large")
     cv2.imwrite(str(large / "0.png"), np.zeros((250, 250, 3), np.uint8))
-    refused("0.png: is 250x250, expected 112x112; align the faces first: python -m recognition.data.pack align", large)
+    refused(
+        "0.png: the image has 250x250 pixels, expected 112x112; align the faces: python -m recognition.data.pack align", large
+    )
     for views in (1, 2):
         with pytest.raises(UserError, match="only contrasted, and queue='none' leaves that out") as caught:
             _config(demo_set, unlabelled, queue="none", views=views)

@@ -23,7 +23,6 @@ from recognition.data.dataset import FaceDataset
 from recognition.data.order import FullShuffle, InOrder, MixedOrder, Order, Visits, WindowedShuffle
 from recognition.data.records.format import RecordError
 from recognition.data.sets.opening import training_set
-from recognition.data.unlabelled import ImageSet
 from utils.config import Config
 from utils.errors import UserError
 from utils.images import FACE_SIZE, ChannelOrder, decode_face, decode_face_into
@@ -109,7 +108,7 @@ class Batch:
     skipped: tuple[RecordError, ...] = ()
 
 
-def build_order(dataset: FaceDataset, spec: BatchSpec, unlabelled: ImageSet | None = None) -> Order:
+def build_order(dataset: FaceDataset, spec: BatchSpec, unlabelled: FaceDataset | None = None) -> Order:
     """The order in which epochs visit the images, as `spec.shuffle` asks. Raises UserError if there are fewer unlabelled images
     than a batch takes."""
     if unlabelled is None:
@@ -131,7 +130,7 @@ def _labelled_order(dataset: FaceDataset, spec: BatchSpec, global_batch: int) ->
     return Visits(_order_of(dataset, spec, global_batch, int(visits.sum())), dataset.starts, visits, spec.seed)
 
 
-def _order_of(images: ImageSet, spec: BatchSpec, global_batch: int, visits: int) -> Order:
+def _order_of(images: FaceDataset, spec: BatchSpec, global_batch: int, visits: int) -> Order:
     if spec.shuffle == "none":
         return InOrder(visits, global_batch)
     if spec.shuffle == "full":
@@ -144,7 +143,7 @@ def _order_of(images: ImageSet, spec: BatchSpec, global_batch: int, visits: int)
 class BatchMaker:
     """Makes any batch of any epoch. This is the part of the loader that runs in the workers."""
 
-    def __init__(self, dataset: FaceDataset, spec: BatchSpec, unlabelled: ImageSet | None = None):
+    def __init__(self, dataset: FaceDataset, spec: BatchSpec, unlabelled: FaceDataset | None = None):
         self.dataset, self.spec, self.unlabelled = dataset, spec, unlabelled
         self.order = build_order(dataset, spec, unlabelled)
         self.steps = self.order.steps
@@ -170,7 +169,7 @@ class BatchMaker:
         images, image = self._image(index)
         return images.record(image)
 
-    def _image(self, index: int) -> tuple[ImageSet, int]:
+    def _image(self, index: int) -> tuple[FaceDataset, int]:
         """The set that contains an image, and its number there."""
         if index < len(self.dataset) or self.unlabelled is None:
             return self.dataset, index

@@ -10,7 +10,6 @@ import numpy as np
 
 from recognition.data.dataset import FaceDataset
 from recognition.data.records.format import RecordError
-from recognition.data.unlabelled import ImageSet
 from utils.labels import UNREADABLE
 
 _SAMPLE = 64  # images, evenly spaced
@@ -26,7 +25,7 @@ _NAMES = {
 }
 
 
-def fingerprint(dataset: FaceDataset, unlabelled: ImageSet | None = None) -> dict[str, Any]:
+def fingerprint(dataset: FaceDataset, unlabelled: FaceDataset | None = None) -> dict[str, Any]:
     """The fingerprint as plain JSON values. A part that damaged records hide is None.
 
     Takes less than half a second for ten million images whose labels have been read.
@@ -62,7 +61,7 @@ def _short(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
-def _sample(dataset: ImageSet) -> str | None:
+def _sample(dataset: FaceDataset) -> str | None:
     images = np.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset)), dtype=np.int64)
     try:
         return _digest(dataset.read(image)[0] for image in images.tolist())

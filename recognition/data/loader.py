@@ -25,7 +25,6 @@ from recognition.data.batch import Batch, BatchMaker, BatchSpec
 from recognition.data.dataset import FaceDataset
 from recognition.data.readahead import Readahead
 from recognition.data.records.format import RecordError
-from recognition.data.unlabelled import ImageSet
 from recognition.signals import STOP_SIGNALS
 from utils.errors import FAULT, UserError
 
@@ -41,7 +40,7 @@ class Loader:
     one batch.
     """
 
-    def __init__(self, dataset: FaceDataset, spec: BatchSpec, num_workers: int, unlabelled: ImageSet | None = None):
+    def __init__(self, dataset: FaceDataset, spec: BatchSpec, num_workers: int, unlabelled: FaceDataset | None = None):
         self.maker, self.spec = BatchMaker(dataset, spec, unlabelled), spec
         if self.maker.steps == 0:
             raise UserError(

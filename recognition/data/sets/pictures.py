@@ -34,7 +34,7 @@ class PictureFaces(FaceDataset):
     """Images in files, with the interface of packed sets; damaged files are treated like damaged records.
 
     files: paths below `root`, sorted by label or in the order of the list; labels: int64, one per file; names: the identities'
-    names, None for a list. Memory: the bytes of the longest path, and 8 bytes, per image.
+    names, None if there are none. Memory: the bytes of the longest path, and 8 bytes, per image.
     Raises UserError if there is no image, or if one of a sample of images does not have the size of a face.
     """
 
