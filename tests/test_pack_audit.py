@@ -111,13 +111,15 @@ def test_copies_are_found_with_their_originals(audited):
     }
 
 
-def test_folders_are_audited_as_they_are(audited, tmp_path, monkeypatch):
+def test_folders_are_audited_and_cleaned_as_they_are(audited, tmp_path, monkeypatch):
     _use_pixel_encoder(monkeypatch)
     for name in ("p00", "p01", "p02"):
         shutil.copytree(audited.root / "photos" / name, tmp_path / "photos" / name)
     pack("audit", tmp_path / "photos", "--out", tmp_path / "audit", "--checkpoint", audited.root / "encoder")
     listed = (tmp_path / "audit/audit.csv").read_text()
     assert "exact,1,1.0000,p00/copy.png,6,6,0,p00/1.png,1,1,0," in listed and "near,1,0.9" in listed
+    pack("subset", tmp_path / "photos", tmp_path / "clean", "--drop", tmp_path / "audit/audit.csv")
+    assert len(FaceDataset(tmp_path / "clean")) == 3 * SHOTS
 
 
 def test_wrong_labels_split_and_merged_identities_are_found(audited):

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from prettytable import PrettyTable
 
 from eval.present.tables import write_results
+from recognition.data.pack.arguments import add_packed_set_argument
 from recognition.data.pack.commands.audit.approximate import MANY, is_possible
 from recognition.data.pack.commands.audit.faces import Faces, open_faces
 from recognition.data.pack.commands.audit.findings import KINDS, LIST, write_list
@@ -52,7 +53,7 @@ THRESHOLDS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a packed set, a folder with one folder per identity, or a list")
+    add_packed_set_argument(parser, pictures=True)
     parser.add_argument("--out", type=Path, default=Path("audit"), help="folder to create: audit.csv and sheets (%(default)s)")
     parser.add_argument(
         "--checkpoint", required=True, metavar="ENCODER", help="run folder, checkpoint, weights or exported encoder"
