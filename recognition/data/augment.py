@@ -24,6 +24,7 @@ from simplejpeg import decode_jpeg
 
 from utils import plugins
 from utils.errors import UserError
+from utils.images import without_ipp
 
 UNIFORMS = 24  # random numbers available to one image
 Augmentation = Callable[..., np.ndarray]  # (image, u, out=None)
@@ -75,12 +76,18 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: int) -> np.n
     Lanczos enlarges with 16 bits per channel: OpenCV then needs two thirds of the time and rounds more finely. The result
     differs by at most one level.
     """
-    if interpolation != cv2.INTER_LANCZOS4 or size[0] < image.shape[1]:
-        return cv2.resize(image, size, interpolation=interpolation)
-    wide = cv2.resize(image.astype(np.uint16), size, interpolation=interpolation)
+    return _lanczos(image, size) if interpolation == cv2.INTER_LANCZOS4 else cv2.resize(image, size, interpolation=interpolation)
+
+
+@without_ipp
+def _lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if size[0] < image.shape[1]:
+        return cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4)
+    wide = cv2.resize(image.astype(np.uint16), size, interpolation=cv2.INTER_LANCZOS4)
     return cv2.convertScaleAbs(wide)  # saturates at 255
 
 
+@without_ipp
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     """The image after JPEG compression. OpenCV's encoder expects BGR; given RGB, it would swap red and blue in its colour
     transform."""
@@ -136,6 +143,7 @@ def colour_jitter(image: np.ndarray, u: Sequence[float], strength: float) -> np.
     return cv2.transform(image, np.array(rows))
 
 
+@without_ipp
 def rotation(image: np.ndarray, u: Sequence[float], degrees: float) -> np.ndarray:
     """Rotate about the centre by U(-degrees, degrees), replicating the border. Draws u[0]."""
     height, width = image.shape[:2]

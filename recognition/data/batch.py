@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from recognition.data.augment import UNIFORMS, Augmentation, flips, recipe
+from recognition.data.augment import UNIFORMS, Augmentation, recipe
 from recognition.data.augment import none as flip_only
 from recognition.data.dataset import FaceDataset
 from recognition.data.order import FullShuffle, InOrder, MixedOrder, Order, Visits, WindowedShuffle
@@ -30,6 +30,7 @@ from utils.labels import UNLABELLED, UNREADABLE
 from utils.randomness import uniforms
 
 _ORDER_BLOCK = 8  # batches whose order is computed at once
+_ROWS_AT_ONCE = 16  # decoded, then augmented: in turns, each evicts the other's code and tables from the processor's caches
 _MID_GREY = 128  # fills the rows of skipped records; close to 0 after normalisation
 
 
@@ -149,7 +150,7 @@ class BatchMaker:
         self.steps = self.order.steps
         self._recipes = [recipe(spec.augmentation, spec.augmentation_options), flip_only][: spec.views]
         self._block_of: tuple[int, int] | None = None  # epoch and block of the order that `_block` holds
-        self._decoded = np.empty((FACE_SIZE, FACE_SIZE, 3), np.uint8)
+        self._decoded = np.empty((_ROWS_AT_ONCE, FACE_SIZE, FACE_SIZE, 3), np.uint8)
 
     def indices(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """This rank's positions in the epoch and image numbers in the data set, for batch `number`: int64 [B] each.
@@ -186,28 +187,24 @@ class BatchMaker:
             uniforms(spec.seed, epoch, positions, 1 if recipe is flip_only else UNIFORMS, stream=view).tolist()
             for view, recipe in enumerate(self._recipes)
         ]
-        labels = np.empty(spec.batch_size, dtype=np.int64)
-        skipped = []
-        for row, index in enumerate(indices.tolist()):
-            try:
-                labels[row] = self._fill_row(index, [draws_BU[row] for draws_BU in draws_VBU], images_VBHWC[:, row])
-            except RecordError as fault:
-                if spec.on_error == "stop":
-                    raise
-                skipped.append(fault.with_traceback(None))  # its frames would keep the images alive
-                images_VBHWC[:, row], labels[row] = _MID_GREY, UNREADABLE
+        numbers = indices.tolist()
+        labels = np.full(spec.batch_size, UNREADABLE, np.int64)
+        skipped: list[RecordError] = []
+        for start in range(0, spec.batch_size, _ROWS_AT_ONCE):
+            readable = []
+            for row in range(start, min(start + _ROWS_AT_ONCE, spec.batch_size)):
+                try:
+                    labels[row] = self._decode(numbers[row], self._decoded[row - start])
+                    readable.append(row)
+                except RecordError as fault:
+                    if spec.on_error == "stop":
+                        raise
+                    skipped.append(fault.with_traceback(None))  # its frames would keep the images alive
+                    images_VBHWC[:, row] = _MID_GREY
+            for augment, draws_BU, images_BHWC in zip(self._recipes, draws_VBU, images_VBHWC, strict=True):
+                for row in readable:
+                    self._write(augment, self._decoded[row - start], draws_BU[row], images_BHWC[row])
         return Batch(images_VBHWC, labels, indices, tuple(skipped))
-
-    def _fill_row(self, index: int, draws_VU: list[list[float]], views_VHWC: np.ndarray) -> int:
-        """Write one image's views and return its label. If the last view is the unchanged image, it is decoded in place."""
-        last = len(self._recipes) - 1
-        in_place = self._recipes[last] is flip_only and not flips(draws_VU[last]) and self.spec.channel_order == "RGB"
-        image = views_VHWC[last] if in_place else self._decoded
-        label = self._decode(index, image)
-        for view, augment in enumerate(self._recipes):
-            if not (in_place and view == last):
-                self._write(augment, image, draws_VU[view], views_VHWC[view])
-        return label
 
     def _write(self, recipe: Augmentation, image: np.ndarray, u: list[float], out: np.ndarray) -> None:
         """Write one view. Augmentations work on RGB, so the channels are reordered last."""
