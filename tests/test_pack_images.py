@@ -30,7 +30,7 @@ def test_images_of_the_right_format_are_copied_and_others_encoded(tmp_path: Path
     for name in ("b.jpg", "c.png", "d.jpg"):
         assert read_header(encode_file(tmp_path / name, face)[0]) == ImageHeader("jpeg", 112, 112)
     assert [encode_file(tmp_path / name, face)[1] for name in ("b.jpg", "c.png", "d.jpg")] == ["70x90", "", ""]
-    lossless = FaceFormat(png=True)
+    lossless = FaceFormat(encoding="png")
     assert encode_file(tmp_path / "c.png", lossless)[0] == png
     assert np.array_equal(decode_image(encode_file(tmp_path / "a.jpg", lossless)[0], ""), decode_image(sound, ""))
 
@@ -171,4 +171,4 @@ def test_align_real_crops_by_their_protocol_files(tmp_path: Path) -> None:
     after = decode_image((tmp_path / f"out/{name}.jpg.png").read_bytes(), name, "BGR")
     assert np.abs(before.astype(int) - after).mean() < 1
     assert len(list((tmp_path / "out").glob("*.png"))) == 584
-    assert encode(after, FaceFormat(png=True)) == (tmp_path / f"out/{name}.jpg.png").read_bytes()
+    assert encode(after, FaceFormat(encoding="png")) == (tmp_path / f"out/{name}.jpg.png").read_bytes()

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from recognition.data.augment import UNIFORMS, Augmentation, recipe
+from recognition.data.augment import UNIFORMS, Augmentation, flips, recipe
 from recognition.data.augment import none as flip_only
 from recognition.data.dataset import FaceDataset
 from recognition.data.order import FullShuffle, InOrder, MixedOrder, Order, Visits, WindowedShuffle
@@ -149,6 +149,7 @@ class BatchMaker:
         self.order = build_order(dataset, spec, unlabelled)
         self.steps = self.order.steps
         self._recipes = [recipe(spec.augmentation, spec.augmentation_options), flip_only][: spec.views]
+        self._flip_only = self._recipes == [flip_only]
         self._block_of: tuple[int, int] | None = None  # epoch and block of the order that `_block` holds
         self._decoded = np.empty((_ROWS_AT_ONCE, FACE_SIZE, FACE_SIZE, 3), np.uint8)
 
@@ -194,8 +195,12 @@ class BatchMaker:
             readable = []
             for row in range(start, min(start + _ROWS_AT_ONCE, spec.batch_size)):
                 try:
-                    labels[row] = self._decode(numbers[row], self._decoded[row - start])
-                    readable.append(row)
+                    if self._flip_only:
+                        view, mirror = images_VBHWC[0, row], flips(draws_VBU[0][row])
+                        labels[row] = self._decode(numbers[row], view, spec.channel_order, mirror)
+                    else:
+                        labels[row] = self._decode(numbers[row], self._decoded[row - start])
+                        readable.append(row)
                 except RecordError as fault:
                     if spec.on_error == "stop":
                         raise
@@ -213,12 +218,12 @@ class BatchMaker:
         else:
             cv2.cvtColor(recipe(image, u), cv2.COLOR_RGB2BGR, dst=out)
 
-    def _decode(self, index: int, out_HWC: np.ndarray) -> int:
-        """Decode an image into `out_HWC` (RGB) and return its label."""
+    def _decode(self, index: int, out_HWC: np.ndarray, channel_order: ChannelOrder = "RGB", mirror: bool = False) -> int:
+        """Decode an image into `out_HWC` and return its label."""
         images, image = self._image(index)
         payload, label = images.read(image)
         try:
-            decode_face_into(payload, out_HWC)
+            decode_face_into(payload, out_HWC, channel_order, mirror)
         except ValueError as fault:
             raise images.record_error(image, str(fault)) from None
         if images is self.unlabelled:

@@ -5,6 +5,7 @@ Shapes: H, W height and width; pixels are uint8 [H, W, 3]. cv2 = OpenCV.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from simplejpeg import decode_jpeg
 
 from utils.errors import UserError
 from utils.images.headers import SUFFIXES_OF, has_end, read_header
+from utils.images.ipp import without_ipp
 
 FACE_SIZE = 112  # side in pixels of an aligned face: what every encoder takes and every packed set holds
 MAX_PIXELS = 64_000_000  # 192 MB when decoded
@@ -29,6 +31,10 @@ cv2.utils.logging.setLogLevel(
 _OPENCV_FLAGS = {"RGB": cv2.IMREAD_COLOR_RGB, "BGR": cv2.IMREAD_COLOR}
 _EXIF = b"Exif\0\0"  # may hold an orientation, which OpenCV applies and libjpeg-turbo ignores
 _COLOUR_SCAN = b"\xff\xda\0\x0c\3"  # the start of a three-channel scan; Exif precedes it
+# A raw face, which needs no decoding: a BMP as OpenCV writes it, uncompressed, 24 bits per pixel, BGR, the bottom row first.
+_RAW_PIXELS_AT = 54
+RAW_BYTES = _RAW_PIXELS_AT + 3 * FACE_SIZE**2
+_RAW_HEADER = struct.pack("<2s6I2H6I", b"BM", RAW_BYTES, 0, _RAW_PIXELS_AT, 40, FACE_SIZE, FACE_SIZE, 1, 24, *(0,) * 6)
 
 
 # ------------------------------------------------------------------------------------------------ decoding
@@ -65,14 +71,24 @@ def decode_face(encoded: bytes, where: object, channel_order: ChannelOrder = "RG
         raise UserError(f"{where}: {error}") from None
 
 
-def decode_face_into(encoded: bytes, out_HW3: Image, channel_order: ChannelOrder = "RGB") -> None:
-    """Decode a JPEG or PNG of exactly H x W pixels into `out_HW3` (contiguous), as fast as possible.
+def decode_face_into(encoded: bytes, out_HW3: Image, channel_order: ChannelOrder = "RGB", mirror: bool = False) -> None:
+    """Decode a JPEG or PNG of exactly H x W pixels, or a raw face, into `out_HW3` (contiguous), as fast as possible.
 
     libjpeg-turbo writes straight into `out_HW3`, with OpenCV's settings (accurate inverse DCT, smooth chroma upsampling) and so
     with OpenCV's pixels. It skips what OpenCV might decode differently: PNG, damage, another size, an Exif orientation.
+    mirror: exchange left and right (W is a multiple of 8).
 
     Raises ValueError (what is wrong and what to do, without a place) as `decode_face` does; `out_HW3` is then undefined.
     """
+    height, width, _ = out_HW3.shape
+    if mirror:  # by reversing the bytes of each row, eight at a time; this also reverses the channels
+        image = np.empty_like(out_HW3)
+        decode_face_into(encoded, image, "BGR" if channel_order == "RGB" else "RGB")
+        out_HW3.reshape(height, -1).view("<u8")[...] = image.reshape(height, -1).view(">u8")[:, ::-1]
+        return
+    if is_raw_face(encoded) and height == width == FACE_SIZE:
+        _copy_raw_face(encoded, out_HW3, channel_order)
+        return
     if encoded.find(_EXIF, 0, encoded.find(_COLOUR_SCAN)) < 0:  # searches everything if there is no such scan
         try:
             image = decode_jpeg(encoded, channel_order, buffer=out_HW3)
@@ -81,8 +97,18 @@ def decode_face_into(encoded: bytes, out_HW3: Image, channel_order: ChannelOrder
         else:
             if image.shape == out_HW3.shape:
                 return
-    height, width, _ = out_HW3.shape
     np.copyto(out_HW3, _decode(encoded, channel_order, size=(height, width), kinds=("jpeg", "png")))
+
+
+def is_raw_face(encoded: bytes) -> bool:
+    """Whether this is a BMP of 112x112 pixels exactly as `pack convert --encoding raw` writes it."""
+    return len(encoded) == RAW_BYTES and encoded.startswith(_RAW_HEADER)
+
+
+@without_ipp
+def _copy_raw_face(encoded: bytes, out_HW3: Image, channel_order: ChannelOrder) -> None:
+    bottom_up = np.frombuffer(encoded, np.uint8, offset=_RAW_PIXELS_AT).reshape(out_HW3.shape)
+    np.copyto(out_HW3, (bottom_up if channel_order == "BGR" else cv2.cvtColor(bottom_up, cv2.COLOR_BGR2RGB))[::-1])
 
 
 def _decode(
@@ -103,7 +129,7 @@ def _decode(
     except ValueError as error:
         raise refusal(error) from None
     if header.kind not in kinds:
-        raise refusal("it is neither JPEG nor PNG")
+        raise refusal(f"it is neither JPEG nor PNG nor raw (an uncompressed BMP of {RAW_BYTES} bytes)")
     if size is not None and (header.height, header.width) != size:
         found, expected = f"{header.width}x{header.height}", f"{size[1]}x{size[0]}"
         raise ValueError(f"the image is {found}, expected {expected}; align the faces: python -m recognition.data.pack align")

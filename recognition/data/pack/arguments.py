@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recognition.data.pack.face_encoding import FITS, FaceFormat
+from recognition.data.pack.face_encoding import ENCODINGS, FITS, FaceFormat
 from utils.images import FACE_SIZE, MAX_PIXELS
 
 
@@ -31,8 +31,7 @@ def add_on_error_argument(parser: argparse.ArgumentParser) -> None:
 def add_face_format_arguments(parser: argparse.ArgumentParser, fit: bool = True) -> None:
     """The options of a `FaceFormat`. fit: images may have any shape, so `--fit` is one of them."""
     parser.add_argument("--size", type=int, default=FACE_SIZE, help="side in pixels (%(default)s)")
-    parser.add_argument("--quality", type=int, default=95, help="JPEG quality (%(default)s)")
-    parser.add_argument("--png", action="store_true", help="encode as PNG: lossless, about five times as large")
+    add_encoding_arguments(parser)
     if fit:
         parser.add_argument("--fit", choices=FITS, default=FITS[0], help="how to make an image square (%(default)s)")
     else:
@@ -47,6 +46,13 @@ def add_detector_arguments(parser: argparse.ArgumentParser, group: argparse._Act
     parser.add_argument("--min-score", type=float, default=0.6, help="lowest score of a detected face (%(default)s)")
 
 
+def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
+    help = "encode images as jpeg (default), png (lossless, about four times as large) or raw (needs no decoding, 37.7 kB each)"
+    parser.add_argument("--encoding", choices=tuple(ENCODINGS), default="jpeg", help=help)
+    parser.add_argument("--png", action="store_const", dest="encoding", const="png", help="the same as --encoding png")
+    parser.add_argument("--quality", type=int, default=95, help="JPEG quality (%(default)s)")
+
+
 def face_format_of(arguments: argparse.Namespace) -> FaceFormat:
     """The format that the options ask for. Raises UserError if one is out of range."""
-    return FaceFormat(arguments.size, arguments.quality, arguments.png, arguments.fit, arguments.max_pixels)
+    return FaceFormat(arguments.size, arguments.quality, arguments.encoding, arguments.fit, arguments.max_pixels)

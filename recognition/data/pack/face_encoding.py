@@ -1,4 +1,4 @@
-"""Encodes images of any kind as packed faces: square, of one size, JPEG or PNG."""
+"""Encodes images of any kind as packed faces: square, of one size, as JPEG, PNG or raw pixels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError, warn
-from utils.images import FACE_SIZE, MAX_PIXELS, Image, decode_image, read_header, read_image_file
+from utils.images import (
+    FACE_SIZE,
+    MAX_PIXELS,
+    SUFFIXES_OF,
+    Image,
+    decode_image,
+    is_raw_face,
+    read_header,
+    read_image_file,
+)
 
+ENCODINGS = {"jpeg": "jpeg", "png": "png", "raw": "bmp"}  # name -> kind of image, as in `ImageHeader.kind`
 FITS = ("crop", "pad", "stretch")
 
 
@@ -19,13 +29,14 @@ FITS = ("crop", "pad", "stretch")
 class FaceFormat:
     """The format of packed faces. Raises UserError for a value out of range.
 
-    size: side in pixels. quality: JPEG quality, 1-100. png: PNG instead of JPEG. fit: how to make an image square: "crop" its
-    centre, "pad" it with black, or "stretch" it. max_pixels: larger images are refused before they are decoded.
+    size: side in pixels. quality: JPEG quality, 1-100. encoding: a key of `ENCODINGS`; "raw" is an uncompressed BMP. fit: how to
+    make an image square: "crop" its centre, "pad" it with black, or "stretch" it. max_pixels: larger images are refused before
+    they are decoded.
     """
 
     size: int = FACE_SIZE
     quality: int = 95
-    png: bool = False
+    encoding: str = "jpeg"
     fit: str = "crop"
     max_pixels: int = MAX_PIXELS
 
@@ -37,20 +48,25 @@ class FaceFormat:
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels {self.max_pixels}: must be at least 1")
         assert self.fit in FITS, self.fit
+        assert self.encoding in ENCODINGS, self.encoding
 
     @property
     def kind(self) -> str:
         """The kind of image, as in `ImageHeader.kind`."""
-        return "png" if self.png else "jpeg"
+        return ENCODINGS[self.encoding]
 
     @property
     def suffix(self) -> str:
-        return ".png" if self.png else ".jpg"
+        return SUFFIXES_OF[self.kind][0]
+
+    def holds(self, encoded: bytes) -> bool:
+        """Whether an image has this encoding. Most BMPs are not raw faces."""
+        return is_raw_face(encoded) if self.encoding == "raw" else read_header(encoded).kind == self.kind
 
 
 def encode(image: Image, face_format: FaceFormat) -> bytes:
-    """Encode `image` (BGR) as JPEG or PNG."""
-    options = [] if face_format.png else [cv2.IMWRITE_JPEG_QUALITY, face_format.quality]
+    """Encode `image` (BGR)."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, face_format.quality] if face_format.encoding == "jpeg" else []
     done, encoded = cv2.imencode(face_format.suffix, image, options)
     assert done, f"OpenCV could not encode an image of shape {image.shape}"
     return encoded.tobytes()
@@ -85,7 +101,7 @@ def encode_file(path: Path, face_format: FaceFormat) -> tuple[bytes, str]:
     data = read_image_file(path)
     image = decode_image(data, path, "BGR", face_format.max_pixels)  # even if `data` is kept: finds damage before training does
     header, size = read_header(data), face_format.size
-    if header.kind == face_format.kind and image.shape[:2] == (size, size) == (header.height, header.width):
+    if face_format.holds(data) and image.shape[:2] == (size, size) == (header.height, header.width):
         return data, ""
     height, width = image.shape[:2]
     odd_size = "" if (height, width) in ((FACE_SIZE, FACE_SIZE), (size, size)) else f"{width}x{height}"

@@ -27,7 +27,7 @@ from recognition.data.parallel import add_workers_argument, chunks, in_order, sh
 from recognition.data.records.index import scan_file
 from recognition.data.records.reader import RecordReader
 from utils.errors import UserError, warn
-from utils.images import decode_image
+from utils.images import FACE_SIZE, decode_face_into, decode_image
 
 HELP = "check a packed data set completely"
 CHUNK = 256
@@ -125,10 +125,18 @@ def _check_image(faces: FaceDataset, image: int) -> Finding:
     except UserError as error:
         return UNREADABLE, -1, 0, 0, 0, str(error)
     digest = int.from_bytes(blake2b(payload, digest_size=8).digest(), "little")
+    where = faces.where(image)
     try:
-        height, width = decode_image(payload, faces.where(image)).shape[:2]
+        decode_face_into(payload, np.empty((FACE_SIZE, FACE_SIZE, 3), np.uint8))  # as training does
+        return OK, label, digest, FACE_SIZE, FACE_SIZE, ""
+    except ValueError as error:
+        problem = f"{where}: {error}"
+    try:
+        height, width = decode_image(payload, where).shape[:2]
     except UserError as error:
         return UNDECODABLE, label, digest, 0, 0, str(error)
+    if height == width == FACE_SIZE:
+        return UNDECODABLE, label, digest, 0, 0, problem
     return OK, label, digest, height, width, ""
 
 

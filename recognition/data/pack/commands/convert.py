@@ -1,0 +1,73 @@
+"""Packed data set -> the same images, labels and order in another encoding.
+
+    python -m recognition.data.pack convert packed/ raw/ --encoding raw
+    python -m recognition.data.pack convert raw/ packed/ --encoding jpeg
+
+`raw` stores pixels that need no decoding: 37.7 kB per face, for machines whose GPUs wait for JPEGs. The images are uncompressed
+BMPs, which MXNet and OpenCV read like any other. docs/DATA.md tells when to choose which encoding. Images that have the encoding
+already are copied byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import numpy as np
+
+from recognition.data.dataset import FaceDataset
+from recognition.data.pack.arguments import (
+    add_encoding_arguments,
+    add_out_folder_argument,
+    add_packed_set_argument,
+    add_shards_argument,
+)
+from recognition.data.pack.face_encoding import FaceFormat, encode
+from recognition.data.pack.output import new_folder
+from recognition.data.pack.rewrite import Rewritten, Selection, Source, read_records, write_selection
+from recognition.data.parallel import add_workers_argument, shared_object
+from utils.images import RAW_BYTES, decode_face
+
+HELP = "packed data set -> another encoding (JPEG, PNG, raw)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_packed_set_argument(parser)
+    add_out_folder_argument(parser)
+    add_encoding_arguments(parser)
+    add_shards_argument(parser)
+    add_workers_argument(parser)
+
+
+def encoded_records(face_format: FaceFormat, part: Selection) -> Rewritten:
+    """Runs in a worker: the records with their images in the new encoding. Every image is decoded, so damage is noticed."""
+    records = read_records(part)
+    for row, (label, payload, id2) in enumerate(records):
+        image = decode_face(payload, shared_object()[0].where(int(part.image[row])), "BGR")
+        if not face_format.holds(payload):
+            records[row] = (label, encode(image, face_format), id2)
+    return records
+
+
+def run(arguments: argparse.Namespace) -> None:
+    face_format = FaceFormat(quality=arguments.quality, encoding=arguments.encoding)
+    with new_folder(arguments.out) as folder:
+        source = Source.open(arguments.source)
+        labels, count = source.faces.labels(), len(source.faces)
+        everything = Selection(np.zeros(count, np.int64), np.arange(count), labels)
+        write_selection(
+            folder,
+            [source],
+            everything,
+            source.names,
+            workers=arguments.workers,
+            shards=arguments.shards,
+            grouped=bool(np.isin(np.diff(labels, prepend=-1), (0, 1)).all()),
+            title="encoding",
+            work=partial(encoded_records, face_format),
+        )
+    before, after = (sum(shard.size for shard in FaceDataset(path).shards) / 1e9 for path in (arguments.source, arguments.out))
+    print(f"{arguments.out}: {count} images as {arguments.encoding}, {after:,.2f} GB instead of {before:,.2f} GB")
+    if arguments.encoding == "raw":
+        disk = f"{RAW_BYTES / 1e3:.0f} MB per 1,000 images"
+        print(f"raw images load faster if {after:,.2f} GB fit into memory or the disk reads {disk}; from slower disks, JPEGs do")
