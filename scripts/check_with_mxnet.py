@@ -54,14 +54,14 @@ def labels():
 
 
 def flat():
-    """PNGs without metadata records, for ImageRecordIter."""
+    """PNGs and raw images without metadata records, for ImageRecordIter."""
     import cv2
     import numpy as np
 
     noise = np.random.default_rng(5)
     for key in range(24):
-        _, png = cv2.imencode(".png", noise.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
-        yield key, key % 3, png.tobytes()
+        _, image = cv2.imencode((".png", ".bmp")[key % 2], noise.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        yield key, key % 3, image.tobytes()
 
 
 def write(folder):
@@ -77,17 +77,17 @@ def write(folder):
                 several = isinstance(label, list)
                 record = dict(key=key, label=label if several else [label], flag=len(label) if several else 0)
                 expected[name].append(dict(record, id=key, id2=key % 2, payload=content.hex()))
-    for record, (_, _, png) in zip(expected["flat.rec"], flat()):  # noqa: B905
-        record["pixels"] = hashlib.sha256(planes(png)).hexdigest()
+    for record, (_, _, image) in zip(expected["flat.rec"], flat()):  # noqa: B905
+        record["pixels"] = hashlib.sha256(planes(image)).hexdigest()
     (folder / "expected.json").write_text(json.dumps(expected))
     print(f"wrote {len(expected)} files with {sum(len(records) for records in expected.values())} records to {folder}")
 
 
-def planes(png):
+def planes(image):
     """The pixels as ImageRecordIter returns them: RGB, one plane per colour."""
     from utils.images import decode_image
 
-    return decode_image(png, "flat.rec").transpose(2, 0, 1).tobytes()
+    return decode_image(image, "flat.rec").transpose(2, 0, 1).tobytes()
 
 
 def read(folder):

@@ -64,6 +64,22 @@ def test_lanczos_enlarges_within_one_level():
         assert np.abs(found.astype(int) - expected).max() <= 1
 
 
+def test_pixels_do_not_depend_on_ipp_where_it_is_switched_off():
+    before = cv2.ipp.useIPP()
+    for seed, side in enumerate((11, 20, 34, 56, 100)):
+        image, noise = _face(seed), np.random.default_rng(seed).integers(0, 256, (112, 112, 3)).astype(np.uint8)
+        for large in (image, noise):
+            small = cv2.resize(large, (side, side))
+            for function, arguments in (
+                (augment._lanczos, (large, (side, side))),
+                (augment._lanczos, (small, (112, 112))),
+                (augment.jpeg, (small, 75)),
+                (augment.rotation, (large, [side / 112], 45.0)),
+            ):
+                assert np.array_equal(function(*arguments), function.__wrapped__(*arguments)), (function, side)
+    assert cv2.ipp.useIPP() == before
+
+
 @pytest.mark.parametrize("quality", [30, 75, 95])
 def test_jpeg_equals_pillows(quality):
     image = _face(3)

@@ -19,7 +19,16 @@ from recognition.encoders.card import EncoderCard
 from tests.pack_tools import encoded, jpeg_claiming, picture, png_claiming
 from tests.shared_files import FACES, ROOT, needs_faces
 from utils.errors import UserError
-from utils.images import FACE_SIZE, ImageHeader, decode_face_into, decode_image, has_end, read_header
+from utils.images import (
+    FACE_SIZE,
+    RAW_BYTES,
+    ImageHeader,
+    decode_face_into,
+    decode_image,
+    has_end,
+    is_raw_face,
+    read_header,
+)
 
 QUALITIES = (5, 30, 50, 75, 90, 95, 100)
 
@@ -122,11 +131,39 @@ def test_a_flipped_bit_is_refused_or_decoded_as_by_opencv():
     assert 10 < refused < 500
 
 
+def _raw(**changes: int) -> bytes:
+    """A raw face, with some bytes of its header changed: b18 is byte 18."""
+    payload = bytearray(encoded(_picture(4), ".bmp"))
+    for place, value in changes.items():
+        payload[int(place[1:])] = value
+    return bytes(payload)
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_raw_faces_and_mirrored_ones(order):
+    image = _picture(4)
+    raw, jpeg = _raw(), encoded(image)
+    assert is_raw_face(raw) and not is_raw_face(jpeg) and len(raw) == RAW_BYTES == 54 + 112 * 112 * 3
+    assert np.array_equal(_decoded(raw, "BGR"), image)  # as cv2.imencode got it
+    for payload in (raw, jpeg, encoded(image, ".png")):
+        flag = cv2.IMREAD_COLOR_RGB if order == "RGB" else cv2.IMREAD_COLOR
+        assert np.array_equal(_decoded(payload, order), _reference(payload, flag))
+        out = np.empty((112, 112, 3), np.uint8)
+        decode_face_into(payload, out, order, mirror=True)
+        assert np.array_equal(out, _decoded(payload, order)[:, ::-1])
+
+
 REFUSED = [
+    (_raw()[:-1], "37685 bytes.*nor raw.*37686 bytes"),
+    (_raw() + b"0", "37687 bytes.*nor raw"),
+    (_raw(b10=58), "nor raw"),  # where the pixels begin
+    (_raw(b18=100), "nor raw"),  # width
+    (_raw(b28=32), "nor raw"),  # bits per pixel
+    (_raw(b30=1), "nor raw"),  # compression
     (b"", "it is empty"),
     (b"hello" + bytes(40), "it is not a JPEG, PNG"),
     (b"GIF89a" + bytes(40), "its GIF header has no image at byte 13"),
-    (cv2.imencode(".bmp", np.zeros((112, 112, 3), np.uint8))[1].tobytes(), "neither JPEG nor PNG"),
+    (cv2.imencode(".bmp", np.zeros((112, 112), np.uint8))[1].tobytes(), "neither JPEG nor PNG"),
     (cv2.imencode(".jpg", np.zeros((111, 112, 3), np.uint8))[1].tobytes(), "is 112x111, expected 112x112; align"),
     (cv2.imencode(".png", np.zeros((50, 50, 3), np.uint8))[1].tobytes(), "is 50x50, expected 112x112; align"),
     (jpeg_claiming(224, 56), "is 224x56, expected 112x112"),  # the same number of pixels
@@ -139,7 +176,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("payload", "problem"), REFUSED, ids=[problem for _, problem in REFUSED])
+@pytest.mark.parametrize(("payload", "problem"), REFUSED)
 def test_errors_say_what_is_wrong(payload, problem):
     with pytest.raises(ValueError, match=problem):
         _decoded(payload)

@@ -20,6 +20,7 @@ from recognition.data.batch import Batch, BatchMaker, BatchSpec
 from recognition.data.loader import Loader
 from recognition.data.prefetch import Prefetcher
 from recognition.data.readahead import Readahead
+from tests.pack_tools import pack
 from utils.config import from_base
 from utils.errors import UserError
 
@@ -109,6 +110,14 @@ def test_bgr_is_rgb_with_channels_reversed(faces, augmentation):
     rgb, bgr = (_epoch(faces, 0, augmentation=augmentation, channel_order=order) for order in ("RGB", "BGR"))
     for (left, *_), (right, *_) in zip(rgb, bgr, strict=True):
         assert np.array_equal(left, right[..., ::-1]) and not np.array_equal(left, right)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"augmentation": "none", "views": 1}, {"views": 1, "augmentation": "none", "channel_order": "BGR"}]
+)
+def test_raw_images_make_the_same_batches(faces, tmp_path, changes):
+    pack("convert", faces, tmp_path / "raw", "--encoding", "raw", "--shards", 2)
+    assert _same(_epoch(faces, 0, **changes), _epoch(tmp_path / "raw", 0, **changes))
 
 
 def test_one_view_is_the_augmented_one(faces):

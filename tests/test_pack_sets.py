@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,12 +20,15 @@ from eval.protocols.tinyface import find_tinyface
 from eval.verification import load_bin
 from recognition.data import FaceDataset, RecordReader, RecordWriter
 from recognition.data.augment import AUGMENTATIONS, UNIFORMS
+from recognition.data.batch import BatchMaker, BatchSpec
 from recognition.data.pack.benchmark_rows import DIFFERENT, SAME
 from recognition.data.pack.commands.verify import verify
+from recognition.data.records.format import RecordError
 from tests.pack_tools import encoded, make_people, pack, picture, read_files, write_files
 from tests.shared_files import FACES, ROOT, needs_faces
+from utils.config import from_base
 from utils.errors import UserError
-from utils.images import decode_image
+from utils.images import decode_image, is_raw_face
 from utils.randomness import uniforms
 
 PEOPLE = {"ann": 3, "bob": 1, "cy": 5, "deb d'Été, jr": 2}
@@ -216,6 +220,52 @@ def test_verify_finds_each_fault(tmp_path: Path, people: tuple[Path, dict[str, b
         pack("verify", packed)
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_convert_changes_nothing_but_the_encoding(tmp_path: Path, people: object, shards: int, capsys) -> None:
+    pack("folder", tmp_path / "photos", tmp_path / "jpeg", "--shards", shards)
+    pack("convert", tmp_path / "jpeg", tmp_path / "raw", "--encoding", "raw", "--shards", shards)
+    assert "11 images as raw, 0.00 GB instead of 0.00 GB\nraw images load faster if" in capsys.readouterr().out
+    pack("convert", tmp_path / "raw", tmp_path / "png", "--encoding", "png", "--shards", shards)
+    pack("convert", tmp_path / "jpeg", tmp_path / "same", "--shards", shards)
+    assert _content(tmp_path / "same") == _content(tmp_path / "jpeg")  # copied byte for byte
+    decoded = [
+        [(label, decode_image(payload, "")) for label, payload in _content(tmp_path / name)] for name in ("jpeg", "raw", "png")
+    ]
+    for (label, jpeg), *others in zip(*decoded, strict=True):
+        assert all(other == label and np.array_equal(image, jpeg) for other, image in others)
+    assert all(is_raw_face(payload) for _, payload in _content(tmp_path / "raw"))
+    assert _faults(tmp_path / "raw") == _faults(tmp_path / "png") == set()
+    for name in ("property", "classes.csv", "images.csv"):
+        assert (tmp_path / "raw" / name).read_bytes() == (tmp_path / "jpeg" / name).read_bytes()
+    pack("unpack", tmp_path / "raw", tmp_path / "back")
+    assert {f"{path.relative_to(tmp_path / 'photos')}.bmp" for path in (tmp_path / "photos").rglob("*.jpg")} == set(
+        read_files(tmp_path / "back")
+    )
+    pack("folder", tmp_path / "back", tmp_path / "again", "--encoding", "raw", "--shards", shards)
+    assert _content(tmp_path / "again") == _content(tmp_path / "raw")
+
+
+def test_raw_records_of_the_wrong_length(tmp_path: Path) -> None:
+    raw = encoded(picture(1), ".bmp")
+    with RecordWriter(tmp_path / "x.rec") as writer:
+        for key, payload in enumerate((raw, raw[:-4], raw + bytes(4), encoded(picture(2)))):
+            writer.write(key, key % 2, payload)
+    place = r"x\.rec: key 1, byte offset 37720: the image \(37682 bytes\) cannot be decoded: it is neither.*37686 bytes"
+    settings = {"batch_size": 4, "num_classes": 2, "views": 1, "queue": "none", "shuffle": "none"}
+    for augmentation in ("none", "qgface"):
+        images = np.empty((1, 4, 112, 112, 3), np.uint8)
+        spec = BatchSpec.of(from_base(augmentation=augmentation, **settings))
+        with pytest.raises(RecordError, match=place):
+            BatchMaker(FaceDataset(tmp_path), spec).fill(0, 0, images)
+        batch = BatchMaker(FaceDataset(tmp_path), replace(spec, on_error="skip")).fill(0, 0, images)
+        assert batch.labels_B.tolist() == [0, -1, -1, 1] and [fault.key for fault in batch.skipped] == [1, 2]
+        assert (images[0, 1:3] == 128).all()
+    report = verify(tmp_path / "x.rec", 1)
+    assert ("images that cannot be decoded", "2", True) in report.rows
+    for message, key, length in zip(report.messages, (1, 2), (37682, 37690), strict=False):
+        assert re.search(rf"x\.rec: key {key}, byte offset \d+: the image \({length} bytes\) cannot be decoded", message)
+
+
 def test_verify_counts_gaps_and_duplicates(tmp_path: Path) -> None:
     images = [encoded(picture(k)) for k in range(3)]
     with RecordWriter(tmp_path / "x.rec") as writer:
@@ -351,8 +401,10 @@ def test_mxnet_reads_packed_sets(tmp_path: Path) -> None:
     make_people(tmp_path / "photos", PEOPLE)
     pack("folder", tmp_path / "photos", tmp_path / "whole")
     pack("folder", tmp_path / "photos", tmp_path / "small", "--size", 16, "--png", "--shards", 2)
+    pack("convert", tmp_path / "whole", tmp_path / "raw", "--encoding", "raw")
     expected = {}
-    for source, name in (("whole/train", "whole"), ("small/shard_00000", "part"), ("small/shard_00001", "flat")):
+    sources = ("whole/train", "whole"), ("raw/train", "raw"), ("small/shard_00000", "part"), ("small/shard_00001", "flat")
+    for source, name in sources:
         for suffix in (".rec", ".idx"):
             (tmp_path / f"{name}{suffix}").write_bytes((tmp_path / f"{source}{suffix}").read_bytes())
         reader = RecordReader(tmp_path / f"{name}.rec")
