@@ -41,11 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def encoded_records(face_format: FaceFormat, part: Selection) -> Rewritten:
     """Runs in a worker: the records with their images in the new encoding. Every image is decoded, so damage is noticed."""
+    faces: FaceDataset = shared_object()[0]
     records = read_records(part)
-    for row, (label, payload, id2) in enumerate(records):
-        image = decode_face(payload, shared_object()[0].where(int(part.image[row])), "BGR")
-        if not face_format.holds(payload):
-            records[row] = (label, encode(image, face_format), id2)
+    for row, (label, _, id2) in enumerate(records):
+        number = int(part.image[row])
+        payload = faces.read(number)[0]
+        image = decode_face(payload, faces.where(number), "BGR")
+        records[row] = (label, payload if face_format.holds(payload) else encode(image, face_format), id2)
     return records
 
 
@@ -66,8 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
             title="encoding",
             work=partial(encoded_records, face_format),
         )
-    before, after = (sum(shard.size for shard in FaceDataset(path).shards) / 1e9 for path in (arguments.source, arguments.out))
-    print(f"{arguments.out}: {count} images as {arguments.encoding}, {after:,.2f} GB instead of {before:,.2f} GB")
+    gigabytes = sum(shard.size for shard in FaceDataset(arguments.out).shards) / 1e9
+    print(f"{arguments.out}: {count} images as {arguments.encoding}, {gigabytes:,.2f} GB")
     if arguments.encoding == "raw":
         disk = f"{RAW_BYTES / 1e3:.0f} MB per 1,000 images"
-        print(f"raw images load faster if {after:,.2f} GB fit into memory or the disk reads {disk}; from slower disks, JPEGs do")
+        print(f"raw images load faster if they fit into memory or the disk reads {disk}; from slower disks, JPEGs do")
