@@ -43,6 +43,7 @@ class IjbSize:
 
 IJBB = IjbSize(227_630, 1_845, 12_115, 10_270, 8_000_000)
 IJBC = IjbSize(469_375, 3_531, 23_124, 19_557, 15_638_932)
+ALL_PAIRS = 20_000  # images
 TINYFACE_PROBES, TINYFACE_MATCHES, TINYFACE_GALLERY = 3_728, 4_443, 157_871
 
 # -------------------------------------------------------------------------------------------------- synthetic releases
@@ -134,10 +135,22 @@ def measure_tinyface(folder: Path) -> dict[str, float]:
     return timed(lambda: print(search_metrics(search(probes, probe_ids, gallery, gallery_ids), (1, 5, 20))))
 
 
+def measure_all_pairs(folder: Path) -> dict[str, float]:
+    from eval.protocols.all_pairs import count_pairs
+
+    generator = np.random.default_rng(0)
+    images = ALL_PAIRS // int((folder / "divisor").read_text())
+    labels = generator.integers(0, images // 20, images)
+    rows = generator.standard_normal((images // 20, DIM), np.float32)[labels]
+    rows += 1.5 * generator.standard_normal(rows.shape, np.float32)
+    return timed(lambda: print(count_pairs(rows, labels, np.linalg.norm(rows, axis=1), "synthetic").metrics()))
+
+
 MEASURES: dict[str, Callable[[Path], dict[str, float]]] = {
     "ijb": measure_ijb,
     "ten_fold": measure_ten_fold,
     "tinyface": measure_tinyface,
+    "all_pairs": measure_all_pairs,
 }
 
 
@@ -195,6 +208,16 @@ def main() -> int:
         (f"IJB-C 1:1{share}", "ijb", lambda folder: write_ijb(folder, IJBC.part(part)), 12.0 / part, None),
         (f"TinyFace{share}", "tinyface", lambda folder: _write(folder / "divisor", part), 20.0 / part, None),
     ]
+    half = 2 if arguments.quick else 1  # of the images: a quarter of the pairs
+    plan.append(
+        (
+            f"all pairs of {ALL_PAIRS // half:,} images",
+            "all_pairs",
+            lambda folder: _write(folder / "divisor", half),
+            60 / part,
+            1.0,
+        )
+    )
     if not arguments.quick:
         plan.insert(2, ("IJB-B 1:1, any two templates", "ijb", lambda folder: write_ijb(folder, IJBB, True), 5.0, 1.5))
     results, held = {}, True

@@ -51,11 +51,25 @@ def roc_curve(scores: np.ndarray, issame: np.ndarray) -> Roc:
     place = len(last_of_tie) - 1 - np.searchsorted(ordered[last_of_tie][::-1], np.sort(scores[issame]))
     true_accepts = np.cumsum(np.bincount(place, minlength=len(last_of_tie)))  # int64: counts are exact
     false_accepts = last_of_tie + 1 - true_accepts
-    corners = _corners(true_accepts, false_accepts)
+    return _curve(ordered[last_of_tie], true_accepts, false_accepts, _corners(true_accepts, false_accepts))
+
+
+def roc_of_counts(scores: np.ndarray, same: np.ndarray, different: np.ndarray) -> Roc:
+    """The ROC of counted pairs: int64 [K] same and different pairs with each of the ascending `scores` [K].
+
+    Every score that occurs is a point of the curve. There must be pairs of both kinds.
+    """
+    seen = np.flatnonzero(same + different)[::-1]
+    return _curve(scores[seen], np.cumsum(same[seen]), np.cumsum(different[seen]), np.ones(len(seen), bool))
+
+
+def _curve(scores: np.ndarray, true_accepts: np.ndarray, false_accepts: np.ndarray, kept: np.ndarray) -> Roc:
+    """The curve of accepted pairs at each of the descending scores, with the points of the mask `kept`."""
+    same, different = int(true_accepts[-1]), int(false_accepts[-1])
     return Roc(
-        far=np.append(0.0, false_accepts[corners] / different),
-        tar=np.append(0.0, true_accepts[corners] / same),
-        thresholds=np.append(np.inf, ordered[last_of_tie][corners].astype(np.float64)),
+        far=np.append(0.0, false_accepts[kept] / different),
+        tar=np.append(0.0, true_accepts[kept] / same),
+        thresholds=np.append(np.inf, scores[kept].astype(np.float64)),
         same_pairs=same,
         different_pairs=different,
         auc=_area(true_accepts, false_accepts) / (2 * same * different),

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from eval.operating import operating_metrics, points_of
 from eval.roc import Roc, roc_curve
 from eval.safe_pickle import PackedArray, load_plain
 from utils.errors import UserError
@@ -95,15 +97,21 @@ class TenFold:
         """The cosine above which two faces count as the same person, from the folds' median threshold d = 2 - 2 cos."""
         return 1 - float(np.median(self.thresholds)) / 2
 
-    def metrics(self) -> dict[str, float]:
-        """The figures for tables and result files."""
+    def metrics(self) -> dict[str, Any]:
+        """The figures for tables and result files. Thresholds are cosines; what the pairs cannot measure is None."""
+        accepted = self.distances < np.median(self.thresholds)
         return {
             "accuracy": self.accuracy,
             "std": self.std,
             "tar@far=1e-3": self.roc.tar_at_far(1e-3),
             "auc": self.auc,
             "similarity_threshold": self.similarity_threshold,
+            "fmr@similarity_threshold": float(accepted[~self.issame].mean()),
+            "fnmr@similarity_threshold": 1 - float(accepted[self.issame].mean()),
             "pairs": len(self.issame),
+            "same_pairs": self.roc.same_pairs,
+            "different_pairs": self.roc.different_pairs,
+            **operating_metrics(points_of(self.roc, cosine_of)),
         }
 
 
@@ -129,6 +137,11 @@ def ten_fold(embeddings: np.ndarray, issame: np.ndarray) -> TenFold:
         distances=distances,
         issame=issame,
     )
+
+
+def cosine_of(negative_distance: float) -> float:
+    """The cosine of two unit vectors from a score of `TenFold.roc`, their negative squared distance: d = 2 - 2 cos."""
+    return 1 + float(negative_distance) / 2
 
 
 def judge_set(name: str, embeddings: np.ndarray, issame: np.ndarray) -> TenFold:

@@ -9,7 +9,7 @@ import torch
 from eval.embedding import check_bins, verify_bins
 from eval.present.plots import draw_roc
 from eval.present.style import save_figure
-from eval.present.tables import verification_table, write_results
+from eval.present.tables import operating_table, verification_table, write_results
 from eval.roc import Roc
 from eval.verification import TenFold
 from recognition import build, signals
@@ -173,7 +173,7 @@ class Trainer:
             write_results(self.output / "results.json", results)
             if results:
                 pictures = save_figure(draw_roc(self._curves), self.output / "plots" / "roc")
-                self.progress.say(str(verification_table(results)))
+                self.progress.say(f"{verification_table(results)}\n{operating_table(results)}")
                 self.progress.say(f"plots: {', '.join(map(str, pictures))}")
             self.progress.say(f"results: {self.output / 'results.json'}")
         dist.barrier()

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import backbones
-from eval.commands.compare import DEFAULT_THRESHOLD, threshold_of_run
+from eval.commands.compare import DEFAULT_THRESHOLD
 from eval.verification import ten_fold
 from recognition.data.pack.landmarks import align_image
 from recognition.encoders.card import EncoderCard, QualityScale
 from recognition.encoders.export import export_encoder
+from recognition.encoders.thresholds import thresholds_of_run
 from tests.commands import run as run_command
 from tests.eval_commands import run_eval
 from tests.pack_tools import LANDMARKS_IN_CELL, write_detector
@@ -106,14 +107,18 @@ def test_the_threshold_comes_from_the_runs_verification(tmp_path):
     assert ((similarity > cosine) == issame).mean() > 0.98  # it separates what the folds separate
     run = tmp_path / "run"
     (run / "checkpoints/step-1").mkdir(parents=True)
-    assert threshold_of_run(run)[0] == DEFAULT_THRESHOLD
+    assert thresholds_of_run(run) == ()
     (run / "results.json").write_text(json.dumps({"x": result.metrics(), "y": {"similarity_threshold": 0.1}, "z": {"auc": 1}}))
     for path in (run, run / "checkpoints/step-1"):
-        threshold, source = threshold_of_run(path)
-        assert threshold == pytest.approx((cosine + 0.1) / 2) and "mean of x, y" in source
+        first, *_ = thresholds_of_run(path)
+        assert first.cosine == pytest.approx((cosine + 0.1) / 2) and (first.name, first.sets, first.fmr) == (
+            "balanced",
+            "x, y",
+            None,
+        )
     (run / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results\.json: cannot be read"):
-        threshold_of_run(run)
+        thresholds_of_run(run)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from eval.commands.compare import threshold_of_run
 from eval.embedding import check_bins, embed_images, embed_items, verify_bins
 from eval.present.plots import draw_roc
 from eval.present.style import save_figure
@@ -25,6 +24,7 @@ from eval.present.tables import read_results, verification_table, write_results
 from eval.roc import roc_curve
 from eval.verification import load_bin, pair_distances, ten_fold
 from recognition.build import verification_sets
+from recognition.encoders.thresholds import thresholds_of_run
 from tests.eval_commands import run_eval
 from tests.shared_files import FACES, GOLDEN, needs_faces, needs_golden
 from utils.config import from_base
@@ -495,7 +495,7 @@ def test_results_that_are_no_figures_are_refused_where_they_are_read(tmp_path, t
     with pytest.raises(UserError, match=r"results\.json: "):
         read_results(tmp_path / "results.json")
     with pytest.raises(UserError, match=r"results\.json: "):
-        threshold_of_run(tmp_path)
+        thresholds_of_run(tmp_path)
 
 
 def png(side: int = 112) -> bytes:

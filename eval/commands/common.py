@@ -199,8 +199,13 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = True
     )
 
 
-def add_checkpoint_argument(parser: argparse.ArgumentParser, required: bool = True, described: str = _ENCODERS) -> None:
-    parser.add_argument("--checkpoint", required=required, metavar="RUN", help=described)
+def add_checkpoint_argument(
+    parser: argparse.ArgumentParser, required: bool = True, described: str = _ENCODERS, positional: bool = False
+) -> None:
+    if positional:
+        parser.add_argument("checkpoint", metavar="RUN", help=described)
+    else:
+        parser.add_argument("--checkpoint", required=required, metavar="RUN", help=described)
     parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="for files that do not state it; default: by family")
     parser.add_argument("--network", help="backbone of released weights that cannot be identified; a name of backbones/")
     parser.add_argument("--mean", type=float, help="input of an .onnx from elsewhere: (pixel - MEAN) / STD; default 127.5 …")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from eval.commands.common import (
     open_encoder,
     photo_reader,
 )
-from eval.present.tables import NOT_MEASURED, Table, read_results
+from eval.operating import rate_label
+from eval.present.tables import NOT_MEASURED, Table
 from recognition.data.pack.arguments import add_detector_arguments
+from recognition.encoders.thresholds import BALANCED, Threshold, thresholds_of_run
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError
@@ -35,19 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     add_precision_argument(parser)
     parser.add_argument(
-        "--threshold", type=float, help=f"cosine; default: from the run's verification results, else {DEFAULT_THRESHOLD}"
+        "--threshold", type=float, help=f"cosine; default: the run's or the exported file's, else {DEFAULT_THRESHOLD}"
     )
+    parser.add_argument("--fmr", type=float, help="use the encoder's threshold for this false match rate, such as 1e-3")
     add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace, world: World) -> None:
-    threshold, origin = arguments.threshold, "--threshold"
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise UserError(f"--threshold {threshold}: must be a cosine, from -1 to 1")
-    if threshold is None:
-        threshold, origin = threshold_of_run(Path(arguments.checkpoint))
+    if arguments.threshold is not None and not -1 <= arguments.threshold <= 1:
+        raise UserError(f"--threshold {arguments.threshold}: must be a cosine, from -1 to 1")
+    known = thresholds_of_run(Path(arguments.checkpoint)) if arguments.threshold is None else ()
     images = torch.from_numpy(np.stack([*map(photo_reader(arguments), map(Path, arguments.images))]))
     encoder = open_encoder(arguments, world)
+    if arguments.threshold is not None:
+        threshold = Threshold("--threshold", arguments.threshold, None, None, "")
+    else:
+        threshold = choose_threshold(known or encoder.card.thresholds, arguments.fmr, encoder.label)
     plain = encoder.embed(images)
     if not plain.isfinite().all():
         raise UserError(f"{encoder.label}: the features are not finite; check the checkpoint")
@@ -58,7 +64,10 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         raise UserError(f"{encoder.label}: the features are not finite; check the checkpoint")
     scale = encoder.card.quality
     quality = None if scale is None else scale.u(norms)
-    figures = {"similarity": similarity, "threshold": threshold, "same": float(similarity > threshold)}
+    same = similarity >= threshold.cosine
+    figures = {"similarity": similarity, "threshold": threshold.cosine, "same": float(same)}
+    if threshold.fmr is not None and threshold.fnmr is not None:
+        figures |= {"fmr": threshold.fmr, "fnmr": threshold.fnmr}
     rows = []
     for index, (letter, path) in enumerate(zip("ab", arguments.images, strict=True)):
         figures[f"norm_{letter}"] = float(norms[index])
@@ -72,8 +81,11 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
     def show() -> None:
         print(Table(["image", "norm", "quality u", "verdict"], rows))
-        verdict = "same person" if similarity > threshold else "different people"
-        print(f"cosine similarity {similarity:.4f}: {verdict} (threshold {threshold:.4f}, {origin})")
+        verdict = "same person" if same else "different people"
+        origin = f"{threshold.name}, of {threshold.sets}" if threshold.sets else threshold.name
+        print(f"cosine similarity {similarity:.4f}: {verdict} (threshold {threshold.cosine:.4f}, {origin})")
+        if threshold.rates:
+            print(f"error rates at this threshold on {threshold.sets}: {threshold.rates}")
 
     dist.on_first_rank(show)
     written = Figures(arguments)
@@ -81,17 +93,14 @@ def run(arguments: argparse.Namespace, world: World) -> None:
     written.finish()
 
 
-def threshold_of_run(run: Path) -> tuple[float, str]:
-    """Cosine threshold and its origin: the mean over the verification sets in the run's results.json, else the default."""
-    for folder in (run, *run.parents[:2]):  # a checkpoint is RUN/checkpoints/step-…
-        path = folder / "results.json"
-        if not path.is_file():
-            continue
-        try:
-            key, results = "similarity_threshold", read_results(path)
-        except UserError as fault:
-            raise UserError(f"{fault}; or give --threshold") from fault
-        found = {name: metrics[key] for name, metrics in results.items() if key in metrics}
-        if found:
-            return float(np.mean(list(found.values()))), f"mean of {', '.join(found)} in {path}"
-    return DEFAULT_THRESHOLD, "the default: the checkpoint has no results.json with thresholds"
+def choose_threshold(known: Sequence[Threshold], fmr: float | None, label: str) -> Threshold:
+    """The threshold for an FMR, or the first of an encoder's thresholds, or the default. UserError if the FMR has none."""
+    if fmr is None:
+        return known[0] if known else Threshold("the default: the encoder has none of its own", DEFAULT_THRESHOLD, None, None, "")
+    for each in known:
+        if each.fmr is not None and each.name != BALANCED and rate_label(each.fmr) == rate_label(fmr):
+            return each
+    listed = ", ".join(each.name for each in known) or "none"
+    raise UserError(
+        f"{label}: has no threshold for FMR {rate_label(fmr)} (it has: {listed}); measure it with `eval threshold --deploy`"
+    )

@@ -21,9 +21,10 @@ from eval.commands.common import (
     save_plots,
 )
 from eval.embedding import check_images
+from eval.operating import rate_label
 from eval.present import paper
-from eval.present.plots import draw_cmc, draw_roc
-from eval.present.tables import rate_table
+from eval.present.plots import draw_cmc, draw_det, draw_roc
+from eval.present.tables import operating_table, rate_table
 from eval.protocols.bootstrap import Intervals, as_metrics, rank_interval, tar_interval
 from eval.protocols.identification import Search
 from eval.protocols.ijb import (
@@ -36,7 +37,6 @@ from eval.protocols.ijb import (
     check_protocol,
     identify,
     pool_templates,
-    power_of_ten,
     tar_name,
     verification_metrics,
     verify_templates,
@@ -216,10 +216,11 @@ def _print_tables(
     published: list[tuple[str, paper.Row]],
 ) -> None:
     if one_to_one:
-        columns = {power_of_ten(far): tar_name(far) for far in FARS}
+        columns = {rate_label(far): tar_name(far) for far in FARS}
         print(rate_table(f"{target} TAR@FAR (%)", columns, rows, published, {"1e-4": paper.IJBB}, intervals))
         if published:
             print(paper.IJBB_CAVEAT)
+        print(operating_table(rows))
     if one_to_many:
         for prefix, title, rates in (("", "1:N", "tpir@fpir"), ("pooled_", "1:N pooled (ijb_1n)", "tpr@far")):
             columns = {f"rank {rank}": f"{prefix}rank{rank}" for rank in RANKS}
@@ -231,6 +232,7 @@ def _save_plots(folder: Path, target: str, curves: dict[str, Roc], searches: dic
     figures = {}
     if curves:
         figures[f"roc_{target.lower()}"] = draw_roc(curves, f"{target} 1:1", far=1e-4)
+        figures[f"det_{target.lower()}"] = draw_det(curves, f"{target} 1:1, DET")
     if searches:
         galleries = {
             f"{name}, gallery {number}": each for name, found in searches.items() for number, each in enumerate(found, 1)

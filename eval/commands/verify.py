@@ -1,4 +1,4 @@
-"""`python -m eval verify`: pairs of photographs, ten folds."""
+"""`python -m eval verify`: pairs of photographs, in ten folds, or every pair of a labelled set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from eval.commands.common import (
     Figures,
@@ -23,8 +24,9 @@ from eval.commands.common import (
     save_plots,
 )
 from eval.embedding import check_bins
-from eval.present.plots import draw_roc
-from eval.present.tables import verification_table
+from eval.present.plots import draw_det, draw_roc
+from eval.present.tables import NOT_MEASURED, Table, operating_table, verification_table
+from eval.protocols.all_pairs import GROUPS, PERCENTILES, AllPairs, check_labels, count_pairs
 from eval.protocols.bootstrap import Intervals, accuracy_interval, as_metrics, tar_interval
 from eval.verification import TenFold, judge_set
 from recognition.checkpoints import store
@@ -36,7 +38,7 @@ from recognition.encoders.load import LoadedEncoder
 from utils import dist
 from utils.dist import World
 from utils.errors import UserError, warn
-from utils.images import decode_image
+from utils.images import decode_face, decode_image
 
 NAME = "verify"
 HELP = "verification on .bin sets (LFW, CFP-FP, AgeDB …): ten-fold accuracy, TAR, AUC, ROC"
@@ -47,8 +49,19 @@ _QUICK = 20_000  # training images that are decoded in a few seconds
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
-    parser.add_argument("--bins", nargs="+", required=True, metavar="FILE", help="verification sets, such as lfw.bin cfp_fp.bin")
+    add_set_arguments(parser)
     add_overlap_arguments(parser)
+
+
+def add_set_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that name pairs of photographs: --bins or --all-pairs."""
+    sets = parser.add_mutually_exclusive_group(required=True)
+    sets.add_argument("--bins", nargs="+", metavar="FILE", help="verification sets, such as lfw.bin cfp_fp.bin")
+    sets.add_argument(
+        "--all-pairs",
+        metavar="SET",
+        help="every pair of a labelled set: .rec, a folder with one subfolder per identity, or a list",
+    )
 
 
 def add_overlap_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +76,10 @@ def add_overlap_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, world: World) -> None:
     encoder, figures = open_encoder(arguments, world), Figures(arguments)
-    evaluate(arguments, encoder, prepare(arguments.bins), figures)
+    if arguments.all_pairs:
+        _evaluate_all_pairs(arguments, encoder, figures)
+    else:
+        evaluate(arguments, encoder, prepare(arguments.bins), figures)
     figures.finish()
 
 
@@ -113,8 +129,10 @@ def evaluate_sets(
         if outcomes:  # also those before a failure
             finished = {name: figures.results[name] for name in outcomes if name in figures.results}
             print(verification_table(finished, intervals, published=not arguments.no_paper))
+            print(operating_table(finished))
     if outcomes and (folder := plot_folder(arguments)):
-        save_plots(folder, {f"roc_{plot}": draw_roc({name: found.roc for name, found in outcomes.items()}, far=_FAR)})
+        curves = {name: found.roc for name, found in outcomes.items()}
+        save_plots(folder, {f"roc_{plot}": draw_roc(curves, far=_FAR), f"det_{plot}": draw_det(curves)})
 
 
 # -------------------------------------------------------------------------------------------------- overlap with the training set
@@ -180,3 +198,63 @@ def _training_set(arguments: argparse.Namespace, encoder: LoadedEncoder) -> Face
         if arguments.overlap or arguments.training_set:
             raise
         return None
+
+
+# -------------------------------------------------------------------------------------------------- every pair
+
+
+def labelled_set(path: str) -> tuple[ImageSet, np.ndarray]:
+    """The images of a labelled set, and their labels, int64 [N].
+
+    Raises UserError if they cannot be read, or there are no pairs of both kinds.
+    """
+    if path.endswith(".bin"):
+        raise UserError(f"{path}: a .bin has pairs, but no identities; --all-pairs needs a labelled set")
+    data = open_faces(path)
+    check_labels(data.labels(), path)
+
+    def load(index: int) -> np.ndarray:
+        return decode_face(data.read(index)[0], data.where(index))
+
+    return ImageSet(f"{Path(path).resolve().stem}_pairs", len(data), load, [path]), data.labels()
+
+
+def embed_with_norms(arguments: argparse.Namespace, encoder: LoadedEncoder, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """f(x) + f(mirrored x), float32 [N, D], and the norms of f(x), float32 [N]; on rank 0, perhaps empty on the others."""
+    rows = embed(encoder, images, arguments.batch_size, _side_by_side, arguments.cache)
+    plain, mirrored = np.split(rows, 2, axis=1)
+    return plain + mirrored, np.linalg.norm(plain, axis=1)
+
+
+def _side_by_side(plain: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    return torch.cat([plain, mirrored], dim=1)
+
+
+def _evaluate_all_pairs(arguments: argparse.Namespace, encoder: LoadedEncoder, figures: Figures) -> None:
+    images, labels = labelled_set(arguments.all_pairs)
+    _Overlap(arguments, encoder).warn(images)
+    features, norms = embed_with_norms(arguments, encoder, images)
+    name = images.name.removesuffix("_pairs")
+
+    def judge() -> Results:
+        found = count_pairs(features, labels, norms, name)
+        results = {f"{name} {group}".rstrip(): metrics for group, metrics in found.metrics().items()}
+        print(f"{name}: {len(labels):,} images, {found.roc.same_pairs:,} same and {found.roc.different_pairs:,} different pairs")
+        print(operating_table({name: results[name]}))
+        print(_group_table(found))
+        if folder := plot_folder(arguments):
+            curves = {name: found.roc}
+            save_plots(folder, {"roc_all_pairs": draw_roc(curves, far=_FAR), "det_all_pairs": draw_det(curves)})
+        return results
+
+    figures.add(dist.on_first_rank(judge))
+
+
+def _group_table(found: AllPairs) -> Table:
+    """Percentiles of the similarity of different people, by the quality of the worse image."""
+    rows = []
+    for group, heading in ((None, "all"), *enumerate(f"{name} norm" for name in GROUPS)):
+        shown = [found.percentile(percent, group) for percent in PERCENTILES]
+        cells = [NOT_MEASURED if score is None else f"{score:.4f}" for score in shown]
+        rows.append([heading, f"{found.different_GK[slice(None) if group is None else group].sum():,}", *cells])
+    return Table(["worse image", "different pairs", *(f"{percent:g} % below" for percent in PERCENTILES)], rows)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from eval.operating import LEAST_FALSE_MATCHES, rate_label
 from eval.present.style import INK, PAPER, add_legend, colour_of, decorate, new_figure, style_of
+from eval.protocols.edc import DiscardCurve
 from eval.protocols.identification import Search
 from eval.protocols.scface import DISTANCES, METRES
 from eval.roc import Roc
@@ -23,6 +26,7 @@ _DOTTED = (0, (2, 3))
 _MOST_POINTS = 2000  # per curve: more cannot be seen, and would make a large SVG
 _FEW_POINTS = 12  # per curve: each gets a marker
 _MOST_RANKS = 50
+_MOST_FMR = 0.5  # right end of DET plots
 
 
 def draw_roc(curves: Mapping[str, Roc], title: str = "Verification ROC", far: float = 1e-3) -> Figure:
@@ -58,6 +62,58 @@ def _visible_points(curve: Roc, left: float) -> tuple[np.ndarray, np.ndarray]:
         kept = np.unique(np.append(np.searchsorted(far, wanted, side="right").clip(1) - 1, len(far) - 1))
         far, tar = far[kept], tar[kept]
     return np.append(left, far), np.append(at_left, tar)
+
+
+def draw_det(curves: Mapping[str, Roc], title: str = "Detection error trade-off (DET)") -> Figure:
+    """FNMR over FMR, name -> curve, on normal-deviate axes, on which normally distributed scores yield straight lines.
+
+    The part of a curve at which fewer than ten false matches are expected is dotted.
+    """
+    ticks = np.array([1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 0.99])
+    figure, axes = new_figure(title, "false match rate", "false non-match rate")
+    labels = [rate_label(tick) if tick < 1e-3 else f"{100 * tick:g} %" for tick in ticks]
+    axes.set_xticks(_deviate(ticks), labels=labels)
+    axes.set_yticks(_deviate(ticks), labels=labels)
+    left = 1 / (2 * max(curve.different_pairs for curve in curves.values()))
+    seen = []
+    for index, (name, curve) in enumerate(curves.items()):
+        far, tar = _visible_points(curve, left)
+        bound = 1 / (2 * curve.same_pairs)  # FNMR 0 and 1 are infinitely far away
+        x, y = _deviate(far.clip(max=1 - left)), _deviate((1 - tar).clip(bound, 1 - bound))
+        seen.append(y[far < _MOST_FMR])
+        known = far >= LEAST_FALSE_MATCHES / curve.different_pairs
+        for shown, line, label in ((slice(None), "dotted", None), (known, "solid", name)):
+            axes.plot(
+                x[shown], y[shown], drawstyle="steps-post", linewidth=1.6, color=colour_of(index), linestyle=line, label=label
+            )
+    axes.set_xlim(*_deviate(np.array([left, _MOST_FMR])))
+    axes.set_ylim(np.concatenate(seen).min() - 0.1, np.concatenate(seen).max() + 0.1)
+    add_legend(axes, title="dotted: fewer than 10 false matches", title_fontsize=8.5, alignment="left")
+    return figure
+
+
+def _deviate(rates: np.ndarray) -> np.ndarray:
+    """The quantiles of the standard normal distribution."""
+    return torch.special.ndtri(torch.from_numpy(rates)).numpy()
+
+
+def draw_discard(curves: Mapping[str, DiscardCurve], title: str, limit: float = 0.5) -> Figure:
+    """Error-versus-discard curves, name -> curve; the first and the last, oracle and random order, are grey."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = new_figure(title, "discarded images, the worst first", "false non-match rate of the remaining pairs")
+    for index, (name, curve) in enumerate(curves.items()):
+        style = style_of(index - 1)
+        if index in (0, len(curves) - 1):
+            style = {"color": INK, "linestyle": "dotted" if index else "dashed"}
+        x, y = np.append(curve.discarded, 1.0), np.append(curve.fnmr, curve.fnmr[-1])
+        axes.plot(x, y, drawstyle="steps-post", linewidth=1.6, label=name, **style)
+    axes.set_xlim(0, limit)
+    axes.set_ylim(0, 1.4 * max(curve.fnmr[0] for curve in curves.values()) or 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    add_legend(axes, ncols=3, loc="upper right")
+    return figure
 
 
 def draw_cmc(searches: Mapping[str, Search], title: str) -> Figure:

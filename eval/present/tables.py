@@ -7,16 +7,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prettytable import PrettyTable
 
+from eval.operating import FMRS, LEAST_FALSE_MATCHES, rate_label
 from eval.present import paper
 from utils.errors import UserError
 from utils.files import write_file
 
 NOT_MEASURED = "–"
 Interval = tuple[float, float]
-Metrics = Mapping[str, float]
+Metrics = Mapping[str, Any]  # float; None for an operating point that the pairs cannot measure
 
 _SUMMARY_COLUMNS = {
     paper.SC1: ("scface_d1", "rank1"),
@@ -35,13 +37,14 @@ class Table:
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     below: Sequence[Sequence[str]] = field(default_factory=list)
+    note: str = ""  # printed after the table
 
     def __str__(self) -> str:
         table = PrettyTable(self.headings, align="r")
         table.align[self.headings[0]] = "l"
         for number, cells in enumerate([*self.rows, *self.below], 1):
             table.add_row(list(cells), divider=bool(self.below) and number == len(self.rows))
-        return table.get_string()
+        return table.get_string() + (f"\n{self.note}" if self.note else "")
 
 
 def percent(rate: float | None, interval: Interval | None = None) -> str:
@@ -91,6 +94,24 @@ def verification_table(
     return Table(["set", "accuracy ± std (%)", "TAR@FAR=1e-3 (%)", "AUC (%)", "pairs"], rows, below)
 
 
+def operating_table(results: Mapping[str, Metrics]) -> Table:
+    """Thresholds and FNMR (with 95 % intervals) by FMR, name -> `operating_metrics`; after them, what is not measurable."""
+    rows = []
+    for name, metrics in results.items():
+        for fmr in FMRS:
+            label = rate_label(fmr)
+            fnmr, low, high = (metrics.get(f"fnmr@fmr={label}{bound}") for bound in ("", " low", " high"))
+            if fnmr is None:
+                rows.append([name, f"≤ {label}", "not measurable", *[NOT_MEASURED] * 2])
+                break
+            threshold = metrics.get(f"threshold@fmr={label}")
+            shown = NOT_MEASURED if threshold is None else f"{threshold:.4f}"
+            rows.append([name, label, shown, percent(fnmr), f"{percent(low)} to {percent(high)}"])
+    lacking = any(NOT_MEASURED in row for row in rows)
+    note = f"Not measurable: FMR x needs {LEAST_FALSE_MATCHES}/x pairs of different people, for ten expected false matches."
+    return Table(["set", "FMR", "threshold (cosine)", "FNMR (%)", "95 % interval"], rows, note=note if lacking else "")
+
+
 def summary_table(label: str, results: Mapping[str, Metrics], with_paper: bool = True) -> Table:
     """One row for this encoder over all sets, then the rows of the paper's table I, and of table II if a set is only there.
 
@@ -131,7 +152,7 @@ def write_results(path: str | Path, results: Mapping, label: str = "") -> None:
     """Write `results` as JSON, whole or not at all.
 
     label: names the file in the UserError that is raised if it cannot be written (default: `path`).
-    Raises UserError if a figure is not finite.
+    Raises UserError if a figure is not finite, or None although it does not belong to an operating point.
     """
     _refuse_not_finite(results, label or str(path))
     text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -139,7 +160,7 @@ def write_results(path: str | Path, results: Mapping, label: str = "") -> None:
 
 
 def read_results(path: Path) -> dict[str, dict[str, float]]:
-    """Read what `write_results` wrote: set -> metric -> value.
+    """Read what `write_results` wrote: set -> metric -> value, without the figures that could not be measured.
 
     Raises UserError if the file is unreadable, contains something else, or a figure is not finite.
     """
@@ -148,17 +169,22 @@ def read_results(path: Path) -> dict[str, dict[str, float]]:
     except (OSError, ValueError, RecursionError) as fault:
         raise UserError(f"{path}: cannot be read ({fault}); restore it, or evaluate again") from fault
     sets = list(results.values()) if isinstance(results, dict) else [None]
-    if not all(isinstance(metrics, dict) and all(isinstance(v, (int, float)) for v in metrics.values()) for metrics in sets):
+    if not all(isinstance(metrics, dict) and all(_is_figure(*each) for each in metrics.items()) for metrics in sets):
         raise UserError(f"{path}: not a results file (set -> metric -> value); move it away, or evaluate again")
     _refuse_not_finite(results, str(path))
-    return results
+    return {name: {key: value for key, value in metrics.items() if value is not None} for name, metrics in results.items()}
 
 
 def _refuse_not_finite(results: Mapping[str, Metrics], where: str) -> None:
     """Raise UserError, beginning with `where`, if a figure is NaN or infinite."""
     for name, metrics in results.items():
         for metric, value in metrics.items():
-            if not math.isfinite(value):
+            if not (_is_figure(metric, value) and math.isfinite(value or 0)):
                 raise UserError(
                     f"{where}: {metric} of {name} is {value}, not a finite number; check the encoder and evaluate again"
                 )
+
+
+def _is_figure(metric: str, value: object) -> bool:
+    """Whether a value is a number, or null for an operating point that the pairs cannot measure."""
+    return isinstance(value, (int, float)) or (value is None and ("@fmr=" in metric or metric.startswith("impostor_p")))

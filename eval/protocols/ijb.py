@@ -14,11 +14,12 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
+from eval.operating import operating_metrics, points_of, rate_label
 from eval.protocols.identification import Search, pooled_metrics, require_one_mate, search, search_metrics
 from eval.protocols.ijb_files import FeatureRows, Images, Meta, Pairs, TemplateSubjects
 from eval.roc import Roc, roc_curve
@@ -255,20 +256,16 @@ def verify_templates(templates: Templates, pairs: Pairs) -> Roc:
         raise UserError(f"{pairs.path}: {error}") from error
 
 
-def power_of_ten(far: float) -> str:
-    """For example 1e-4, rather than 1e-04."""
-    return f"{far:.0e}".replace("e-0", "e-")
-
-
 def tar_name(far: float) -> str:
     """The metric's name, for example tar@far=1e-4."""
-    return f"tar@far={power_of_ten(far)}"
+    return f"tar@far={rate_label(far)}"
 
 
-def verification_metrics(roc: Roc) -> dict[str, float]:
-    """TAR at each FAR of `FARS`, the area under the curve, and the numbers of pairs."""
+def verification_metrics(roc: Roc) -> dict[str, Any]:
+    """TAR at each FAR of `FARS`, the area under the curve, the numbers of pairs, and operating points."""
     rates = {tar_name(far): roc.tar_at_far(far) for far in FARS}
-    return {**rates, "auc": roc.auc, "same_pairs": roc.same_pairs, "different_pairs": roc.different_pairs}
+    counts = {"auc": roc.auc, "same_pairs": roc.same_pairs, "different_pairs": roc.different_pairs}
+    return {**rates, **counts, **operating_metrics(points_of(roc))}
 
 
 # -------------------------------------------------------------------------------------------------- one to many

@@ -12,12 +12,13 @@ from eval.present.plots import (
     Curve,
     GradientMap,
     draw_curves,
+    draw_det,
     draw_gradient_scale,
     draw_histograms,
     draw_roc,
     draw_similarities,
 )
-from eval.present.tables import NOT_MEASURED, Table, summary_table, verification_table
+from eval.present.tables import NOT_MEASURED, Table, operating_table, summary_table, verification_table
 from eval.protocols.scface import DISTANCES, METRES
 from eval.report import page
 from eval.report.read import Measured, Run
@@ -115,13 +116,16 @@ def roc(found: Measured) -> str:
     if not found.folds:
         note = found.notes.get("roc", "None of the run's verification sets was found; --data-root names a folder with .bin sets.")
         return page.section("roc", "ROC", page.paragraph(note))
-    drawn = [page.chart(draw_roc({name: fold.roc for name, fold in found.folds.items()}), "ROC")]
+    curves = {name: fold.roc for name, fold in found.folds.items()}
+    drawn = [page.chart(draw_roc(curves), "ROC"), page.chart(draw_det(curves), "DET", "error rates on normal-deviate axes")]
     for name, fold in found.folds.items():
         similarity = 1 - fold.distances / 2
         kinds = {"same person": similarity[fold.issame], "different people": similarity[~fold.issame]}
         mark = (fold.similarity_threshold, "threshold")
         drawn.append(page.chart(draw_histograms(kinds, "cosine similarity", density=True, mark=mark), f"Similarities, {name}"))
-    return page.section("roc", "ROC and similarities", page.figures(*drawn))
+    thresholds = operating_table({name: fold.metrics() for name, fold in found.folds.items()})
+    parts = [page.figures(*drawn), page.heading("Thresholds"), page.table(thresholds), page.paragraph(thresholds.note)]
+    return page.section("roc", "ROC, thresholds and similarities", *parts)
 
 
 def by_distance(found: Measured) -> str:

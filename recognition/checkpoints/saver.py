@@ -107,12 +107,12 @@ class Saver:
             self._writer.finish()
 
     def _is_better(self, step: int, results: Mapping[str, Mapping[str, float]]) -> bool:
-        """Whether a verification is the best so far, which is then recorded. NaN never is."""
+        """Whether a verification is the best so far, which is then recorded. NaN and None never are."""
         if not self.config.keep_best:
             return False
         name, metric = self.config.keep_best.split("/")
         value = results.get(name, {}).get(metric, math.nan)
-        if math.isnan(value) or (self.best_step >= 0 and not value > self.best_value):
+        if value is None or math.isnan(value) or (self.best_step >= 0 and not value > self.best_value):
             return False
         self.best_step, self.best_value = step, value
         return True

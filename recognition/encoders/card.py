@@ -6,6 +6,7 @@ Exported files carry it as text under these names (safetensors' metadata, ONNX's
     quality_mean quality_std quality_concentration quality_threshold    (if the run has them)
     network_options    (JSON, if the network has any)
     map_norm    ("1" if features have the norm of the last feature map)
+    thresholds    (JSON, the default first: name, cosine, fmr, fnmr, sets; if a run has measured them)
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 
 import backbones
 from losses.quality import QualityStatistics
+from recognition.encoders import thresholds
+from recognition.encoders.thresholds import Threshold
 from utils.errors import UserError
 from utils.images import FACE_SIZE, ChannelOrder
 
@@ -75,6 +78,7 @@ class EncoderCard:
     quality: QualityScale | None = None
     map_norm: bool = False
     network_options: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: tuple[Threshold, ...] = ()
 
     @property
     def input(self) -> str:
@@ -96,6 +100,8 @@ class EncoderCard:
             plain["map_norm"] = "1"
         if self.network_options:
             plain["network_options"] = json.dumps(self.network_options)
+        if self.thresholds:
+            plain["thresholds"] = thresholds.to_text(self.thresholds)
         if self.quality is not None:
             numbers = (self.quality.mean, self.quality.std, self.quality.concentration)
             plain |= {name: repr(value) for name, value in zip(_QUALITY, numbers, strict=True)}
@@ -124,6 +130,7 @@ class EncoderCard:
                 _quality(metadata),
                 _switch(metadata, "map_norm"),
                 _options(metadata),
+                thresholds.from_text(metadata.get("thresholds", "[]")),
             )
         except KeyError as fault:
             raise UserError(f"{where}: its metadata has no {fault}; export the encoder again") from fault

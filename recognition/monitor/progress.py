@@ -101,7 +101,7 @@ class Progress:
         )
         self._record(step, "train", values)
 
-    def verification(self, step: int, results: dict[str, dict[str, float]]) -> None:
+    def verification(self, step: int, results: Mapping[str, Mapping[str, float | None]]) -> None:
         """Record verification figures: set -> metric -> value."""
         if not self.active:
             return
@@ -138,13 +138,15 @@ class Progress:
             with self._writing():
                 self._write_line(step, what)
 
-    def _record(self, step: int, group: str, values: dict[str, float]) -> None:
+    def _record(self, step: int, group: str, values: Mapping[str, float | None]) -> None:
         flat = values if group == "train" else {f"{group}/{key}": value for key, value in values.items()}
-        finite = {key: value if math.isfinite(value) else None for key, value in flat.items()}  # JSON has no NaN
+        # JSON has no NaN.
+        finite = {key: value if value is not None and math.isfinite(value) else None for key, value in flat.items()}
         with self._writing():
             self._write_line(step, finite)
             for key, value in values.items():
-                self._board.add_scalar(f"{group}/{key}", value, step)
+                if value is not None:
+                    self._board.add_scalar(f"{group}/{key}", value, step)
 
     def _write_line(self, step: int, values: Mapping[str, object]) -> None:
         self._lines.write(json.dumps({"step": step, "time": timestamp(), **values}) + "\n")

@@ -1,0 +1,116 @@
+"""Decision thresholds of an encoder and their error rates: measured by a run's verification, kept in exported files.
+
+The score is the cosine of f(x) + f(mirrored x); two faces count as one person if it is at least the threshold. The squared
+Euclidean distance of the normalised sums is d = 2 - 2 cos.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from eval.operating import FMRS, rate_label
+from eval.present.tables import read_results, write_results
+from utils.errors import UserError
+
+BALANCED, DEPLOYED = "balanced", "deployed"
+_FILE = "threshold.json"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """name: "deployed" (chosen by `eval threshold --deploy`), "balanced" (the best accuracy) or such as "fmr=1e-3".
+
+    cosine: the threshold. fmr, fnmr: its error rates, of a named FMR the target; None if unknown. sets: where they were measured.
+    """
+
+    name: str
+    cosine: float
+    fmr: float | None
+    fnmr: float | None
+    sets: str
+
+    def __post_init__(self) -> None:
+        if not (-1 <= self.cosine <= 1 and all(rate is None or 0 <= rate <= 1 for rate in (self.fmr, self.fnmr))):
+            raise ValueError(f"threshold {self.name!r}: not a cosine and two rates: {self.cosine}, {self.fmr}, {self.fnmr}")
+
+    @property
+    def rates(self) -> str:
+        """For people, such as "FMR 0.1 %, FNMR 12.34 %"; "" if unknown."""
+        if self.fmr is None or self.fnmr is None:
+            return ""
+        return f"FMR {100 * self.fmr:.4g} %, FNMR {100 * self.fnmr:.2f} %"
+
+
+def thresholds_of_run(path: Path) -> tuple[Threshold, ...]:
+    """The thresholds of a run, the default first, from its results.json and the file of `deploy`; () without either.
+
+    path: the run's folder or one of its checkpoints. Raises UserError if a file is damaged.
+    """
+    for run in (path, *path.parents[:2]):  # a checkpoint is RUN/checkpoints/step-…
+        found = [*_deployed(run / _FILE), *_measured(run / "results.json")]
+        if found:
+            return tuple(found)
+    return ()
+
+
+def deploy(run: Path, cosine: float, fmr: float, fnmr: float, sets: str) -> Path:
+    """Make a threshold the default of a run; return the file that was written."""
+    write_results(run / _FILE, {sets: {"threshold": cosine, "fmr": fmr, "fnmr": fnmr}})
+    return run / _FILE
+
+
+def _deployed(path: Path) -> list[Threshold]:
+    if not path.is_file():
+        return []
+    try:
+        return [
+            Threshold(DEPLOYED, figures["threshold"], figures["fmr"], figures["fnmr"], sets)
+            for sets, figures in read_results(path).items()
+        ]
+    except (KeyError, ValueError) as fault:
+        raise UserError(f"{path}: not a threshold ({fault}); run `eval threshold --deploy` again") from fault
+
+
+def _measured(path: Path) -> list[Threshold]:
+    if not path.is_file():
+        return []
+    results = read_results(path)
+    found = _balanced({name: metrics for name, metrics in results.items() if "similarity_threshold" in metrics})
+    for fmr in FMRS:
+        label = rate_label(fmr)
+        cosines = {name: metrics[key] for name, metrics in results.items() if (key := f"threshold@fmr={label}") in metrics}
+        if cosines:  # the highest holds the FMR on every set
+            name = max(cosines, key=cosines.__getitem__)
+            found.append(Threshold(f"fmr={label}", cosines[name], fmr, results[name].get(f"fnmr@fmr={label}"), name))
+    return found
+
+
+def _balanced(results: Mapping[str, Mapping[str, float]]) -> list[Threshold]:
+    """The mean of the sets' thresholds, and the means of their error rates, each at its own threshold."""
+    if not results:
+        return []
+
+    def mean(key: str) -> float:
+        return math.fsum(metrics[key] for metrics in results.values()) / len(results)
+
+    key = "similarity_threshold"
+    known = all(f"fmr@{key}" in metrics and f"fnmr@{key}" in metrics for metrics in results.values())
+    fmr, fnmr = (mean(f"fmr@{key}"), mean(f"fnmr@{key}")) if known else (None, None)
+    return [Threshold(BALANCED, mean(key), fmr, fnmr, ", ".join(results))]
+
+
+def to_text(thresholds: Sequence[Threshold]) -> str:
+    """JSON for a file's metadata; floats keep every bit."""
+    return json.dumps([asdict(each) for each in thresholds])
+
+
+def from_text(text: str) -> tuple[Threshold, ...]:
+    """What `to_text` wrote. Raises ValueError if it is anything else."""
+    try:
+        return tuple(Threshold(**entry) for entry in json.loads(text))
+    except (TypeError, RecursionError) as fault:
+        raise ValueError(f"thresholds: {fault}") from fault
