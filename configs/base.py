@@ -146,6 +146,9 @@ config.seed = 2048  # of all random numbers
 # --- output ---------------------------------------------------------------------------------------------------------
 config.output = ""  # run folder; "": runs/NAME, where NAME is that of the configuration file
 config.hooks = ()  # code that watches the run: ("my.module:Hook",); see docs/EXTENDING.md
+# Where figures go besides metrics.jsonl: "tensorboard" (the run folder), "wandb", "mlflow" (if the package is installed).
+config.trackers = ("tensorboard",)
+config.tracker_options = {}  # such as {"wandb": {"project": "faces"}}: for wandb.init and mlflow.set_experiment
 config.val_targets = ()  # verification sets: names of .bin files in val_dir, or paths
 config.val_dir = ""  # "": the folder of rec
 config.val_batch_size = 128  # images per rank per batch in verification

@@ -29,6 +29,7 @@ from recognition.monitor.hooks import Hooks
 from recognition.monitor.overview import overview
 from recognition.monitor.progress import Progress, verification_history
 from recognition.monitor.skipped import DamagedRecords, SkippedSteps
+from recognition.monitor.trackers import TENSORBOARD, build_trackers
 from recognition.monitor.verification_time import VerificationTime
 from recognition.schedule import Schedule
 from recognition.step import ALL_DAMAGED, StepResult
@@ -85,8 +86,9 @@ class Trainer:
         # The step, and what watches it.
         self.train_step = build.build_train_step(config, world, self.state, self._handle_outcome)
         self.first_step = self.step_number
-        self.progress = Progress(self.output, world.is_first, self.total_steps, self.step_number)
-        self.hooks = Hooks(config.hooks, world.is_first)
+        has_board = TENSORBOARD in config.trackers
+        self.progress = Progress(self.output, world.is_first, self.total_steps, self.step_number, has_board)
+        self.hooks = Hooks(config.hooks, world.is_first, build_trackers(config))
         self.diagnostics = Diagnostics(config, self.train_step, self.progress, self.steps_per_epoch, self.step_number)
         self.signals = signals.StopSignals(verbose=world.is_first)
         self.contrasted = torch.zeros((), device=world.device)  # sum over the steps of the share of pairs

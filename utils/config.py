@@ -127,6 +127,8 @@ class Config:
     # output
     output: str
     hooks: tuple[str, ...]
+    trackers: tuple[str, ...]
+    tracker_options: dict[str, dict[str, Any]]
     val_targets: tuple[str, ...]
     val_dir: str
     val_batch_size: PositiveInt

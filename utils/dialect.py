@@ -165,7 +165,18 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-_TRACKER = _ignored("figures go to metrics.jsonl and TensorBoard")
+def _using_wandb(key: str, values: Mapping[str, Any]) -> _Result:
+    """The tracker, with the options that arcface_torch passes to `wandb.init`."""
+    if not values[key]:
+        return {}, "figures go to metrics.jsonl and TensorBoard"
+    options = {ours: values[theirs] for theirs, ours in _WANDB.items() if values.get(theirs)}
+    settings: dict[str, Any] = {"trackers": ("tensorboard", "wandb")}
+    if options:
+        settings["tracker_options"] = {"wandb": options}
+    return settings, "log in with `wandb login`, or set WANDB_API_KEY"
+
+
+_WANDB = {"wandb_entity": "entity", "wandb_project": "project", "notes": "notes"}  # -> arguments of wandb.init
 
 _RULES: dict[str, _Rule] = {
     "margin_list": _margin_list,
@@ -195,8 +206,13 @@ _RULES: dict[str, _Rule] = {
     "save_all_states": _ignored("every checkpoint holds all states"),
     "dali": _ignored("not needed"),
     "dali_aug": _dali_aug,
-    **dict.fromkeys(("using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all", "wandb_resume"), _TRACKER),
-    **dict.fromkeys(("suffix_run_name", "save_artifacts", "notes"), _TRACKER),
+    "using_wandb": _using_wandb,
+    **dict.fromkeys(_WANDB, _ignored("used if using_wandb is set")),
+    "wandb_key": _ignored("secrets are not read from files: log in with `wandb login`, or set WANDB_API_KEY"),
+    "wandb_log_all": _ignored("the first rank records"),
+    "wandb_resume": _ignored("a run that is resumed continues in the same place"),
+    "suffix_run_name": _ignored("the run has the name of its folder"),
+    "save_artifacts": _ignored("checkpoints stay in the run folder"),
     **dict.fromkeys(("total_batch_size", "total_step", "warmup_step"), _ignored("computed from the data")),
 }
 KEYS = _RULES.keys()

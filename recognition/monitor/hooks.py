@@ -13,7 +13,7 @@ A hook that raises an error is named in one warning and not called again; the ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils import plugins
@@ -23,11 +23,13 @@ POINTS = ("start", "step", "verification", "checkpoint", "end")
 
 
 class Hooks:
-    """The hooks of a run; none on the other ranks. Raises UserError if one cannot be imported or built, or has none of the
-    methods."""
+    """The hooks of a run; none on the other ranks. trackers: further hooks, by name (trackers.py).
 
-    def __init__(self, names: Sequence[str], is_first: bool):
-        self._hooks = {name: _build(name) for name in names}
+    Raises UserError if one cannot be imported or built, or has none of the methods.
+    """
+
+    def __init__(self, names: Sequence[str], is_first: bool, trackers: Mapping[str, Any] | None = None):
+        self._hooks = {f"hook {name}": _build(name) for name in names} | dict(trackers or {})
         if not is_first:
             self._hooks = {}
 
@@ -38,7 +40,7 @@ class Hooks:
                 if method := getattr(hook, point, None):
                     method(*values)
             except Exception as fault:  # noqa: BLE001 - whatever the hook raises
-                warn(f"hook {name}: {point} raised {type(fault).__name__}: {fault}; it is not called again")
+                warn(f"{name}: {point} raised {type(fault).__name__}: {fault}; it is not called again")
                 del self._hooks[name]
 
 

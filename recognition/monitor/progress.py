@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,29 +22,38 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class _NoBoard:
+    """Takes what TensorBoard would record."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+
 class Progress:
     """A context; its files are open while it is entered. If it is not `active` (ranks other than 0), it does nothing.
 
-    first_step: where the run starts; what was recorded about later steps is dropped.
+    first_step: where the run starts; what was recorded about later steps is dropped. board: write TensorBoard's files.
     """
 
-    def __init__(self, output: Path, active: bool, total_steps: int, first_step: int):
+    def __init__(self, output: Path, active: bool, total_steps: int, first_step: int, board: bool = True):
         self.output, self.active, self.total_steps = output, active, total_steps
-        self._last_step = first_step
+        self._last_step, self._has_board = first_step, board
 
     def __enter__(self) -> Progress:
         self._last_time = time.perf_counter()
         if not self.active:
             return self
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and other ranks do not need it
-
         path = self.output / "metrics.jsonl"
         _drop_after(path, self._last_step)
         try:
             self._lines = open(path, "a", buffering=1)
         except OSError as error:
             raise cannot_write(path, error, "set output= to a writable folder") from error
-        self._board = SummaryWriter(str(self.output / "tensorboard"), purge_step=self._last_step)
+        self._board: Any = _NoBoard()
+        if self._has_board:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and other ranks do not need it
+
+            self._board = SummaryWriter(str(self.output / "tensorboard"), purge_step=self._last_step)
         return self
 
     def __exit__(self, *_: object) -> None:
