@@ -208,7 +208,7 @@ _RULES: dict[str, _Rule] = {
     "dali_aug": _dali_aug,
     "using_wandb": _using_wandb,
     **dict.fromkeys(_WANDB, _ignored("used if using_wandb is set")),
-    "wandb_key": _ignored("secrets are not read from files: log in with `wandb login`, or set WANDB_API_KEY"),
+    "wandb_key": _ignored("not read from files: log in with `wandb login`, or set WANDB_API_KEY"),
     "wandb_log_all": _ignored("the first rank records"),
     "wandb_resume": _ignored("a run that is resumed continues in the same place"),
     "suffix_run_name": _ignored("the run has the name of its folder"),

@@ -40,7 +40,8 @@ class Hooks:
                 if method := getattr(hook, point, None):
                     method(*values)
             except Exception as fault:  # noqa: BLE001 - whatever the hook raises
-                warn(f"{name}: {point} raised {type(fault).__name__}: {fault}; it is not called again")
+                message = " ".join(str(fault).split())
+                warn(f"{name}: {point} raised {type(fault).__name__}: {message}; it is not called again")
                 del self._hooks[name]
 
 
