@@ -208,7 +208,7 @@ def test_threshold_command_and_compare(alone, tmp_path, capsys):
     run_eval(cells, "compare", *photos, "--checkpoint", run, "--json", out)
     shown, compared = capsys.readouterr().out, json.loads(out.read_text())["compare"]
     assert compared["threshold"] == chosen["threshold@fmr=5e-2"] and (compared["fmr"], compared["fnmr"]) == (0.05, chosen["fnmr"])
-    assert "deployed, of easy, hard" in shown and "FMR 5 %, FNMR" in shown and compared["same"] == 0.0
+    assert "deployed, measured on easy, hard" in shown and "FMR 5 %, FNMR" in shown and compared["same"] == 0.0
     run_eval(cells, "compare", *photos, "--checkpoint", run, "--fmr", "0.05")
     with pytest.raises(UserError, match=r"has no threshold for FMR 1e-3 \(it has: deployed"):
         run_eval(cells, "compare", *photos, "--checkpoint", run, "--fmr", "1e-3")

@@ -82,10 +82,10 @@ def run(arguments: argparse.Namespace, world: World) -> None:
     def show() -> None:
         print(Table(["image", "norm", "quality u", "verdict"], rows))
         verdict = "same person" if same else "different people"
-        origin = f"{threshold.name}, of {threshold.sets}" if threshold.sets else threshold.name
+        origin = f"{threshold.name}, measured on {threshold.sets}" if threshold.sets else threshold.name
         print(f"cosine similarity {similarity:.4f}: {verdict} (threshold {threshold.cosine:.4f}, {origin})")
         if threshold.rates:
-            print(f"error rates at this threshold on {threshold.sets}: {threshold.rates}")
+            print(f"error rates at this threshold: {threshold.rates}")
 
     dist.on_first_rank(show)
     written = Figures(arguments)
@@ -101,6 +101,4 @@ def choose_threshold(known: Sequence[Threshold], fmr: float | None, label: str) 
         if each.fmr is not None and each.name != BALANCED and rate_label(each.fmr) == rate_label(fmr):
             return each
     listed = ", ".join(each.name for each in known) or "none"
-    raise UserError(
-        f"{label}: has no threshold for FMR {rate_label(fmr)} (it has: {listed}); measure it with `eval threshold --deploy`"
-    )
+    raise UserError(f"{label}: has no threshold for FMR {rate_label(fmr)} (it has: {listed}); measure it with `eval threshold`")
