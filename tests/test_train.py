@@ -47,7 +47,7 @@ def _tensors(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:
 def test_help(arguments):
     done = train(*arguments)
     assert done.returncode == 0 and not done.stderr
-    assert "usage: train.py [--show] CONFIG" in done.stdout and "configs/base.py" in done.stdout
+    assert "usage: train.py [--show | --plan" in done.stdout and "configs/base.py" in done.stdout
 
 
 def test_no_arguments_are_a_usage_error():

@@ -41,8 +41,8 @@ class Evidence:
     @classmethod
     def load(cls, faces: Faces, folder: Path) -> Evidence:
         """Open the files that `collect` wrote."""
-        features, thumbnails = (np.load(folder / name, mmap_mode="r") for name in (FEATURES, THUMBNAILS))
-        return cls(faces, features, thumbnails, np.load(folder / HASHES))
+        features, thumbnails = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (FEATURES, THUMBNAILS))
+        return cls(faces, features, thumbnails, np.load(folder / HASHES, allow_pickle=False))
 
     def __len__(self) -> int:
         return len(self.features)
