@@ -23,6 +23,7 @@ from recognition.optimiser import LossScale, RowAdamW, RowOptimiser, RowSGD
 from recognition.step import TrainStep
 from recognition.train_state import TrainState
 from utils import dist
+from utils.labels import UNLABELLED
 
 CLASSES, DIM, IMAGES = 211, 16, 12  # images of all ranks
 
@@ -40,6 +41,7 @@ class Parts:
     skip_unneeded: bool = True
     as_arcface_torch: bool = False  # filtered negatives are zeroed, the encoder alone is clipped, unsampled rows move
     follower: bool = False  # a momentum encoder fills the queue
+    unlabelled: bool = False  # every fourth image has no label
 
 
 class SmallStep:
@@ -47,7 +49,7 @@ class SmallStep:
 
     def __init__(self, parts: Parts, device: torch.device):
         torch.manual_seed(0)
-        self.device = device
+        self.device, self.unlabelled = device, parts.unlabelled
         self.outcomes: list[str] = []
         encoder = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, DIM), nn.BatchNorm1d(DIM)).to(device)
         with torch.no_grad():
@@ -84,6 +86,8 @@ class SmallStep:
         generator = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (2, IMAGES, 112, 112, 3), dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, CLASSES, (IMAGES,), generator=generator)
+        if self.unlabelled:
+            labels[::4] = UNLABELLED - torch.arange(number, number + len(labels[::4]))
         mine = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
         return DeviceBatch(images[:, mine].to(self.device), labels[mine], np.arange(IMAGES)[mine], ())
 

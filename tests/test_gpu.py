@@ -32,7 +32,7 @@ pytestmark = pytest.mark.gpu
 PARTS = {
     "SGD": Parts(),
     "AdamW": Parts("adamw"),
-    "SGD, sampled classes": Parts(sample_rate=0.3),
+    "SGD, sampled classes, unlabelled images": Parts(sample_rate=0.3, unlabelled=True),
     "AdamW, sampled classes, scaled": Parts("adamw", 0.3, scaled=True),
     "a margin with state": Parts(curricular=True),
     "a momentum encoder": Parts(follower=True),

@@ -29,7 +29,7 @@ PARTS = {
     "AdamW, sampled classes": Parts("adamw", 0.3, skip_unneeded=False),
     "SGD, sampled classes, scaled": Parts("sgd", 0.3, scaled=True, skip_unneeded=False),
     "arcface_torch's arithmetic": Parts(sample_rate=0.0, as_arcface_torch=True, skip_unneeded=False),
-    "a margin with state": Parts(curricular=True, skip_unneeded=False),
+    "a margin with state, unlabelled images": Parts(curricular=True, skip_unneeded=False, unlabelled=True),
 }
 ASK = {  # operators that return numbers, or a shape that depends on numbers, to the host
     "_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "equal",

@@ -31,7 +31,7 @@ CASES = {
     "gradient of one rank's classes": Case(Parts(), "classifier"),
     "the first step": Case(Parts(), "features", spoiled=(0,)),
     "the last step": Case(Parts(), "encoder", spoiled=(4,)),
-    "three in a row": Case(Parts(), "features", spoiled=(1, 2, 3)),
+    "three in a row, unlabelled images": Case(Parts(unlabelled=True), "features", spoiled=(1, 2, 3)),
     "sampled classes": Case(Parts(sample_rate=0.3), "classifier"),
     "sampled classes, AdamW, the first step": Case(Parts("adamw", 0.3), "features", spoiled=(0, 2)),
     "arcface_torch's arithmetic": Case(Parts(sample_rate=0.0, as_arcface_torch=True), "classifier", spoiled=(0, 2)),

@@ -150,7 +150,8 @@ def run(config: Config, world: World, ranks: int | None, file: Path | None) -> N
     config = build.resolve_config(config, dataset, ranks)
     if ranks > config.num_classes:
         raise UserError(f"--ranks {ranks}: there are only {config.num_classes} classes to divide among the ranks")
-    if 0 < config.num_image < ranks * config.batch_size:
+    spec = BatchSpec.of(config, world=ranks)
+    if 0 < config.num_image < spec.global_batch - spec.unlabelled_images:
         raise UserError(f"{config.num_image} images are fewer than one batch of {config.batch_size} x {ranks} ranks")
     visits = None if dataset is None or dataset.visits is None else int(dataset.visits.sum())
     plan = make_plan(config, world, ranks, visits)
