@@ -181,4 +181,4 @@ class _Rows:
         """Values of the chosen images in their places, `fill` in the others: [L] -> [G]."""
         if self._chosen is None:
             return value_L
-        return value_L.new_full((len(self.mask),), fill).index_copy(0, self._chosen, value_L)
+        return torch.full((len(self.mask),), fill, device=value_L.device).scatter(0, self._chosen, value_L)
