@@ -103,7 +103,7 @@ def anonymous() -> int:
 
 def measure(folder: Path, seconds: float, faiss: bool) -> dict[str, float]:
     """Audit the evidence in `folder`; of the comparison of all pairs, only the rows that fit into `seconds`."""
-    hashes = np.load(folder / HASHES, mmap_mode="r")
+    hashes = np.load(folder / HASHES, mmap_mode="r", allow_pickle=False)
     faces: Faces = Labels(len(hashes))  # type: ignore[assignment]
     before = anonymous()
     done: list[float] = [0, 0.0]  # rows and seconds of all pairs
