@@ -166,8 +166,7 @@ def build_margin(config: Config) -> margins.Margin:
 def build_partition(config: Config) -> AnyPartition:
     """What is classified and what contrasted. Raises UserError if there is no such partition."""
     if plugins.is_plugin(config.partition):
-        build = plugins.load(config.partition, f"partition={config.partition!r}")
-        return build(config, **config.partition_options)
+        return plugins.build(config.partition, f"partition={config.partition!r}", config, **config.partition_options)
     return ViewPartition() if config.partition == "views" else Partition(config.quality_threshold)
 
 

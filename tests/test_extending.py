@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from recognition.build import build_margin, build_partition
 from recognition.data.augment import recipe
 from recognition.encoders.build import build_encoder
 from recognition.encoders.load import load_encoder
@@ -96,6 +97,14 @@ def hook_parts(tmp_path, monkeypatch):
     plugins._trusted.clear()
 
 
+def test_options_that_a_plugin_does_not_accept_are_named(hook_parts):
+    plugins.trust(["hook_parts:Encoder"])
+    for key, build in (("margin", build_margin), ("partition", build_partition)):
+        config = from_base(**{key: "hook_parts:Encoder", f"{key}_options": {"strange": 1}})
+        with pytest.raises(UserError, match=f"^{key}='hook_parts:Encoder': .*unexpected keyword argument 'strange'; correct"):
+            build(config)
+
+
 @pytest.mark.parametrize("case", sorted(BROKEN))
 def test_broken_plugins_are_named(case, hook_parts):
     name, expected = BROKEN[case]
@@ -127,6 +136,11 @@ def test_options_need_a_plugin(tmp_path):
     assert "margin_options={'a': 1}: are a plug-in's; margin='adaface' has none" in text
     assert "partition='worms': must be 'norm', 'views' or a plug-in, module:name" in text
     assert "network_options=3: must be options, such as {'width': 64}" in text
+    (tmp_path / "config.py").write_text("config = {'network_options': {'dropout': 0.1}, 'tracker_options': {'wandb': {}}}")
+    with pytest.raises(UserError) as raised:
+        load(str(tmp_path / "config.py"))
+    assert "may not contain keys that have a setting of their own" in str(raised.value)
+    assert "are for trackers that trackers=('tensorboard',) does not name" in str(raised.value)
     with pytest.raises(UserError, match="unknown: did you mean 'qgface'"):
         recipe("qgfac")
 

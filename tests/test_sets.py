@@ -167,7 +167,7 @@ def test_mistakes_are_named(demo_set, parts, photos, tmp_path):
     assert "must have one number for each data set" in _problem(first, rec_proportions=(1.0,))
     assert "must have one entry for each data set" in _problem(parts, rec_identities=("separate",) * 3)
     assert "reads each image once per epoch" in _problem(parts, rec_proportions=(1, 2), shuffle="windowed")
-    assert "rec_proportions=0.001 of its 52 images is none" in _problem(parts, rec_proportions=(1, 0.001))
+    assert "rec_proportions=0.001 selects none of 52 images; raise it" in _problem(parts, rec_proportions=(1, 0.001))
     assert f"{first}: is given twice" in _problem((first, first + "/"))
     assert "needs a classes.csv next to it" in _problem((first, str(demo_set)), rec_identities="by_name")
     maps = {

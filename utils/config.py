@@ -191,6 +191,12 @@ def _needs_plugin(key: str) -> Callable[[Any], bool]:
     return lambda config: not getattr(config, f"{key}_options") or plugins.is_plugin(getattr(config, key))
 
 
+# Arguments of a network's constructor that are keys of their own, or the builder's.
+_SET_ELSEWHERE = {
+    *("embedding_size", "dropout", "drop_path", "mask_ratio", "map_norm", "gradient_checkpointing"),
+    *("network", "seed", "source"),
+}
+
 # What keys must satisfy together.
 _RULES: list[_Rule] = [
     (lambda c: c.views * c.batch_size > 1, "batch_size={batch_size}: BatchNorm needs at least 2 images per rank"),
@@ -215,6 +221,14 @@ _RULES: list[_Rule] = [
         (_needs_plugin(key), f"{key}_options={{{key}_options}}: are a plug-in's; {key}={{{key}!r}} has none")
         for key in ("augmentation", "margin", "partition")
     ],
+    (
+        lambda c: not c.network_options.keys() & _SET_ELSEWHERE,
+        "network_options={network_options}: may not contain keys that have a setting of their own, such as dropout; use that",
+    ),
+    (
+        lambda c: c.tracker_options.keys() <= set(c.trackers),
+        "tracker_options={tracker_options}: are for trackers that trackers={trackers} does not name",
+    ),
     (lambda c: c.partition != "views" or c.views == 2, "partition='views' separates augmented from original views: set views=2"),
     (lambda c: c.queue == "none" or c.views == 2, "queue={queue!r} needs both views: set views=2, or queue='none'"),
     (

@@ -29,6 +29,16 @@ def trust(names: Iterable[str]) -> None:
     _trusted.update(name for name in names if is_plugin(name))
 
 
+def build(text: str, where: str, *arguments: Any, **options: Any) -> Any:
+    """What the object that `module:name` names returns for these arguments. Raises UserError as `load` does, and if it does not
+    accept them."""
+    part = load(text, where)
+    try:
+        return part(*arguments, **options)
+    except TypeError as fault:
+        raise UserError(f"{where}: {fault}; correct the plug-in or its options") from fault
+
+
 def load(text: str, where: str, advice: str = "name it in the configuration") -> Any:
     """The object that `module:name` names. The module is looked for as Python does, then in the working directory.
 

@@ -104,7 +104,7 @@ def nearest(
     on_rows: Callable[[int], object] = lambda done: None,
     score: Callable[[Block], Block] = lambda block: block,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar column of each row, other than its own: int64 [N], -1 if there is none, and its cosine, float32 [N].
+    """The most similar column of each row, other than its own: int64 [N], -1 without other columns, and its cosine, float32 [N].
 
     own_N: int64, the column that a row must not find; -1 for a row without one. `score`: as for `close_pairs`.
     """

@@ -85,7 +85,7 @@ def names() -> list[str]:
 def default_m(name: str) -> float:
     """The default of `margin_m` for the margin of that name; a plug-in's is 0.4, or the attribute `m` of what builds it.
 
-    Raises ValueError, with the nearest known name, if there is none.
+    Raises ValueError, with the nearest known name, if the name is unknown.
     """
     if plugins.is_plugin(name):
         return getattr(plugins.load(name, f"margin={name!r}"), "m", 0.4)
@@ -99,5 +99,5 @@ def default_m(name: str) -> float:
 def build(name: str, config: Any) -> Margin:
     """The margin of that name, with the scale and parameters of a configuration whose `margin_m` is not None."""
     if plugins.is_plugin(name):
-        return plugins.load(name, f"margin={name!r}")(config, **config.margin_options)
+        return plugins.build(name, f"margin={name!r}", config, **config.margin_options)
     return _BUILDERS[name](config)

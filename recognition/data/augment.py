@@ -194,8 +194,10 @@ AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "qgface": qgface, "adafa
 
 
 def recipe(name: str, options: Mapping[str, Any] | None = None) -> Augmentation:
-    """The augmentation of that name, or a plug-in, `module:name`, with options. Raises UserError, with the nearest known name, if
-    there is none."""
+    """The augmentation of that name, or a plug-in, `module:name`, with options.
+
+    Raises UserError, with the nearest known name, if the name is unknown.
+    """
     if plugins.is_plugin(name):
         return partial(plugins.load(name, f"augmentation={name!r}"), **(options or {}))
     if name not in AUGMENTATIONS:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
+from eval.protocols.products import nearest
 from recognition.data.dataset import FaceDataset
 from recognition.data.parallel import cores
 from recognition.data.records.format import RecordError
@@ -48,14 +49,12 @@ def nearest_training_images(
     embed_training: numbers of training images -> their raw features, float32 [n, D]. Collective if that is.
     """
     wanted = _unit(features_MD)
-    cosine, nearest = np.full(len(wanted), -2.0, np.float32), np.zeros(len(wanted), np.int64)
+    cosine, number = np.full(len(wanted), -2.0, np.float32), np.zeros(len(wanted), np.int64)
     for start in range(0, count, _BLOCK):
-        products = wanted @ _unit(embed_training(range(start, min(start + _BLOCK, count)))).T
-        best = products.argmax(axis=1)
-        value = products[np.arange(len(wanted)), best]
+        best, value = nearest(wanted, _unit(embed_training(range(start, min(start + _BLOCK, count)))))
         better = value > cosine
-        cosine[better], nearest[better] = value[better], start + best[better]
-    return cosine, nearest
+        cosine[better], number[better] = value[better], start + best[better]
+    return cosine, number
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

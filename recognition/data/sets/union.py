@@ -75,7 +75,7 @@ class UnionFaces(FaceDataset):
         visits = [round(proportion * len(member)) for proportion, member in zip(proportions, self.members, strict=True)]
         for member, proportion, count in zip(self.members, proportions, visits, strict=True):
             if not count:
-                raise UserError(f"{member.path}: rec_proportions={proportion:g} of its {len(member)} images is none")
+                raise UserError(f"{member.path}: rec_proportions={proportion:g} selects none of {len(member)} images; raise it")
         return np.array(visits)
 
     def _member(self, image: int) -> tuple[int, FaceDataset, int]:
