@@ -50,6 +50,8 @@ def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str
             if plugins.is_plugin(network):
                 return plugins.load(network, where, f"add --network {network}")(embedding_size=embedding_size, **chosen)
             return backbones.build(network, embedding_size=embedding_size, **chosen)
+        except UserError:
+            raise
         except TypeError as fault:
             raise UserError(f"{where} {fault}") from fault
         except (ValueError, OSError) as fault:
