@@ -81,7 +81,7 @@ run_tests() {
 }
 
 docs() {
-    install docs/requirements.txt "$VENV/.requirements-docs"
+    install requirements/docs.txt "$VENV/.requirements-docs"
     NO_MKDOCS_2_WARNING=1 exec "$VENV/bin/python" -m mkdocs build --strict "$@"
 }
 

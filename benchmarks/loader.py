@@ -9,8 +9,8 @@ other work on the machine can only slow a round down. "By processor time" divide
 instead of the time that passed, so a busy machine affects it less. Peers are optional; if one is missing, the report says so.
 Each needs its own environment:
 
-    QGFACE_DALI_PYTHON=DALI_VENV/bin/python       # pip install nvidia-dali-cuda120==1.53.0 torch
-    QGFACE_MXNET_PYTHON=MXNET_VENV/bin/python     # Python 3.8: pip install "numpy<1.24" mxnet==1.9.1
+    QGFACE_DALI_PYTHON=DALI_VENV/bin/python       # pip install -r requirements/dali.txt
+    QGFACE_MXNET_PYTHON=MXNET_VENV/bin/python     # Python 3.8: pip install -r requirements/mxnet.txt
 
 Images: 112x112 JPEGs of quality 95, from ../shared/faces/lfw_train or, if that is missing, of procedural faces; and the same
 images raw, from memory (the page cache). Exits with 0 only if every measured bar holds.

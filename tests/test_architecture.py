@@ -19,6 +19,10 @@ MAY_IMPORT = {
     "backbones": set(),
     "utils": set(),
 }
+IMPORTED_AS = {  # where it is not the package's name
+    "faiss_cpu": "faiss", "mkdocs_material": "mkdocs", "nvidia_dali_cuda120": "nvidia", "opencv_python_headless": "cv2",
+    "pillow": "PIL", "scikit_image": "skimage",
+}  # fmt: skip
 COMMANDS = ("eval/__main__.py", "eval/commands/")  # commands put packages together; no other module of eval/ imports them
 MOST_FILES = 15  # in a package folder
 
@@ -83,8 +87,31 @@ def test_train_py_is_short_and_holds_no_logic():
     assert len((ROOT / "train.py").read_text().splitlines()) < 80
 
 
+def _pinned(path: Path) -> dict[str, str]:
+    """Module -> version, of a requirements file."""
+    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    pins = dict(re.fullmatch(r"([\w-]+)(?:\[\w+\])?==([\w.]+)", line).groups() for line in lines if line)
+    return {IMPORTED_AS.get(name, name): version for name, version in ((key.replace("-", "_"), pins[key]) for key in pins)}
+
+
+def test_every_imported_package_is_pinned():
+    """In requirements.txt; or, if it is optional, in one of requirements/, which the error then names."""
+    needed = _pinned(ROOT / "requirements.txt")
+    extras = {f"requirements/{path.name}": _pinned(path) for path in (ROOT / "requirements").iterdir()}
+    paths = [*_modules(), *(path for folder in ("scripts", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py"))]
+    imported = {name.split(".")[0] for path in paths for name in _imports(path)}
+    own = {*PACKAGES, "configs", "scripts", "benchmarks", "tests", *sys.stdlib_module_names}
+    assert imported - own <= {*needed, *(name for pins in extras.values() for name in pins)}
+    asked = {match for path in paths for match in re.findall(r'require\("(\w+)", "([\w/.]+)"', path.read_text())}
+    assert {name for name, _ in asked} >= {"timm", "wandb", "mlflow"}
+    assert all(package in extras[file] for package, file in asked)
+    assert all(pins.get("torch", needed["torch"]) == needed["torch"] for pins in extras.values())
+    listed = {file for page in (*ROOT.glob("docs/*.md"), *paths, ROOT / "run.sh") for file in extras if file in page.read_text()}
+    assert listed == set(extras), "each requirements file is named where it is needed"
+
+
 def test_the_top_level_is_as_agreed():
-    folders = {*PACKAGES, "configs", "scripts", "tests", "benchmarks", "docs"}
+    folders = {*PACKAGES, "configs", "scripts", "tests", "benchmarks", "docs", "requirements"}
     files = {"train.py", "run.sh", "requirements.txt", "pyproject.toml", "mkdocs.yml", "LICENSE"}
     files |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
     made_by_runs = {"runs", "data", "site"}

@@ -66,7 +66,7 @@ def test_a_package_that_is_not_installed(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="trackers: 'wandb': the package is not installed: pip install wandb"):
+    with pytest.raises(UserError, match=r"trackers: 'wandb': needs the package wandb, .*: pip install -r requirements/wandb.txt"):
         build_trackers(from_base(trackers=("wandb",)))
 
 

@@ -1,4 +1,6 @@
-"""Parts from outside the repository, named `module:name`: encoders, margins, augmentations, partitions, hooks, commands.
+"""Code from outside the repository: plug-ins, named `module:name`, and optional packages.
+
+Plug-ins are encoders, margins, augmentations, partitions, hooks and commands.
 
 Importing a module runs its code. So a part is imported only if the user named its module: in the configuration file or on the
 command line. A name that a checkpoint or an exported file contains is refused until the user gives it too.
@@ -11,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 from utils.errors import UserError
@@ -59,3 +62,16 @@ def load(text: str, where: str, advice: str = "name it in the configuration") ->
     except Exception as fault:  # whatever the plug-in raises
         places = f"{os.getcwd()} and PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
         raise UserError(f"{where}: cannot be imported: {type(fault).__name__}: {fault} (looked in {places})") from fault
+
+
+def require(package: str, requirements: str, where: str) -> ModuleType:
+    """Import an optional package. Raises UserError if that fails.
+
+    requirements: the file that pins it, such as `requirements/timm.txt`. where: what needs it, for errors.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as fault:
+        reason = "is not installed" if isinstance(fault, ModuleNotFoundError) else f"cannot be imported ({fault})"
+        remedy = f"pip install -r {requirements}"
+        raise UserError(f"{where}: needs the package {package}, which {reason}: {remedy}") from fault

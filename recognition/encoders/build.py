@@ -60,10 +60,7 @@ def build_backbone(network: str, embedding_size: int, seed: int = 0, source: str
 
 def _build_timm(name: str, embedding_size: int, where: str, **options: Any) -> nn.Module:
     """An encoder of timm (https://github.com/huggingface/pytorch-image-models), whose classifier becomes the embedding."""
-    try:
-        import timm
-    except ImportError as fault:
-        raise UserError(f"{where}: needs the package timm: pip install timm") from fault
+    timm = plugins.require("timm", "requirements/timm.txt", where)
     try:
         return timm.create_model(name, num_classes=embedding_size, **options)
     except RuntimeError as fault:  # an unknown name

@@ -99,10 +99,8 @@ class OnnxEmbedder:
 
 def _open(path: Path, device: torch.device) -> Any:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would contact its vendor, and warn if the home folder is read-only
-    try:
-        import onnxruntime
-    except ImportError as fault:
-        raise UserError(f"{path}: reading it needs the package onnxruntime; pip install -r requirements.txt") from fault
+    import onnxruntime
+
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     options = onnxruntime.SessionOptions()

@@ -13,6 +13,7 @@ from typing import Any
 
 from utils.config import Config
 from utils.errors import UserError
+from utils.plugins import require
 
 TENSORBOARD = "tensorboard"
 _SECONDS = 30  # to reach the server
@@ -24,9 +25,7 @@ class WandB:
     resumed continues in the same place."""
 
     def __init__(self, options: Mapping[str, Any]):
-        import wandb
-
-        self._wandb, self._options = wandb, options
+        self._wandb, self._options = require("wandb", "requirements/wandb.txt", "trackers: 'wandb'"), options
 
     def start(self, config: Config, output: Path) -> None:
         same = output / "wandb.id"  # of this run, also after a restart
@@ -51,9 +50,7 @@ class MLflow:
     are written to OUTPUT/mlflow.db."""
 
     def __init__(self, options: Mapping[str, Any]):
-        import mlflow
-
-        self._mlflow, self._options = mlflow, options
+        self._mlflow, self._options = require("mlflow", "requirements/mlflow.txt", "trackers: 'mlflow'"), options
 
     def start(self, config: Config, output: Path) -> None:
         if not self._mlflow.is_tracking_uri_set():
@@ -86,8 +83,8 @@ def build_trackers(config: Config) -> dict[str, Any]:
                 trackers[f"tracker {name}"] = TRACKERS[name](config.tracker_options.get(name, {}))
             elif name != TENSORBOARD:
                 problems.append(f"trackers: {name!r}: unknown; known names: {TENSORBOARD}, {', '.join(TRACKERS)}")
-        except ImportError:
-            problems.append(f"trackers: {name!r}: the package is not installed: pip install {name}, or leave it out")
+        except UserError as fault:
+            problems += fault.args
     if problems:
         raise UserError(*problems)
     return trackers
