@@ -5,7 +5,7 @@
     config = edict(base, network="r50", rec="/data/vgg2")
 
 Any key can also be set on the command line: `python train.py configs/vgg2_r34_qg rec=/data/vgg2 lr=0.1`. Types and ranges are
-in utils/config.py. "eq." and "table" refer to the QGFace paper. A step is one update of the weights.
+in utils/config/schema.py. "eq." and "table" refer to the QGFace paper. A step is one update of the weights.
 """
 
 from easydict import EasyDict as edict

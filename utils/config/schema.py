@@ -1,24 +1,11 @@
-"""Configuration: easydict files and `key=value` arguments for people, one checked and frozen dataclass for the code.
-
-configs/base.py holds each key's default and explanation; `Config` holds its type and its range.
-
-`load("configs/vgg2_r34_qg", ["lr=0.1"])` starts from configs/base.py, applies the file (Python, with an easydict `config`), then
-the `key=value` arguments, and checks the result. It reports all problems together, in one `UserError` with one line per
-problem. Each line names the file or argument; for an unknown key it suggests the nearest known one. A configuration file of
-arcface_torch, unchanged, is translated first (utils/dialect.py).
-"""
+"""The settings of a run: their names, types and ranges, and what they must satisfy together."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import difflib
 import json
-import math
-import operator
-import os
-import runpy
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,10 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from configs.base import config as base
-from utils import dialect, plugins
+from utils import plugins
+from utils.config.values import as_type, expand_user
 from utils.dialect import Entry
 from utils.errors import UserError
-from utils.files import is_address, refuse_utf16, write_file
+from utils.files import is_address, write_file
 
 PositiveInt = Annotated[int, (">", 0)]
 NonNegativeInt = Annotated[int, (">=", 0)]
@@ -145,7 +133,7 @@ class Config:
     timeout_minutes: Annotated[float, (">", 0), ("<=", 525_600)]
 
     def __post_init__(self) -> None:
-        _check(_entries(vars(self)), _RULES)
+        check(entries_of(vars(self)), RULES)
 
     @property
     def data_sets(self) -> tuple[str, ...]:
@@ -172,18 +160,10 @@ class Config:
         return f"{imports}\nconfig = edict(\n    base,\n{changed})\n"
 
 
-_Rule = tuple[typing.Callable[[Any], bool], str]
+Rule = tuple[Callable[[Any], bool], str]
+"""A condition on the settings; the message if it does not hold."""
 _TYPES = typing.get_type_hints(Config, include_extras=True)
-_HOLDS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
-_PATHS = {
-    "rec",
-    "unlabelled",
-    "init_from",
-    "output",
-    "val_targets",
-    "val_dir",
-}  # `~` is expanded; environment variables are the shell's
-_PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+_PATHS = {"rec", "unlabelled", "init_from", "output", "val_targets", "val_dir"}  # `~` is expanded
 
 
 def _needs_plugin(key: str) -> Callable[[Any], bool]:
@@ -198,7 +178,7 @@ _SET_ELSEWHERE = {
 }
 
 # What keys must satisfy together.
-_RULES: list[_Rule] = [
+RULES: list[Rule] = [
     (lambda c: c.views * c.batch_size > 1, "batch_size={batch_size}: BatchNorm needs at least 2 images per rank"),
     (lambda c: not c.map_norm or c.margin != "magface", "map_norm=True: margin='magface' trains the norm; use another margin"),
     (
@@ -242,7 +222,7 @@ _RULES: list[_Rule] = [
 ]
 
 # Checked before training only: a run that an earlier version trained otherwise can still be evaluated.
-_PLAN_RULES: list[_Rule] = [
+PLAN_RULES: list[Rule] = [
     (lambda c: not is_address(c.output), "output={output!r}: is an address; give a folder on a mounted file system"),
     (
         lambda c: c.margin_list is None or c.margin == "combined",
@@ -278,67 +258,12 @@ def _sets(config: Any) -> int:
     return 0 if isinstance(config.rec, str) else len(config.rec)
 
 
-def _entries(values: Mapping[str, Any], source: str = "") -> list[Entry]:
+def entries_of(values: Mapping[str, Any], source: str = "") -> list[Entry]:
+    """The entries for keys and values from one source."""
     return [(f"{source}{key}={value!r}", key, value) for key, value in values.items()]
 
 
-_DEFAULTS = _entries(base, "configs/base.py: ")
-
-
-def load(
-    path: str,
-    overrides: Sequence[str] = (),
-    explain: Callable[[str], None] = lambda table: None,
-    gpu: bool | None = None,
-    plan: bool = False,
-) -> Config:
-    """Load a configuration file (with or without `.py`), apply `key=value` arguments, and check the result.
-
-    explain: called with a table of what each key became, if the file is one of arcface_torch's.
-    gpu: whether the training of such a file will run on a GPU; None: as on this machine. plan: the configuration is only
-    planned with; then num_image of such a file counts if there are no data.
-    """
-    file = _find(path)
-    entries, arguments, problems = _entries(_run(file), f"{file}: "), [], []
-    for argument in overrides:
-        key, equals, text = argument.partition("=")
-        if equals:
-            arguments.append((f"argument {argument}", key, _parse(text)))
-        else:
-            problems.append(f"argument {argument}: expected key=value, such as lr=0.1")
-    if dialect.is_dialect({key: value for _, key, value in entries}):
-        rows, more = dialect.translate(entries, arguments, gpu, plan)
-        entries, problems = [(row.where, *setting) for row in rows for setting in row.settings.items()], [*problems, *more]
-        explain(dialect.table(rows))
-    else:
-        entries += arguments
-    config = _build(entries, problems)
-    plugins.trust([config.network, config.margin, config.augmentation, config.partition, *config.hooks])
-    return config if config.output else dataclasses.replace(config, output=f"runs/{file.stem}")
-
-
-def from_base(**changes: Any) -> Config:
-    """configs/base.py with some changes, checked like a file."""
-    return _build(_entries(changes))
-
-
-def load_json(path: Path) -> Config:
-    """Load a configuration that `Config.save` wrote. Keys that did not exist at that time have today's defaults."""
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as fault:  # ValueError: not JSON, not UTF-8, a number with thousands of digits
-        raise UserError(f"{path}: cannot be read as a saved configuration ({fault})") from fault
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: cannot be read as a saved configuration ({type(values).__name__} instead of keys and values)")
-    return _build(_entries(values, f"{path}: "), plan_rules=[])
-
-
-def _build(entries: Sequence[Entry], problems: Sequence[str] = (), plan_rules: Sequence[_Rule] = _PLAN_RULES) -> Config:
-    """The configuration that results from `entries` on top of configs/base.py."""
-    return Config(**_check([*_DEFAULTS, *entries], [*_RULES, *plan_rules], problems))
-
-
-def _check(entries: Iterable[Entry], rules: Iterable[_Rule], problems: Sequence[str] = ()) -> dict[str, Any]:
+def check(entries: Iterable[Entry], rules: Iterable[Rule], problems: Sequence[str] = ()) -> dict[str, Any]:
     """Key -> value in the key's type; a key's last entry counts. Raises UserError with all problems, the given ones first."""
     values: dict[str, Any] = {}
     problems = list(problems)
@@ -354,7 +279,7 @@ def _check(entries: Iterable[Entry], rules: Iterable[_Rule], problems: Sequence[
     return values
 
 
-def _broken(rules: Iterable[_Rule], values: Mapping[str, Any]) -> Iterable[str]:
+def _broken(rules: Iterable[Rule], values: Mapping[str, Any]) -> Iterable[str]:
     """Messages of the rules that do not hold. A rule is skipped if one of its keys is missing, which is reported separately."""
     config = types.SimpleNamespace(**values)
     for holds, message in rules:
@@ -363,127 +288,15 @@ def _broken(rules: Iterable[_Rule], values: Mapping[str, Any]) -> Iterable[str]:
                 yield message.format(**values)
 
 
-def _find(path: str) -> Path:
-    for file in (Path(path), Path(f"{path}.py")):
-        if file.is_file():
-            return file
-    near = difflib.get_close_matches(Path(path).stem, [p.stem for p in Path(path).parent.glob("*.py")], 1)
-    hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
-    raise UserError(f"{path}: no such configuration file{hint}")
-
-
-def _run(file: Path) -> dict[str, Any]:
-    """The `config` that a configuration file defines."""
-    try:
-        refuse_utf16(file)
-        values = runpy.run_path(str(file)).get("config")
-    except UserError:
-        raise
-    except Exception as fault:
-        raise UserError(f"{file}: the file does not run: {type(fault).__name__}: {fault}") from fault
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: must define an easydict `config` (see configs/base.py)")
-    return {str(key): value for key, value in values.items()}
-
-
-def _parse(text: str) -> Any:
-    """The value of a `key=value` argument: a Python literal, true or false in any case, or else text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return {"true": True, "false": False}.get(text.lower(), text)
-
-
 def _convert(key: str, value: Any) -> Any:
     """`value` in the type of its key, without loss. Raises ValueError with what it must be."""
     if key not in _TYPES:
         near = difflib.get_close_matches(key, _TYPES, 1)
         raise ValueError(f"unknown key; did you mean {near[0]!r}?" if near else "unknown key; configs/base.py lists all keys")
     try:
-        converted = _as_type(value, _TYPES[key])
+        converted = as_type(value, _TYPES[key])
         if key in _PATHS:
-            return _expand(converted) if isinstance(converted, str) else tuple(map(_expand, converted))
+            return expand_user(converted) if isinstance(converted, str) else tuple(map(expand_user, converted))
         return converted
     except ValueError as fault:
         raise ValueError(f"must be {fault}") from None
-
-
-def _expand(path: str) -> str:
-    """A path with the user's folder in place of `~`, as shells expand it. Raises ValueError if there is no such user."""
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise ValueError(f"a path that exists: there is no user {path[1:].split('/')[0]!r}")
-    return expanded
-
-
-def _as_type(value: Any, wanted: Any) -> Any:
-    """`value` in the type `wanted`, without loss. Raises ValueError with a description of that type."""
-    origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin is Annotated:
-        value, bounds = _as_type(value, parts[0]), parts[1:]
-        if not all(_HOLDS[symbol](value, limit) for symbol, limit in bounds):
-            raise ValueError(" and ".join(f"{symbol} {limit}" for symbol, limit in bounds))
-        return value
-    if origin is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in parts):
-            raise ValueError("one of " + ", ".join(map(repr, parts)))
-        return value
-    if origin is tuple:
-        return _as_tuple(value, parts)
-    if origin is dict:
-        return _as_options(value)
-    if str in parts:
-        return _as_names(value)
-    if types.NoneType in parts:
-        return None if value is None or value == "none" else _as_type(value, parts[0])
-    return _as_plain(value, wanted)
-
-
-def _as_plain(value: Any, wanted: Any) -> Any:
-    """`value` as a number, a text or a truth value. Errors as above."""
-    if wanted is float and type(value) is int and abs(value) < 2**63:
-        value = float(value)
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ValueError(_PLAIN[wanted])
-    if wanted is int and abs(value) >= 2**63:
-        raise ValueError("a whole number below 2**63")
-    if wanted is float and not math.isfinite(value):
-        raise ValueError("a finite number")
-    return value
-
-
-def _as_options(value: Any) -> dict[str, Any]:
-    """Keyword arguments, of values that JSON can store."""
-    try:
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise TypeError
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError):
-        raise ValueError("options, such as {'width': 64}") from None
-
-
-def _as_names(value: Any) -> str | tuple[str, ...]:
-    """One name, or several: `a,b` or a list."""
-    if isinstance(value, str) and ("," not in value or os.path.exists(value)):
-        return value
-    if not isinstance(value, (str, list, tuple)):
-        raise ValueError("text, or a list of texts")
-    names = _as_tuple(value, (str, ...))
-    return names[0] if len(names) == 1 else names or ""
-
-
-def _as_tuple(value: Any, parts: Sequence[Any]) -> tuple[Any, ...]:
-    if parts[-1] is Ellipsis and isinstance(value, str):  # val_targets=lfw,agedb_30
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    elif parts[-1] is Ellipsis and isinstance(value, (int, float)):  # milestones=6
-        value = [value]
-    if not isinstance(value, (list, tuple)):
-        raise ValueError("a list")
-    if parts[-1] is Ellipsis:
-        parts = [parts[0]] * len(value)
-    if len(value) != len(parts):
-        raise ValueError(f"a list of {len(parts)}")
-    try:
-        return tuple(_as_type(item, part) for item, part in zip(value, parts, strict=True))
-    except ValueError as fault:
-        raise ValueError(f"a list in which each entry is {fault}") from None
