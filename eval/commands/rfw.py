@@ -15,7 +15,8 @@ import numpy as np
 from eval.commands.common import Figures, ImageSet, Results, add_benchmark_arguments, bin_sets, open_encoder
 from eval.commands.verify import add_overlap_arguments, evaluate_sets
 from eval.embedding import check_images
-from eval.present.tables import Table, percent
+from eval.present import paper
+from eval.present.tables import NOT_MEASURED, Table, percent
 from recognition.data.pack.commands.pairs import find_image, read_pairs
 from recognition.data.pack.landmarks import Points, align_image
 from recognition.encoders.load import LoadedEncoder
@@ -60,12 +61,18 @@ def evaluate(arguments: argparse.Namespace, encoder: LoadedEncoder, data: list[G
 
     def judge() -> Results:
         gaps = compare_groups({name: figures.results[name]["accuracy"] for name in SETS[1:]})
-        cells = [percent(gaps[key]) for key in ("average", "std", "gap")]
-        print(Table(["RFW, accuracy of the groups", "average (%)", "std (%)", "best - worst (%)", "error, worst / best"],
-                    [[encoder.label, *cells, f"{gaps['error_ratio']:.2f}" if "error_ratio" in gaps else "–"]]))  # fmt: skip
+        published = {} if arguments.no_paper else paper.RFW
+        below = [_row(source, compare_groups({name: row[name] / 100 for name in SETS[1:]})) for source, row in published.items()]
+        headings = ["RFW, accuracy of the groups", "average (%)", "std (%)", "best - worst (%)", "error, worst / best"]
+        print(Table(headings, [_row(encoder.label, gaps)], below))
         return {NAME: gaps}
 
     figures.add(dist.on_first_rank(judge))
+
+
+def _row(label: str, gaps: Mapping[str, float]) -> list[str]:
+    ratio = f"{gaps['error_ratio']:.2f}" if "error_ratio" in gaps else NOT_MEASURED
+    return [label, *(percent(gaps[key]) for key in ("average", "std", "gap")), ratio]
 
 
 def compare_groups(accuracies: Mapping[str, float]) -> dict[str, float]:

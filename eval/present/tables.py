@@ -82,7 +82,7 @@ def rate_table(
 def verification_table(
     results: Mapping[str, Metrics], intervals: Mapping[str, Mapping[str, Interval]] | None = None, published: bool = True
 ) -> Table:
-    """Verification sets, name -> `TenFold.metrics()`, with published accuracies: QGFace's, and those on XQLFW."""
+    """Verification sets, name -> `TenFold.metrics()`, with published accuracies: QGFace's, and those on XQLFW and RFW."""
     rows, below = [], []
     for name, metrics in results.items():
         bounds = (intervals or {}).get(name, {})
