@@ -20,7 +20,7 @@ from eval.commands.common import prepare_outputs
 from utils import dist, plugins
 from utils.errors import UserError, refuse_unknown_command
 
-# The modules of eval/commands/, as common.py describes them.
+# The modules of eval/commands/, as common/ describes them.
 COMMANDS = [module.name for module in pkgutil.iter_modules(eval.commands.__path__) if module.name != "common"]
 
 _LONGEST_METRIC_MINUTES = 60.0  # how long the other ranks wait for rank 0

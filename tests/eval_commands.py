@@ -34,5 +34,5 @@ def run_eval(embed: Callable[[torch.Tensor], torch.Tensor], *arguments: object, 
     def load(path: str, *_: object, **__: object) -> LoadedEncoder:
         return LoadedEncoder(Fake(embed), EncoderCard("", 64, "RGB", quality=quality), Path(path))
 
-    with mock.patch("eval.commands.common.load_encoder", load):
+    with mock.patch("eval.commands.common.features.load_encoder", load):
         parsed.run(parsed, dist.World(rank, size, rank, size, torch.device("cpu")))
