@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Packs a data set from images and checks the result. From any folder.
 #
-#   scripts/pack.sh photos   PHOTOS OUT ALIGNMENT [options of `pack align`]    one folder per person -> OUT/aligned, OUT/packed
+#   scripts/pack.sh photos   PHOTOS OUT ALIGNMENT [options of `pack align`]    one folder per person -> OUT/aligned, packed, train
 #   scripts/pack.sh faces    FACES OUT [options of `pack folder`]              aligned faces, one folder per person
 #   scripts/pack.sh tinyface FOLDER OUT [options of `pack tinyface`]           Probe, Gallery_Match, Gallery_Distractor
 #   scripts/pack.sh scface   IMAGES OUT [ALIGNMENT]                            in the protocol's order
 #   scripts/pack.sh lfw      IMAGES OUT.bin PAIRS.txt [ALIGNMENT]              a verification set
 #
 # ALIGNMENT is `--landmarks FILE` or `--detector YUNET.onnx`; without it the images must be aligned. OUT must not exist.
-# SHARDS and MIN_IMAGES (1 each) are options of `pack folder` for photos.
+# For photos, SHARDS and MIN_IMAGES (1 each) are options of `pack folder`, HELD_OUT (0.2; 0 leaves it out) and PAIRS (3000) of `pack split`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh" 3 "$@"
 
@@ -30,6 +30,7 @@ case $kind in
         pack align "$images" "$out/aligned" --on-error skip "$@"
         pack folder "$out/aligned" "$out/packed" --shards "${SHARDS:-1}" --min-images "${MIN_IMAGES:-1}"
         pack verify "$out/packed"
+        [ "${HELD_OUT:-0.2}" = 0 ] || pack split "$out/packed" "$out/train" --held-out "${HELD_OUT:-0.2}" --pairs "${PAIRS:-3000}"
         ;;
     faces)
         pack folder "$images" "$out" "$@"

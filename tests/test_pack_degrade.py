@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from eval.verification import load_bin
+from eval.verification import FOLDS, _correct_by_fold, load_bin
 from recognition.data import FaceDataset
 from recognition.data.pack.commands.split import draw_pairs
 from tests.pack_tools import encoded, make_people, pack, picture, read_files, write_files
@@ -126,14 +127,18 @@ def test_split_holds_people_out_and_pairs_them(tmp_path: Path, shards: int) -> N
 def test_folders_and_lists_are_split_like_packed_sets(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     files = make_people(photos, {f"p{number}": 4 for number in range(8)})
-    pack("folder", photos, tmp_path / "packed", "--no-list")
+    pack("folder", photos, tmp_path / "packed")
     (photos / "list.txt").write_text("".join(f"{path} {path[1]}\n" for path in sorted(files)))
     for name, source in (("train", "packed"), ("from_folder", "photos"), ("from_list", "photos/list.txt")):
         pack("split", tmp_path / source, tmp_path / name, "--held-out", 0.4, "--pairs", 12)
-    train = read_files(tmp_path / "train")
-    del train["property"]
-    assert read_files(tmp_path / "from_folder") == train
-    assert read_files(tmp_path / "from_list")["train.rec"] == train["train.rec"]
+    train, from_list = read_files(tmp_path / "train"), read_files(tmp_path / "from_list")
+    assert read_files(tmp_path / "from_folder") == train and {"images.csv", "property"} <= train.keys()
+    assert all(from_list[name] == train[name] for name in ("train.rec", "images.csv", "property"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/list.txt").write_text("".join(f"../photos/{path} {path[1]}\n" for path in sorted(files)))
+    pack("split", tmp_path / "elsewhere/list.txt", tmp_path / "outside", "--held-out", 0.4, "--pairs", 12)
+    outside = read_files(tmp_path / "outside")
+    assert outside["train.rec"] == train["train.rec"] and "images.csv" not in outside  # it lists paths below one folder
     write_files(photos, {"p0/9.jpg": encoded(picture(5, 92, 112))})
     with pytest.raises(UserError, match="expected 112x112"):
         pack("split", photos, tmp_path / "odd", "--held-out", 0.4, "--pairs", 12)
@@ -148,14 +153,28 @@ def _drawn(sizes: list[int], pairs: int) -> np.ndarray:
 
 
 def test_pairs_are_spread_over_the_people_and_too_few_people_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    owners = _drawn([2] * 5 + [9] * 20, 100)
+    owners = _drawn([2] * 5 + [9] * 75, 100)
     assert (owners[::2, 0] == owners[::2, 1]).all() and (owners[1::2, 0] != owners[1::2, 1]).all()
-    assert np.bincount(owners[::2, 0]).tolist()[:5] == [1] * 5 and set(np.bincount(owners[::2, 0]).tolist()[5:]) <= {2, 3}
+    assert max(np.bincount(owners[::2, 0])[:5]) == 1 and set(np.bincount(owners[::2, 0]).tolist()[5:]) <= {0, 1}
     assert len(np.unique(owners[1::2], axis=0)) == 50 and capsys.readouterr().err == ""
     assert len(_drawn([1, 1, 9], 200)) == 2 * (1 + 9 + 9)
-    assert "3 held-out people with 11 images allow only 38 of 200 pairs" in capsys.readouterr().err
+    assert "3 held-out people with 11 images allow only 38 of 200 pairs" in (err := capsys.readouterr().err)
+    assert "too few for 10 folds of different people: the folds share people" in err
     assert len(_drawn([50, 50], 200)) == 200
     assert "2 held-out people are few for 200 pairs" in capsys.readouterr().err
+    owners = _drawn([2] * 5 + [9] * 20, 100)
+    assert np.bincount(owners[::2, 0]).tolist()[:5] == [1] * 5 and set(np.bincount(owners[::2, 0]).tolist()[5:]) <= {2, 3}
+    assert "25 held-out people are few for 100 pairs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pairs", [12, 46, 100])
+def test_the_folds_of_drawn_pairs_have_no_person_in_common(pairs: int) -> None:
+    folds = [set(fold.ravel().tolist()) for fold in np.array_split(_drawn([1] * 4 + [2] * 10 + [7] * 30, pairs), FOLDS)]
+    assert not any(one & two for one, two in itertools.combinations(folds, 2))
+    same = np.zeros(pairs, bool)
+    same[::2] = True
+    sizes = _correct_by_fold(np.ones(pairs), same)[1]
+    assert sizes.tolist() == [len(fold) for fold in np.array_split(same, FOLDS)]  # as verification divides them
 
 
 @pytest.mark.parametrize(

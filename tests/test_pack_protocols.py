@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval.verification import load_bin
@@ -14,6 +15,7 @@ from recognition.data.pack.commands.verify import verify
 from tests.pack_tools import encoded, pack, picture, write_files
 from tests.shared_files import FACES, needs_faces
 from utils.errors import UserError
+from utils.images import decode_image, is_raw_face
 
 
 def _lfw(folder: Path) -> dict[str, bytes]:
@@ -129,6 +131,18 @@ def test_tinyface_in_the_protocols_order(tmp_path: Path) -> None:
         assert (int(label), int(written_role)) == (identity, role) and rows[int(number)][2] == path
     assert [role for _, role in labels] == sorted(role for _, role in labels)
     assert verify(tmp_path / "out", 2, any_labels=True).faults == 0
+    _converts(tmp_path)
+
+
+def _converts(folder: Path) -> None:
+    """`convert` changes neither labels nor order nor the list, and `unpack` the names."""
+    pack("convert", folder / "out", folder / "raw", "--encoding", "raw")
+    (labels, payloads, rows), (raw_labels, raw_payloads, raw_rows) = _records(folder / "out"), _records(folder / "raw")
+    assert raw_labels == labels and raw_rows == rows
+    for payload, raw in zip(payloads, raw_payloads, strict=True):
+        assert is_raw_face(raw) and np.array_equal(decode_image(raw, ""), decode_image(payload, ""))
+    assert verify(folder / "raw", 2, any_labels=True).faults == 0
+    assert {path.name for path in (folder / "raw").iterdir()} == {path.name for path in (folder / "out").iterdir()}
 
 
 @needs_faces
@@ -144,6 +158,7 @@ def test_scface_in_the_protocols_order(tmp_path: Path) -> None:
         assert payload == (source / row[2]).read_bytes()
         assert [float(row[column]) for column in (1, 3, 4)] == [subject, camera, distance]
     assert verify(tmp_path / "out", 2, any_labels=True).faults == 0
+    _converts(tmp_path)
 
 
 def test_incomplete_tinyface_folders(tmp_path: Path) -> None:

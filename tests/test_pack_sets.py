@@ -245,6 +245,57 @@ def test_convert_changes_nothing_but_the_encoding(tmp_path: Path, people: object
     assert _content(tmp_path / "again") == _content(tmp_path / "raw")
 
 
+def test_convert_accepts_any_labels_other_sizes_and_image_files(tmp_path: Path, people: tuple[Path, dict[str, bytes]]) -> None:
+    labels = [-1, -1, 0, 1, 1, 5]
+    (tmp_path / "odd").mkdir()
+    with RecordWriter(tmp_path / "odd/train.rec") as writer:
+        for key, label in enumerate(labels):
+            writer.write(key, label, encoded(picture(key, 96, 96)))
+    pack("convert", tmp_path / "odd", tmp_path / "png", "--encoding", "png")
+    for (label, png), (expected, jpeg) in zip(_content(tmp_path / "png"), _content(tmp_path / "odd"), strict=True):
+        assert label == expected and np.array_equal(decode_image(png, ""), decode_image(jpeg, ""))
+    assert not (tmp_path / "png/classes.csv").exists()
+    with pytest.raises(UserError, match="the image is 96x96, expected 112x112"):
+        pack("convert", tmp_path / "odd", tmp_path / "raw", "--encoding", "raw")
+    with pytest.raises(UserError, match="--size 96: raw images have 112x112 pixels"):
+        pack("folder", people[0], tmp_path / "small", "--size", 96, "--encoding", "raw")
+    pack("folder", people[0], tmp_path / "packed", "--encoding", "raw")
+    pack("convert", people[0], tmp_path / "converted", "--encoding", "raw")
+    assert read_files(tmp_path / "converted") == read_files(tmp_path / "packed")
+
+
+def test_folders_and_lists_are_verified_and_shown_like_packed_sets(
+    tmp_path: Path, people: tuple[Path, dict[str, bytes]], monkeypatch
+) -> None:
+    photos, files = people
+    (tmp_path / "list.txt").write_text(
+        "".join(f"photos/{path} {sorted(PEOPLE).index(path.split('/')[0])}\n" for path in sorted(files))
+    )
+    pack("folder", photos, tmp_path / "packed")
+    for source in ("packed", "photos", "list.txt"):
+        assert _faults(tmp_path / source) == set()
+        pack("grid", tmp_path / source, tmp_path / f"{source}.png")
+    assert len({picture.read_bytes() for picture in tmp_path.glob("*.png")}) == 1
+    with pytest.raises(UserError, match=r"photos: its images are files already; give a packed set"):
+        pack("unpack", photos, tmp_path / "back")
+    write_files(
+        photos, {"ann/x.jpg": files["cy/1.jpg"], "bob/x.jpg": b"no image", "zoe/1.png": encoded(picture(1, 92, 112), ".png")}
+    )
+    monkeypatch.setattr("recognition.data.sets.pictures._CHECKED", 1)  # the others are left to `verify`
+    report = verify(photos, 2)
+    assert {what for what, _, fault in report.rows if fault} == {
+        "images that cannot be decoded",
+        "images that repeat one of another identity",
+        "images that are not 112x112",
+        "sizes",
+    }
+    assert [re.sub(r"(^| )/.*?/photos/", r"\1", message.split(";")[0]) for message in report.messages] == [
+        "bob/x.jpg: the image (8 bytes) cannot be decoded: it is not a JPEG, PNG, WebP, GIF, TIFF, BMP or PGM/PPM/PBM file",
+        "cy/1.jpg (image 7, label 2) repeats ann/x.jpg (image 3, label 0)",
+        "zoe/1.png: the image is 112x92",
+    ]
+
+
 def test_raw_records_of_the_wrong_length(tmp_path: Path) -> None:
     raw = encoded(picture(1), ".bmp")
     with RecordWriter(tmp_path / "x.rec") as writer:

@@ -70,11 +70,14 @@ def _packs(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_photos(tmp_path: Path) -> None:
-    files = make_people(tmp_path / "my photos", {"ann": 2, "bob": 1})
+def test_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = make_people(tmp_path / "my photos", {"ann": 4, "bob": 4, "cy": 4, "deb": 4})
+    monkeypatch.setenv("HELD_OUT", "0.5")
+    monkeypatch.setenv("PAIRS", "10")
     (tmp_path / "points.txt").write_text("".join(f"{path} {POINTS}\n" for path in files if "1" not in path))
     _packs(tmp_path, "photos", "my photos", "out", "--landmarks", "points.txt")
-    assert len(FaceDataset(tmp_path / "out/packed")) == 2 and len(list((tmp_path / "out/aligned").rglob("*.jpg"))) == 2
+    assert len(FaceDataset(tmp_path / "out/packed")) == 12 and len(list((tmp_path / "out/aligned").rglob("*.jpg"))) == 12
+    assert FaceDataset(tmp_path / "out/train").num_classes == 2 and len(load_bin(tmp_path / "out/train/held_out_lq.bin")[1]) == 10
     assert _pack(tmp_path, "photos", "my photos", "out", "--landmarks", "points.txt").returncode == 2
 
 

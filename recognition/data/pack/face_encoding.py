@@ -47,6 +47,8 @@ class FaceFormat:
             raise UserError(f"--quality {self.quality}: must be from 1 to 100")
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels {self.max_pixels}: must be at least 1")
+        if self.encoding == "raw" and self.size != FACE_SIZE:
+            raise UserError(f"--size {self.size}: raw images have {FACE_SIZE}x{FACE_SIZE} pixels; choose another --encoding")
         assert self.fit in FITS, self.fit
         assert self.encoding in ENCODINGS, self.encoding
 

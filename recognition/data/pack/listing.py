@@ -63,7 +63,7 @@ def read_classes(path: Path, num_classes: int) -> list[str]:
 
 def class_names(data: Path, num_classes: int) -> list[str] | None:
     """The names from the classes.csv next to a data set (a folder or a `.rec` file); None if there is none."""
-    path = _folder_of(data) / CLASSES
+    path = folder_of(data) / CLASSES
     return read_classes(path, num_classes) if path.exists() else None
 
 
@@ -107,11 +107,12 @@ class ImageList:
 
 def image_list(data: Path, num_images: int) -> ImageList | None:
     """The images.csv next to a data set (a folder or a `.rec` file); None if there is none."""
-    path = _folder_of(data) / IMAGES
+    path = folder_of(data) / IMAGES
     return ImageList(path, num_images) if path.exists() else None
 
 
-def _folder_of(data: Path) -> Path:
+def folder_of(data: Path) -> Path:
+    """The folder with the lists of a packed set (a folder or a `.rec` file)."""
     return data if data.is_dir() else data.parent
 
 

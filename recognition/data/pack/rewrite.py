@@ -1,6 +1,6 @@
 """Writes images of data sets into a new packed one, with new labels and in a new order.
 
-Shared by the commands `shuffle`, `merge`, `subset` and `degrade`.
+Shared by the commands `shuffle`, `merge`, `subset`, `split`, `convert` and `degrade`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,23 @@ import numpy.typing as npt
 
 from recognition.data.dataset import FaceDataset
 from recognition.data.pack.face_encoding import FaceFormat, encode_file
-from recognition.data.pack.listing import IMAGE_COLUMNS, IMAGES, ImageList, class_names, image_list, write_classes
+from recognition.data.pack.listing import (
+    CLASSES,
+    IMAGE_COLUMNS,
+    IMAGES,
+    ImageList,
+    class_names,
+    folder_of,
+    image_list,
+    write_classes,
+)
 from recognition.data.pack.output import CsvFile
-from recognition.data.pack.shard_writer import ShardWriter, write_property
+from recognition.data.pack.shard_writer import PROPERTY, ShardWriter, write_property
 from recognition.data.parallel import chunks, in_order, shared_object
 from recognition.data.sets.opening import open_faces
 from recognition.data.sets.pictures import PictureFaces
 from utils.errors import UserError
+from utils.files import write_file
 
 CHUNK = 256
 Int64Array = npt.NDArray[np.int64]
@@ -34,17 +44,21 @@ class Source:
     path: Path
     faces: FaceDataset
     names: list[str]
-    images: ImageList | None
+    images: ImageList | PictureFaces | None
 
     @classmethod
-    def open(cls, path: Path, strict: bool = True) -> Source:
-        """Raises UserError for damaged files (if `strict`), labels outside [0, classes), and lists that do not fit the set."""
+    def open(cls, path: Path, strict: bool = True, any_labels: bool = False) -> Source:
+        """Raises UserError for damaged files (if `strict`), lists that do not fit the set, and, unless `any_labels`, for labels
+        outside [0, classes)."""
         faces = open_faces(path, strict=strict)
         classes = faces.num_classes
-        faces.check_labels(classes)
+        if not any_labels:
+            faces.check_labels(classes)
         names = faces.names if isinstance(faces, PictureFaces) else class_names(path, classes)
         names = names or [f"{label:07d}" for label in range(classes)]
-        return cls(path, faces, names, image_list(path, len(faces)) if faces.shards else None)
+        if isinstance(faces, PictureFaces):
+            return cls(path, faces, names, faces if faces.inside else None)
+        return cls(path, faces, names, image_list(path, len(faces)))
 
 
 @dataclass
@@ -73,13 +87,13 @@ class Selection:
 Rewritten = list[tuple[npt.NDArray[np.float32] | float, bytes, int]]  # label or labels, payload, id2
 
 
-def read_records(part: Selection) -> Rewritten:
-    """Runs in a worker: the records of a part of the selection, under their new labels."""
+def read_records(part: Selection, face_format: FaceFormat | None = None) -> Rewritten:
+    """Runs in a worker: the records of a part of the selection, under their new labels. face_format: of image files."""
     records: Rewritten = []
     for source, image, label in zip(part.source.tolist(), part.image.tolist(), part.label.tolist(), strict=True):
         faces: FaceDataset = shared_object()[source]
         if not faces.shards:
-            records.append((float(label), _encoded_picture(Path(faces.where(image))), 0))
+            records.append((float(label), _encoded_picture(Path(faces.where(image)), face_format or FaceFormat()), 0))
             continue
         shard, position = faces.locate(image)
         faces.read(image)  # refuses a record without an image or a label
@@ -93,9 +107,9 @@ def read_records(part: Selection) -> Rewritten:
     return records
 
 
-def _encoded_picture(path: Path) -> bytes:
+def _encoded_picture(path: Path, face_format: FaceFormat) -> bytes:
     """The bytes to pack for an image file. Raises UserError if it is not a face of the right size."""
-    payload, odd_size = encode_file(path, FaceFormat())
+    payload, odd_size = encode_file(path, face_format)
     if odd_size:
         raise UserError(f"{path}: the image is {odd_size}; align the faces: python -m recognition.data.pack align")
     return payload
@@ -111,6 +125,7 @@ def write_selection(
     shards: int = 1,
     grouped: bool = True,
     with_list: bool = True,
+    copy_lists: bool = False,
     prefix: str = "",
     title: str = "writing",
     work: Callable[[Any], Rewritten] = read_records,
@@ -119,7 +134,8 @@ def write_selection(
 
     names: of the new labels. grouped: the selection is sorted by label, and every label has an image.
     work: makes the records of a part of the selection, in a worker; `title` describes it in the progress bar.
-    with_list: also write images.csv, if every source has one.
+    with_list: also write images.csv, if every source has one. copy_lists: labels and order are those of the only source, which is
+    packed: copy its lists and its property file.
     prefix: "folder" or "file" puts the source's number and "_" before the first or last part of each path in images.csv, so that
     no two sources share a path.
     """
@@ -135,6 +151,11 @@ def write_selection(
         for part in records:
             for label, payload, id2 in part:
                 writer.write(label, payload, id2)
+    if copy_lists:
+        for path in map(folder_of(sources[0].path).joinpath, (CLASSES, IMAGES, PROPERTY)):
+            if path.is_file():
+                write_file(folder / path.name, path.read_bytes())
+        return
     write_classes(folder, names, np.bincount(selection.label, minlength=len(names)).tolist())
     if with_list and all(source.images is not None for source in sources):
         _write_image_list(folder, sources, selection, prefix)

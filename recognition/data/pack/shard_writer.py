@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.files import write_file
 
 MAX_SHARDS = 100_000
+PROPERTY = "property"
 
 
 class ShardWriter:
@@ -86,4 +87,4 @@ class ShardWriter:
 
 def write_property(folder: Path, num_classes: int, size: tuple[int, int]) -> None:
     """Write insightface's `property` file: `C,height,width`. size: (height, width)."""
-    write_file(folder / "property", f"{num_classes},{size[0]},{size[1]}")
+    write_file(folder / PROPERTY, f"{num_classes},{size[0]},{size[1]}")

@@ -6,7 +6,7 @@ A list has one image per line: its path, blanks, and its label. Paths are relati
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from recognition.data.dataset import FaceDataset
 from recognition.data.records.format import RecordError
 from utils.errors import UserError
-from utils.files import numbered_lines
+from utils.files import numbered_lines, path_inside
 from utils.images import FACE_SIZE, LeftOut, image_names, read_header, read_image_file, scan_folder
 
 LISTS = (".txt", ".lst")  # suffixes of text lists
@@ -88,6 +88,19 @@ class PictureFaces(FaceDataset):
     def byte_ranges(self, start: int, stop: int) -> list[tuple[Path, int, int]]:
         files = [self._file(image) for image in range(start, stop)]
         return [(file, 0, file.stat().st_size) for file in files if file.is_file()]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return FACE_SIZE, FACE_SIZE
+
+    @property
+    def inside(self) -> bool:
+        """Whether all paths are below `root`: those of a list may lead out of it."""
+        return not (np.char.startswith(self._files, b"/") | (np.char.find(self._files, b"..") >= 0)).any()
+
+    def path_of(self, image: int, label: int) -> PurePosixPath:
+        """The path of an image below `root`, as in images.csv. Raises UserError if such a list cannot contain it."""
+        return path_inside(os.fsdecode(self._files[image]), self.where(image))
 
     def labels(self) -> npt.NDArray[np.int64]:
         return self._file_labels

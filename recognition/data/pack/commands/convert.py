@@ -1,11 +1,11 @@
-"""Packed data set -> the same images, labels and order in another encoding.
+"""Data set -> the same images, labels and order in another encoding, packed.
 
     python -m recognition.data.pack convert packed/ raw/ --encoding raw
     python -m recognition.data.pack convert raw/ packed/ --encoding jpeg
 
 `raw` stores pixels that need no decoding: 37.7 kB per face, for machines whose GPUs wait for JPEGs. The images are uncompressed
 BMPs, which MXNet and OpenCV read like any other. docs/DATA.md tells when to choose which encoding. Images that have the encoding
-already are copied byte for byte.
+already are copied byte for byte, and so are the lists of a packed set. Labels may be of any kind, as in benchmark sets.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from recognition.data.pack.face_encoding import FaceFormat, encode
 from recognition.data.pack.output import new_folder
 from recognition.data.pack.rewrite import Rewritten, Selection, Source, read_records, write_selection
 from recognition.data.parallel import add_workers_argument, shared_object
-from utils.images import RAW_BYTES, decode_face
+from utils.images import RAW_BYTES, decode_face, decode_image
 
-HELP = "packed data set -> another encoding (JPEG, PNG, raw)"
+HELP = "data set -> another encoding (JPEG, PNG, raw)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_packed_set_argument(parser)
+    add_packed_set_argument(parser, pictures=True)
     add_out_folder_argument(parser)
     add_encoding_arguments(parser)
     add_shards_argument(parser)
@@ -42,11 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def encoded_records(face_format: FaceFormat, part: Selection) -> Rewritten:
     """Runs in a worker: the records with their images in the new encoding. Every image is decoded, so damage is noticed."""
     faces: FaceDataset = shared_object()[0]
-    records = read_records(part)
-    for row, (label, _, id2) in enumerate(records):
-        number = int(part.image[row])
-        payload = faces.read(number)[0]
-        image = decode_face(payload, faces.where(number), "BGR")
+    records = read_records(part, face_format)
+    if not faces.shards:
+        return records
+    decode = decode_face if face_format.encoding == "raw" else decode_image
+    for row, (label, payload, id2) in enumerate(records):
+        image = decode(payload, faces.where(int(part.image[row])), "BGR")
         records[row] = (label, payload if face_format.holds(payload) else encode(image, face_format), id2)
     return records
 
@@ -54,7 +55,7 @@ def encoded_records(face_format: FaceFormat, part: Selection) -> Rewritten:
 def run(arguments: argparse.Namespace) -> None:
     face_format = FaceFormat(quality=arguments.quality, encoding=arguments.encoding)
     with new_folder(arguments.out) as folder:
-        source = Source.open(arguments.source)
+        source = Source.open(arguments.source, any_labels=True)
         labels, count = source.faces.labels(), len(source.faces)
         everything = Selection(np.zeros(count, np.int64), np.arange(count), labels)
         write_selection(
@@ -64,7 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
             source.names,
             workers=arguments.workers,
             shards=arguments.shards,
-            grouped=bool(np.isin(np.diff(labels, prepend=-1), (0, 1)).all()),
+            grouped=bool(labels[0] == 0 and np.isin(np.diff(labels), (0, 1)).all()),
+            copy_lists=bool(source.faces.shards),
             title="encoding",
             work=partial(encoded_records, face_format),
         )

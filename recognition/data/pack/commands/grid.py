@@ -1,6 +1,7 @@
-"""A contact sheet of a packed data set or a benchmark: some identities, one per row, as a PNG or JPEG picture.
+"""A contact sheet of a data set or a benchmark: some identities, one per row, as a PNG or JPEG picture.
 
     python -m recognition.data.pack grid packed/ sheet.png --identities 10 --images 8
+    python -m recognition.data.pack grid photos/ sheet.png       # a folder with one subfolder per identity, or a text list
     python -m recognition.data.pack grid packed/ views.png --augmentation qgface
     python -m recognition.data.pack grid lfw.bin pairs.png       # pairs: same person framed in green, different people in red
     python -m recognition.data.pack grid IJBB/ templates.png     # one template per row; TinyFace: one person per row
@@ -20,18 +21,19 @@ from recognition.data.augment import AUGMENTATIONS, UNIFORMS
 from recognition.data.dataset import FaceDataset
 from recognition.data.pack.benchmark_rows import benchmark_rows
 from recognition.data.pack.face_encoding import fit_square
+from recognition.data.sets.opening import open_faces
 from utils.errors import UserError
 from utils.files import write_file
 from utils.images import FACE_SIZE, Image, decode_image
 from utils.randomness import Permutation, uniforms
 
-HELP = "contact sheet of a packed set, of augmented images, or of a benchmark"
+HELP = "contact sheet of a data set, of augmented images, or of a benchmark"
 GAP, BACKGROUND = 2, 255
 LARGEST_SIDE = 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    described = "a .rec file, a folder with train.rec or shards, a .bin, or a release of IJB-B, IJB-C or TinyFace"
+    described = "a .rec file, a folder with train.rec, shards or identities, a list, a .bin, or IJB-B, IJB-C or TinyFace"
     parser.add_argument("source", type=Path, help=described)
     parser.add_argument("out", type=Path, help="picture to write, .png or .jpg")
     parser.add_argument("--identities", type=int, default=10, help="number of rows (%(default)s)")
@@ -93,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     if make_rows := benchmark_rows(arguments.source):
         rows, shown = make_rows(arguments), "of the benchmark"
     else:
-        faces = FaceDataset(arguments.source)
+        faces = open_faces(arguments.source)
         labels = choose_labels(faces, arguments.identities, arguments.first, arguments.seed)
         rows, shown = [make_row(faces, label, arguments) for label in labels], f"labels {', '.join(map(str, labels))}"
     sheet = make_sheet(rows, arguments.images, arguments.size)

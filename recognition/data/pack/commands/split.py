@@ -1,12 +1,13 @@
-"""Packed data set -> a training set, and verification pairs of people who are not in it.
+"""Data set -> a training set, and verification pairs of people who are not in it.
 
     python -m recognition.data.pack split packed/ train/ --held-out 0.2 --pairs 3000
     python train.py configs/small_qg rec=train val_targets=held_out_hq,held_out_mixed,held_out_lq
 
 The people are divided at random. Those who stay get the labels 0, 1, 2, …; held_out.csv lists the others with their old labels.
-Half of the pairs show one person and half show two, spread over the held-out people as evenly as possible. The same pairs are
-written three times: held_out_hq.bin as they are, held_out_mixed.bin with the second face degraded, held_out_lq.bin with both
-degraded (as by `pairs --degrade`). The result depends only on the data, the options and --seed.
+Half of the pairs show one person and half show two, spread over the held-out people as evenly as possible; from 20 people
+on, the ten folds of verification have none in common. The same pairs are written three times: held_out_hq.bin as they are,
+held_out_mixed.bin with the second face degraded, held_out_lq.bin with both degraded (as by `pairs --degrade`). The result depends
+only on the data, the options and --seed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from math import isqrt
 
 import numpy as np
 
+from eval.verification import FOLDS
 from recognition.data.bins import write_bin
 from recognition.data.dataset import FaceDataset
 from recognition.data.pack.arguments import add_out_folder_argument, add_packed_set_argument, add_shards_argument
@@ -28,10 +30,9 @@ from recognition.data.pack.rewrite import Int64Array, Selection, Source, write_s
 from recognition.data.parallel import add_workers_argument, in_order, shared_object
 from utils.errors import UserError, warn
 
-HELP = "packed data set -> training set and verification pairs of other people"
+HELP = "data set -> training set and verification pairs of other people"
 HELD_OUT = "held_out"
 QUALITIES = {"hq": (0, 1), "mixed": (0, 3), "lq": (2, 3)}  # which of `pair_images` a pair consists of
-FEWEST_PAIRS = 10  # of the ten-fold protocol
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,31 +58,65 @@ def divide_people(labels: Int64Array, share: float, rng: np.random.Generator) ->
 def draw_pairs(people: list[Int64Array], pairs: int, rng: np.random.Generator) -> Int64Array:
     """Draw pairs of images, each once: int64 [pairs, 2], of one person in even rows, of two in odd rows.
 
-    people: the numbers of each person's images. Warns if they are too few for `pairs`; the result may have fewer rows then.
-    Raises UserError if there are fewer than ten.
+    people: the numbers of each person's images. The ten folds of verification, tenths of the rows, have no person in common.
+    Warns if the people are too few for that or for `pairs`; the result may have fewer rows then. Raises UserError if there are
+    fewer than ten.
     """
-    sizes = np.array([len(images) for images in people])
-    one_person = sizes * (sizes - 1) // 2  # pairs of each
-    couples = len(people) * (len(people) - 1) // 2
-    available = int(min(one_person.sum(), (sizes.sum() ** 2 - (sizes**2).sum()) // 2))
+    groups = deal(people)
+    if not (available := FOLDS * min(map(_available, groups))):
+        groups, available = [people], _available(people)
     each = min(pairs // 2, available)
+    found = f"{len(people)} held-out people with {sum(map(len, people))} images"
     advice = "hold out more people, or give fewer --pairs"
-    if 2 * each < FEWEST_PAIRS:
-        found = f"--pairs {pairs}: {len(people)} held-out people with {sizes.sum()} images allow {2 * available}"
-        raise UserError(f"{found}; verification needs at least {FEWEST_PAIRS}")
+    if 2 * each < FOLDS:
+        raise UserError(f"--pairs {pairs}: {found} allow {2 * available}; verification needs at least {FOLDS}")
+    if len(groups) == 1:
+        warn(f"{found} are too few for {FOLDS} folds of different people: the folds share people; hold out more people")
     if each < pairs // 2:
-        warn(f"{len(people)} held-out people with {sizes.sum()} images allow only {2 * each} of {pairs} pairs; {advice}")
-    elif couples < each:
+        warn(f"{found} allow only {2 * each} of {pairs} pairs; {advice}")
+    elif sum(_couples(group) for group in groups) < each:
         warn(f"{len(people)} held-out people are few for {pairs} pairs: results will depend on who they are; {advice}")
-    person, number = _spread(one_person, each, rng)
-    same = [[people[p][place] for place in _two_of(n)] for p, n in zip(person.tolist(), number.tolist(), strict=True)]
-    chosen = np.array([_two_of(n) for n in rng.choice(couples, min(couples, each), replace=False).tolist()])
-    couple, number = _spread(sizes[chosen].prod(axis=1), each, rng)
-    different = [
+    drawn = np.empty((2 * each, 2), np.int64)
+    for group, rows in zip(groups, np.array_split(np.arange(2 * each), len(groups)), strict=True):
+        drawn[rows[rows % 2 == 0]] = _pairs_of_one(group, int((rows % 2 == 0).sum()), rng)
+        drawn[rows[rows % 2 == 1]] = _pairs_of_two(group, int((rows % 2 == 1).sum()), rng)
+    return drawn
+
+
+def deal(people: list[Int64Array]) -> list[list[Int64Array]]:
+    """Divide people among as many groups as there are folds, with about as many images each."""
+    order = sorted(people, key=len, reverse=True)
+    turn = np.arange(len(order)) % (2 * FOLDS)
+    group = np.minimum(turn, 2 * FOLDS - 1 - turn)  # back and forth
+    return [[order[place] for place in np.flatnonzero(group == number).tolist()] for number in range(FOLDS)]
+
+
+def _couples(people: list[Int64Array]) -> int:
+    return len(people) * (len(people) - 1) // 2
+
+
+def _available(people: list[Int64Array]) -> int:
+    """How many pairs of one person, and as many of two, can be drawn."""
+    sizes = np.array([len(images) for images in people], np.int64)
+    return int(min((sizes * (sizes - 1) // 2).sum(), (sizes.sum() ** 2 - (sizes**2).sum()) // 2))
+
+
+def _pairs_of_one(people: list[Int64Array], count: int, rng: np.random.Generator) -> Int64Array:
+    sizes = np.array([len(images) for images in people])
+    person, number = _spread(sizes * (sizes - 1) // 2, count, rng)
+    pairs = [people[p][list(_two_of(n))] for p, n in zip(person.tolist(), number.tolist(), strict=True)]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _pairs_of_two(people: list[Int64Array], count: int, rng: np.random.Generator) -> Int64Array:
+    sizes, couples = np.array([len(images) for images in people]), _couples(people)
+    chosen = np.array([_two_of(n) for n in rng.choice(couples, min(couples, count), replace=False).tolist()], np.int64)
+    couple, number = _spread(sizes[chosen.reshape(-1, 2)].prod(axis=1), count, rng)
+    pairs = [
         [people[p][n % sizes[p]], people[q][n // sizes[p]]]
         for (p, q), n in zip(chosen[couple].tolist(), number.tolist(), strict=True)
     ]
-    return np.stack([same, different], axis=1).reshape(-1, 2)
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _spread(available: Int64Array, wanted: int, rng: np.random.Generator) -> tuple[Int64Array, Int64Array]:
@@ -92,7 +127,7 @@ def _spread(available: Int64Array, wanted: int, rng: np.random.Generator) -> tup
         quotas[order[quotas[order] < available[order]][:left]] += 1
     drawn = [rng.choice(count, quota, replace=False) for count, quota in zip(available, quotas, strict=True)]
     order = rng.permutation(wanted)
-    return np.repeat(np.arange(len(available)), quotas)[order], np.concatenate(drawn)[order]
+    return np.repeat(np.arange(len(available)), quotas)[order], np.concatenate([np.empty(0, np.int64), *drawn])[order]
 
 
 def _two_of(number: int) -> tuple[int, int]:

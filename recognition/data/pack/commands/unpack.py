@@ -18,6 +18,7 @@ from recognition.data.pack.arguments import add_on_error_argument, add_out_folde
 from recognition.data.pack.listing import ImageList, class_names, image_list, warn_of_skipped, write_skipped
 from recognition.data.pack.output import new_folder, write_new
 from recognition.data.parallel import add_workers_argument, chunks, in_order, shared_object
+from recognition.data.sets.pictures import is_pictures
 from utils.errors import UserError
 from utils.images import SUFFIXES_OF, read_header
 
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     skip = arguments.on_error == "skip"
+    if arguments.source.exists() and is_pictures(arguments.source):
+        raise UserError(f"{arguments.source}: its images are files already; give a packed set")
     with new_folder(arguments.out) as folder:
         faces = FaceDataset(arguments.source, strict=not skip)
         count = len(faces)

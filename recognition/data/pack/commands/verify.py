@@ -1,9 +1,10 @@
-"""Checks a packed data set completely and prints a table. Exit code 0 if it has no fault, otherwise 2.
+"""Checks a data set completely and prints a table. Exit code 0 if it has no fault, otherwise 2.
 
-    python -m recognition.data.pack verify packed/
+    python -m recognition.data.pack verify packed/           # or a folder with one subfolder per identity, or a text list
 
-Every record is read and every image decoded. Labels must be 0 … C-1 without gaps. The index must list every record of its file,
-each under its own key. All images must have the size in the `property` file. The lists (classes.csv, images.csv) must fit.
+Every image is read and decoded. Labels must be 0 … C-1 without gaps. All images must have the size in the `property` file, those
+in files of their own 112x112. In a packed set, the index must list every record of its file, each under its own key, and the
+lists (classes.csv, images.csv) must fit.
 Images that repeat another byte for byte are named: within one identity they are no fault, under two one label must be wrong.
 """
 
@@ -26,12 +27,13 @@ from recognition.data.pack.listing import ImageList, class_names, image_list
 from recognition.data.parallel import add_workers_argument, chunks, in_order, shared_object
 from recognition.data.records.index import scan_file
 from recognition.data.records.reader import RecordReader
+from recognition.data.sets.opening import open_faces
 from utils.errors import UserError, warn
 from utils.images import FACE_SIZE, decode_face_into, decode_image
 
-HELP = "check a packed data set completely"
+HELP = "check a data set completely"
 CHUNK = 256
-MAX_IMAGE_MESSAGES, MAX_REPEATS, MAX_MESSAGES = 20, 10, 50
+MAX_IMAGE_MESSAGES, MAX_NAMED, MAX_MESSAGES = 20, 10, 50
 OK, UNREADABLE, UNDECODABLE = range(3)
 
 MISSING = "files without an index"
@@ -43,7 +45,7 @@ INDEX_FAULTS = (MISSING, UNLISTED, NOWHERE, WRONG_KEY, DAMAGED)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_packed_set_argument(parser)
+    add_packed_set_argument(parser, pictures=True)
     parser.add_argument("--any-labels", action="store_true", help="labels may have gaps, as in benchmark sets (tinyface, scface)")
     parser.add_argument("--any-size", action="store_true", help="images may differ in size")
     add_workers_argument(parser)
@@ -166,9 +168,9 @@ class Report:
 
 def verify(source: Path, workers: int, any_labels: bool = False, any_size: bool = False) -> Report:
     """Check everything. Raises UserError if the set cannot be opened at all."""
-    faces = FaceDataset(source, strict=False)
+    faces = open_faces(source, strict=False)
     report = Report()
-    report.add("files", len(faces.shards))
+    report.add("files", len(faces.shards) or len(faces))
     report.add("images", len(faces))
     checks = check_images(faces, workers)
     report.messages += checks.messages
@@ -178,8 +180,9 @@ def verify(source: Path, workers: int, any_labels: bool = False, any_size: bool 
     _report_labels(report, faces, checks, any_labels)
     _report_repeats(report, source, faces, checks)
     _report_sizes(report, faces, checks, any_size)
-    _report_indices(report, faces.shards)
-    _report_lists(report, source, faces)
+    if faces.shards:
+        _report_indices(report, faces.shards)
+        _report_lists(report, source, faces)
     return report
 
 
@@ -205,10 +208,10 @@ def _report_repeats(report: Report, source: Path, faces: FaceDataset, checks: Im
     repeats = (first != np.arange(len(first))) & ~other
     listed = None
     with contextlib.suppress(UserError):  # `_report_lists` reports it
-        listed = image_list(source, len(faces))
+        listed = image_list(source, len(faces)) if faces.shards else None
     for whose, found in (("the same", repeats), ("another", other)):
         report.add(f"images that repeat one of {whose} identity", int(found.sum()), found is other and bool(found.any()))
-        for image in np.flatnonzero(found)[:MAX_REPEATS].tolist():
+        for image in np.flatnonzero(found)[:MAX_NAMED].tolist():
             both = [_describe(faces, listed, number, int(checks.label[number])) for number in (int(first[image]), image)]
             report.messages.append(f"{both[1]} repeats {both[0]}")
 
@@ -222,15 +225,17 @@ def _describe(faces: FaceDataset, listed: ImageList | None, image: int, label: i
 
 def _report_sizes(report: Report, faces: FaceDataset, checks: ImageChecks, any_size: bool) -> None:
     ok = checks.status == OK
-    sizes, counts = np.unique(np.stack([checks.height[ok], checks.width[ok]]), axis=1, return_counts=True)
+    sizes = np.unique(np.stack([checks.height[ok], checks.width[ok]]), axis=1)
     shown = [f"{width}x{height}" for height, width in sizes.T.tolist()]
     more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
     report.add("sizes", ", ".join(shown[:3]) + more, len(shown) > 1 and not any_size)
     expected = faces.image_size
     if expected is not None:
-        fits = (sizes == np.array(expected)[:, None]).all(axis=0)
-        wrong = int(counts[~fits].sum())
-        report.add(f"images that are not {expected[1]}x{expected[0]}, the size in `property`", wrong, wrong > 0)
+        wrong = ok & ((checks.height != expected[0]) | (checks.width != expected[1]))
+        source = ", the size in `property`" if faces.shards else ""
+        report.add(f"images that are not {expected[1]}x{expected[0]}{source}", int(wrong.sum()), bool(wrong.any()))
+        for image in np.flatnonzero(wrong)[:MAX_NAMED].tolist():
+            report.messages.append(f"{faces.where(image)}: the image is {checks.width[image]}x{checks.height[image]}")
 
 
 def _report_indices(report: Report, shards: list[RecordReader]) -> None:
