@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,9 +89,9 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     root = tmp_path_factory.mktemp("audited")
     _write_set(root / "photos")
     pack("folder", root / "photos", root / "packed", "--png")
-    strangers = [encoded(shot(100 + n, 0)) for n in range(10)]
-    shared = [encoded(shot(10, 60)), encoded(shot(10, 61)), re_encoded(shot(11, 4)), strangers[0]]
-    write_bin(root / "against.bin", [*shared, *strangers], [True, False] + [False] * 5)
+    strangers = [encoded(shot(12, 0), ".png"), *(encoded(shot(100 + n, 0)) for n in range(11))]
+    shared = [encoded(shot(10, 60)), encoded(shot(10, 61)), re_encoded(shot(11, 4)), strangers[1]]
+    write_bin(root / "against.bin", [*shared, *strangers], [True, False] + [False] * 6)
     (root / "encoder").write_bytes(b"")
     with pytest.MonkeyPatch.context() as patch:
         _use_pixel_encoder(patch)
@@ -122,6 +123,20 @@ def test_folders_are_audited_and_cleaned_as_they_are(audited, tmp_path, monkeypa
     assert len(FaceDataset(tmp_path / "clean")) == 3 * SHOTS
 
 
+def test_faiss_leads_to_the_same_list(audited, tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    _use_pixel_encoder(monkeypatch)
+    for number in range(9):
+        shutil.copytree(audited.root / f"photos/p{number:02}", tmp_path / f"photos/p{number:02}")
+        write_files(tmp_path / f"photos/p{number:02}", {"none.png": encoded(shot(200, 0), ".png")})  # "image not available"
+    for name, many in (("blocks", 10**9), ("faiss", 0)):
+        monkeypatch.setattr("recognition.data.pack.commands.audit.MANY", many)
+        options = ("--against", audited.root / "against.bin", "--cache", tmp_path / "cache")
+        pack("audit", tmp_path / "photos", "--out", tmp_path / name, "--checkpoint", audited.root / "encoder", *options)
+    listed = (tmp_path / "blocks/audit.csv").read_text()
+    assert (tmp_path / "faiss/audit.csv").read_text() == listed and listed.count("exact,1,") == 10
+
+
 def test_wrong_labels_split_and_merged_identities_are_found(audited):
     names = audited.names
     suspects = {audited.name(row["image"]) for row in audited.rows("suspect")}
@@ -134,9 +149,12 @@ def test_wrong_labels_split_and_merged_identities_are_found(audited):
 
 
 def test_images_and_people_of_the_verification_set_are_found(audited):
-    [shared] = audited.rows("shared_image")
-    assert audited.name(shared["image"]) == "p11/4.png" and shared["other_key"] == "2"
-    assert {audited.names[int(row["label"])] for row in audited.rows("shared_person")} == {"p10", "p11"}
+    found = {(audited.name(row["image"]), row["other_key"], row["drop"]) for row in audited.rows("shared_image")}
+    assert found == {("p11/4.png", "2", "0"), ("p12/0.png", "4", "1")}  # re-encoded, and with equal pixels
+    found = {(audited.names[int(row["label"])], row["drop"]) for row in audited.rows("shared_person")}
+    assert found == {("p10", "0"), ("p11", "0"), ("p12", "1")}
+    assert {row["drop"] for kind in ("suspect", "split", "merged") for row in audited.rows(kind)} == {"0"}
+    assert {row["drop"] for kind in ("exact", "near") for row in audited.rows(kind)} == {"1"}
 
 
 def test_sheets_and_figures_are_written_and_features_are_kept(audited):
@@ -152,10 +170,12 @@ def test_sheets_and_figures_are_written_and_features_are_kept(audited):
 def test_subset_drops_what_the_list_drops(audited, tmp_path):
     rows = [row for kind in ("exact", "near", "suspect", "shared_image") for row in audited.rows(kind)]
     people = {int(row["label"]) for row in audited.rows("shared_person")}
-    pack("subset", audited.root / "packed", tmp_path / "clean", "--drop", audited.root / "audit/audit.csv")
+    edited = re.sub(r"^(suspect|shared_\w+),0", r"\1,1", (audited.root / "audit/audit.csv").read_text(), flags=re.M)
+    (tmp_path / "edited.csv").write_text(edited)
+    pack("subset", audited.root / "packed", tmp_path / "clean", "--drop", tmp_path / "edited.csv")
     before, after = FaceDataset(audited.root / "packed"), FaceDataset(tmp_path / "clean")
     gone = {int(row["image"]) for row in rows} | set(np.flatnonzero(np.isin(before.labels(), list(people))).tolist())
-    assert len(after) == len(before) - len(gone) and after.num_classes == before.num_classes - 2
+    assert len(after) == len(before) - len(gone) and after.num_classes == before.num_classes - 3
     kept = sorted(before.read(image)[0] for image in set(range(len(before))) - gone)
     assert sorted(after.read(image)[0] for image in range(len(after))) == kept
     nothing = (audited.root / "audit/audit.csv").read_text().replace(",1,", ",0,", 1).splitlines()[:2]
@@ -178,7 +198,7 @@ def test_mistakes_in_a_list_are_named(audited, tmp_path, old, new, message):
     arguments = ("subset", audited.root / "packed", tmp_path / "out", "--drop", tmp_path / "audit.csv")
     if message is None:
         pack(*arguments)
-        assert FaceDataset(tmp_path / "out").num_classes == len(audited.names) - 3
+        assert FaceDataset(tmp_path / "out").num_classes == len(audited.names) - 2
         return
     with pytest.raises(UserError, match=message):
         pack(*arguments)
@@ -283,12 +303,21 @@ def test_faiss_finds_the_pairs_of_the_blockwise_comparison(columns):
     assert len(expected & found) > 0.95 * len(expected) and len(found - expected) < 3
 
 
-def test_repeated_images_are_compared_once(monkeypatch):
+@pytest.mark.parametrize("by", ["blocks", "faiss"])
+def test_repeated_images_are_compared_once(monkeypatch, by):
+    if by == "faiss":
+        pytest.importorskip("faiss")
     monkeypatch.setattr("eval.protocols.products.MOST_PAIRS", 10)
     hashes = np.array([[1, 2]] * 50 + [[n, n] for n in range(3, 6)], np.uint64)
     rows = np.eye(4, dtype=np.float32)[[0] * 50 + [0, 1, 2]]
-    i, j, _ = close_pairs(rows, None, 0.9, block=20, score=HideRepeated(hashes, hashes))
+    hide = HideRepeated(hashes, hashes)
+    if by == "faiss":
+        i, j = approximate_pairs(rows, None, 0.9, hidden=hide.repeated)
+    else:
+        i, j, _ = close_pairs(rows, None, 0.9, block=20, score=hide)
     assert (i.tolist(), j.tolist()) == ([0], [50])
+    with pytest.raises(UserError, match="more than 10 pairs have a cosine"):
+        _ = approximate_pairs(rows, None, 0.9) if by == "faiss" else close_pairs(rows, None, 0.9)
 
 
 def test_equal_pixels_pairs_each_image_of_a_group_once():

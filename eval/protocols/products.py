@@ -82,17 +82,22 @@ def close_pairs(
         if part.upper:
             i, j = i[i < j], j[i < j]
         total += len(i)
-        if total > MOST_PAIRS:
-            raise UserError(
-                f"more than {MOST_PAIRS:,} pairs have a cosine of at least {threshold:.3f}; "
-                "the encoder hardly distinguishes these images: raise the threshold or use another encoder"
-            )
+        refuse_too_many(total, threshold)
         if len(i):
             pairs = i + part.row, j + part.column, part.cosines_nm[i, j]
             found.append(tuple(column.cpu().numpy() for column in pairs))
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     first, second, cosines = (np.concatenate(column) for column in zip(empty, *found, strict=True))
     return first, second, cosines
+
+
+def refuse_too_many(pairs: int, threshold: float) -> None:
+    """Raise UserError if there are more than `MOST_PAIRS`."""
+    if pairs > MOST_PAIRS:
+        raise UserError(
+            f"more than {MOST_PAIRS:,} pairs have a cosine of at least {threshold:.3f}; "
+            "the encoder hardly distinguishes these images: raise the threshold or use another encoder"
+        )
 
 
 def nearest(

@@ -4,15 +4,16 @@
     python -m recognition.data.pack subset packed/ clean/ --drop audit/audit.csv
 
 Writes a folder with audit.csv, which lists the findings, and one contact sheet per kind. Look at the sheets; in audit.csv, a row
-whose `drop` is 1 drops its image or, if it has no image, the whole identity: edit as you like. The kinds:
+whose `drop` is 1 drops its image or, if it has no image, the whole identity. Only what pixels prove is preset to 1; the
+rest is for you to decide. The kinds:
 
-  exact          images with the pixels of another, perhaps mirrored
-  near           copies that were re-encoded, mirrored or cropped differently
+  exact          images with the pixels of another, perhaps mirrored (dropped; one is kept)
+  near           copies that were re-encoded, mirrored or cropped differently (dropped; one is kept)
   suspect        images that are more similar to another identity than to their own
-  split          two identities that look like one person (not dropped unless you decide so)
-  merged         an identity that looks like two people (not dropped unless you decide so)
-  shared_image   images that the other set contains too
-  shared_person  identities that the other set contains too
+  split          two identities that look like one person
+  merged         an identity that looks like two people
+  shared_image   images that the other set contains too (dropped if the pixels are equal)
+  shared_person  identities that the other set contains too (dropped if it has one of their images with equal pixels)
 
 Thresholds are derived from the set itself (docs/DATA.md explains how); options replace them.
 """

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from eval.protocols.products import refuse_too_many
 
 MANY = 200_000  # rows from which it pays
 _BLOCK = 4096  # rows
@@ -29,25 +31,32 @@ def approximate_pairs(
     columns_MD: npt.NDArray[np.floating] | None,
     threshold: float,
     on_rows: Callable[[int], object] = lambda done: None,
+    hidden: Sequence[npt.NDArray[np.bool_]] = (),
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Most of the pairs (i, j) with a cosine of at least `threshold`, int64 [P] each. Without columns, pairs with i < j."""
+    """Most of the pairs (i, j) with a cosine of at least `threshold`, int64 [P] each. Without columns, pairs with i < j.
+
+    hidden: bool [N] and [M], rows and columns that take part in no pair. Raises UserError if there are too many pairs.
+    """
     import faiss
 
     columns = rows_ND if columns_MD is None else columns_MD
-    cells = max(1, int(_CELLS * math.sqrt(len(columns))))
+    nothing = np.zeros(len(rows_ND), bool), np.zeros(len(columns), bool)
+    shown_rows, shown = (np.flatnonzero(~each) for each in hidden or nothing)
+    cells = max(1, min(int(_CELLS * math.sqrt(len(shown))), len(shown) // _TRAINED_PER_CELL))
     index = faiss.index_factory(columns.shape[1], f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
-    sample = np.unique(np.linspace(0, len(columns) - 1, min(len(columns), cells * _TRAINED_PER_CELL)).astype(np.int64))
-    index.train(columns[sample].astype(np.float32))
-    for start in range(0, len(columns), _BLOCK):
-        index.add(columns[start : start + _BLOCK].astype(np.float32))
+    sample = np.unique(np.linspace(0, len(shown) - 1, min(len(shown), cells * _TRAINED_PER_CELL)).astype(np.int64))
+    index.train(columns[shown[sample]].astype(np.float32))
+    for start in range(0, len(shown), _BLOCK):
+        index.add(columns[shown[start : start + _BLOCK]].astype(np.float32))
     index.nprobe = _CELLS_VISITED
-    found = [np.empty((2, 0), np.int64)]
-    for start in range(0, len(rows_ND), _BLOCK):
-        rows = rows_ND[start : start + _BLOCK].astype(np.float32)
-        ends, _, j = index.range_search(rows, float(threshold))
-        i = start + np.repeat(np.arange(len(rows)), np.diff(ends.astype(np.int64)))
-        pairs = np.stack([i, j.astype(np.int64)])
-        found.append(pairs if columns_MD is not None else pairs[:, i < j])
+    found, total = [np.empty((2, 0), np.int64)], 0
+    for start in range(0, len(shown_rows), _BLOCK):
+        rows = shown_rows[start : start + _BLOCK]
+        ends, _, j = index.range_search(rows_ND[rows].astype(np.float32), float(threshold))
+        pairs = np.stack([np.repeat(rows, np.diff(ends.astype(np.int64))), shown[j]])
+        found.append(pairs if columns_MD is not None else pairs[:, pairs[0] < pairs[1]])
+        total += found[-1].shape[1]
+        refuse_too_many(total, threshold)
         on_rows(len(rows))
     i, j = np.concatenate(found, axis=1)
     return i, j

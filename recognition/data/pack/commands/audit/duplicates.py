@@ -76,11 +76,13 @@ def find_copies(
     mirrored = (evidence.hashes[first, 0] != there.hashes[second, 0]) if len(first) else np.zeros(0, bool)
     columns = None if other is None else other.features
     with progress(title, len(evidence)) as advance:
+        hide = HideRepeated(evidence.hashes, there.hashes)
         if approximate:
-            i, j = approximate_pairs(evidence.features, columns, near_cosine, advance)
+            i, j = approximate_pairs(evidence.features, columns, near_cosine, advance, hide.repeated)
         else:
-            hide = HideRepeated(evidence.hashes, there.hashes)
             i, j, _ = close_pairs(evidence.features, columns, near_cosine, device, on_rows=advance, score=hide)
+    order = np.lexsort((j, i))  # the same for both
+    i, j = i[order], j[order]
     score, flipped = compare_thumbnails(evidence.thumbnails, there.thumbnails, i, j)
     known = set(zip(first.tolist(), second.tolist(), strict=True))
     unknown = [pair not in known for pair in zip(i.tolist(), j.tolist(), strict=True)]
@@ -101,17 +103,20 @@ def find_copies(
 
 
 class HideRepeated:
-    """Hides all images with equal pixels but the first: some sets contain thousands of "image not available"."""
+    """Hides all images with equal pixels but the first: some sets contain thousands of "image not available".
+
+    repeated: bool, which images of each set are hidden.
+    """
 
     def __init__(self, *hashes: npt.NDArray[np.uint64]):
-        self._repeated = [np.zeros(len(each), bool) for each in hashes]
-        for repeated, each in zip(self._repeated, hashes, strict=True):
+        self.repeated = [np.zeros(len(each), bool) for each in hashes]
+        for repeated, each in zip(self.repeated, hashes, strict=True):
             repeated[equal_pixels(each, None)[1]] = True
 
     def __call__(self, block: Block) -> Block:
         """A block of cosines of rows with columns, -1 for images that are hidden."""
         rows, columns = block.cosines_nm.shape
-        mine, theirs = self._repeated[0][block.row :][:rows], self._repeated[1][block.column :][:columns]
+        mine, theirs = self.repeated[0][block.row :][:rows], self.repeated[1][block.column :][:columns]
         block.cosines_nm[torch.from_numpy(np.flatnonzero(mine))] = -1
         block.cosines_nm[:, torch.from_numpy(np.flatnonzero(theirs))] = -1
         return block

@@ -108,12 +108,14 @@ class Audit:
                 found.append(self._copy(kind, score, image, kept, None, ", ".join(note for note in notes if notes[note])))
         self.findings += sorted(found, key=lambda finding: (finding.kind, -finding.score))
 
-    def _copy(self, kind: str, score: float, image: int, twin: int, other: Evidence | None, note: str) -> Finding:
+    def _copy(
+        self, kind: str, score: float, image: int, twin: int, other: Evidence | None, note: str, drop: bool = True
+    ) -> Finding:
         labels = self.evidence.faces.labels()
         theirs = labels if other is None else other.faces.labels()
         faces = None if other is None else other.faces
         return Finding(
-            kind, True, score, int(labels[image]), image, int(theirs[twin]), twin, faces, note, left=[image], right=[twin]
+            kind, drop, score, int(labels[image]), image, int(theirs[twin]), twin, faces, note, left=[image], right=[twin]
         )
 
     def add_suspects(self, split: set[tuple[int, int]]) -> None:
@@ -127,9 +129,9 @@ class Audit:
             if (label, other) in split or (other, label) in split:
                 continue
             note = f"own {self.own[image]:.2f}, other {self.other_cosine[image]:.2f}"
-            left = [image, *self.shown(label, image)[: SHOWN - 1]]
+            left, right = [image, *self.shown(label, image)[: SHOWN - 1]], self.shown(other)
             self.findings.append(
-                Finding("suspect", True, float(margin[image]), label, image, other, note=note, left=left, right=self.shown(other))
+                Finding("suspect", False, float(margin[image]), label, image, other, note=note, left=left, right=right)
             )
 
     def add_split(self) -> set[tuple[int, int]]:
@@ -168,12 +170,14 @@ class Audit:
         """Images, and then people, that the other set contains too."""
         copies = self.find_copies(other, f"comparing with {other.faces.path.name}")
         once: set[int] = set()
+        same_pixels = np.isin(self.evidence.hashes.min(axis=1), other.hashes.min(axis=1))
         for pair in np.argsort(-copies.score, kind="stable").tolist():
             image, twin = int(copies.first[pair]), int(copies.second[pair])
             if image not in once:
                 once.add(image)
                 note = "mirrored" if copies.mirrored[pair] else ""
-                self.findings.append(self._copy("shared_image", float(copies.score[pair]), image, twin, other, note))
+                drop = bool(same_pixels[image])
+                self.findings.append(self._copy("shared_image", float(copies.score[pair]), image, twin, other, note, drop))
         others = people_of(other)
         share = ALIKE_BY_CHANCE / max(int((others.counts > 0).sum()), 1)
         given = self.given.get("shared_cosine")
@@ -188,9 +192,9 @@ class Audit:
                 seen.add(label)
                 images = others.images(person)[:SHOWN].tolist()
                 twin, theirs = images[0], int(other.faces.labels()[images[0]])
-                left = self.shown(label)
+                left, drop = self.shown(label), bool(same_pixels[self.people.images(label)].any())
                 self.findings.append(
-                    Finding("shared_person", True, cosine, label, None, theirs, twin, other.faces, left=left, right=images)
+                    Finding("shared_person", drop, cosine, label, None, theirs, twin, other.faces, left=left, right=images)
                 )
 
 
