@@ -4,9 +4,9 @@ usage: train.py [--show | --plan [--ranks N] [--json FILE]] CONFIG [key=value ..
 
 CONFIG is a configuration file, with or without .py; key=value changes one of its settings. configs/base.py describes all of
 them. Configuration files of arcface_torch can be used as they are (docs/MIGRATING.md). The same command, given again, resumes an
-interrupted run. --show prints the settings as a file in the style of configs/, for GPUs, and trains nothing.
---plan prints what a run on N ranks needs (parameters, operations, memory, disk, steps, the largest batch), also without data; if
-there are data, it measures five steps and prints the hours. It trains nothing. --json writes the figures to FILE.
+interrupted run. --show prints the settings as a file in the style of configs/, for GPUs. --plan prints what a run on N ranks
+needs (parameters, operations, memory, disk, steps, the largest batch), also without data, and the hours if there are data: it
+measures five steps. Neither trains anything. --json writes the plan's figures to FILE. --version prints the version.
 
   python train.py configs/lfw_qg                                                              # one process
   torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112        # one process per GPU
@@ -24,6 +24,7 @@ from utils import program
 if __name__ == "__main__":
     program.begin()  # before the imports that take seconds
 
+from recognition import __version__
 from recognition.trainer import Trainer
 from utils import config, dist
 from utils.errors import UserError
@@ -40,8 +41,7 @@ def main() -> None:
     if not arguments:
         raise UserError(USAGE)
     explanations: list[str] = []
-    gpu = options.show or None  # files are shown for GPUs
-    settings = config.load(arguments[0], arguments[1:], explanations.append, gpu, options.plan)
+    settings = config.load(arguments[0], arguments[1:], explanations.append, options.show or None, options.plan)
     if options.show:
         print(*explanations, sep="\n", file=sys.stderr)
         print(settings.as_file(Path(arguments[0]).stem), end="")
@@ -60,6 +60,7 @@ def main() -> None:
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and all other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--version", action="version", version=__version__)
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--show", action="store_true")
     only.add_argument("--plan", action="store_true")

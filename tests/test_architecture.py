@@ -113,7 +113,7 @@ def test_every_imported_package_is_pinned():
 def test_the_top_level_is_as_agreed():
     folders = {*PACKAGES, "configs", "scripts", "tests", "benchmarks", "docs", "requirements"}
     files = {"train.py", "run.sh", "requirements.txt", "pyproject.toml", "mkdocs.yml", "LICENSE"}
-    files |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
+    files |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"}
     made_by_runs = {"runs", "data", "site"}
     present = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "__"))}
     assert present - made_by_runs <= folders | files

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recognition import __version__
 from recognition.checkpoints import resume, store
 from recognition.data.dataset import FaceDataset
 from recognition.data.fingerprint import difference, fingerprint
@@ -210,6 +211,23 @@ def test_a_checkpoint_without_a_fingerprint_resumes(half):
     assert resume.check_changes(folder, store.read_config(folder), 1, {"images": 1}, LAST) == []
 
 
+def test_a_checkpoint_of_a_newer_version(half):
+    """It resumes with a note if everything in it is known; otherwise the error names both versions."""
+    folder = store.folder_of(half, 2)
+    saved, state = store.read_config(folder), store.read_state(folder)
+    assert state["version"] == __version__
+    (folder / store.STATE).write_text(json.dumps({**state, "version": "99.1.0"}))
+    (note,) = resume.check_changes(folder, saved, 1, state["data"], LAST)
+    assert f"version='99.1.0', now '{__version__}'" in note
+    newer = rf"\(written by version 99.1.0, this is {__version__}: update this software\)"
+    (folder / store.CONFIG).write_text(json.dumps({**dataclasses.asdict(saved), "key_of_the_future": 1}))
+    with pytest.raises(UserError, match=f"key_of_the_future.*{newer}"):
+        store.read_config(folder)
+    (folder / store.STATE).write_text(json.dumps({**state, "version": "99.1.0", "format": 3}))
+    with pytest.raises(UserError, match=f"checkpoint format 3, this version reads 2 {newer}"):
+        store.read_state(folder)
+
+
 def test_another_number_of_ranks_needs_the_same_images_per_step(demo_set, tmp_path):
     output = tmp_path / "run"
     per_rank = ("global_batch_size=0", "batch_size=4", "sync_bn=True", *SETTINGS)
@@ -227,7 +245,7 @@ def test_another_number_of_ranks_needs_the_same_images_per_step(demo_set, tmp_pa
 
 def test_each_start_is_recorded(finished):
     (start,) = json.loads((finished / "environment.json").read_text())
-    assert {"time", "command", "commit", "python", "torch", "numpy", "opencv", "hosts", "devices"} <= start.keys()
+    assert {"time", "command", "version", "commit", "python", "torch", "numpy", "opencv", "hosts", "devices"} <= start.keys()
     assert start["command"].startswith("train.py ") and start["time"].endswith("+00:00")
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert lines and all(start["time"] <= line["time"] for line in lines)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recognition import __version__
 from recognition.checkpoints import store
 from recognition.data.fingerprint import difference
 from utils.config import Config
@@ -71,6 +72,8 @@ def check_changes(folder: Path, config: Config, world_size: int, data: Mapping[s
             f"{folder}: step {state['step']} is done and the last is {last_step}; with nothing left to train, settings may not "
             f"change: {'; '.join(others)}; {_ADVICE}; python -m eval verify computes further figures"
         )
+    if (version := state.get("version", __version__)) != __version__:
+        others.append(f"version={version!r}, now {__version__!r}")
     return [f"changed since {folder.name}: {text}" for text in others]
 
 

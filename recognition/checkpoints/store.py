@@ -15,6 +15,7 @@ are safetensors, written and read through torch.distributed.checkpoint (DCP); th
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from recognition import __version__
 from recognition.checkpoints import manifest
 from utils import dist
 from utils.config import Config, load_json
@@ -145,7 +147,11 @@ def load(folder: Path) -> Checkpoint:
 
 def read_config(folder: Path) -> Config:
     """The resolved configuration of the run that wrote a checkpoint."""
-    return load_json(folder / CONFIG)
+    try:
+        return load_json(folder / CONFIG)
+    except UserError as fault:
+        newer = _written_by_newer(read_state(folder))
+        raise UserError(*(f"{problem}{newer}" for problem in fault.args)) from fault
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -157,8 +163,17 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / STATE}: cannot be read ({fault}){advice}") from fault
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
-        raise UserError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}")
+        newer = _written_by_newer(values) if isinstance(values, dict) else ""
+        raise UserError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}{newer}")
     return values
+
+
+def _written_by_newer(state: Mapping[str, Any]) -> str:
+    """The cause of an error and its remedy, if a newer version wrote the checkpoint; "" otherwise."""
+    found, own = (
+        [int(part) for part in re.findall(r"\d{1,9}", str(text))[:3]] for text in (state.get("version", ""), __version__)
+    )
+    return f" (written by version {state['version']}, this is {__version__}: update this software)" if found > own else ""
 
 
 def read_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:

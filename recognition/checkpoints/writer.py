@@ -21,6 +21,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
+from recognition import __version__
 from recognition.checkpoints import manifest
 from recognition.checkpoints.store import (
     BEST,
@@ -86,7 +87,7 @@ class CheckpointWriter:
         dist.on_first_rank(lambda: _prepare(partial))
         tensors = {name: _for_storage(value, copy=self.config.async_save) for name, value in checkpoint.tensors.items()}
         sharded = sorted(name for name, value in checkpoint.tensors.items() if isinstance(value, ShardedRows))
-        document = {"format": FORMAT, "step": step, "sharded": sharded, **checkpoint.values}
+        document = {"format": FORMAT, "version": __version__, "step": step, "sharded": sharded, **checkpoint.values}
         part = _Part(tensors, partial, self._group)
         self._pending = _Pending(final, partial, document, frozenset(keep), part)
         if self.config.async_save:

@@ -2,7 +2,7 @@
 
 Exported files carry it as text under these names (safetensors' metadata, ONNX's metadata_props):
 
-    format network embedding_size channel_order input_size mean std
+    format version network embedding_size channel_order input_size mean std
     quality_mean quality_std quality_concentration quality_threshold    (if the run has them)
     network_options    (JSON, if the network has any)
     map_norm    ("1" if features have the norm of the last feature map)
@@ -22,6 +22,7 @@ import torch
 
 import backbones
 from losses.quality import QualityStatistics
+from recognition import __version__
 from recognition.encoders import thresholds
 from recognition.encoders.thresholds import Threshold
 from utils.errors import UserError
@@ -89,6 +90,7 @@ class EncoderCard:
         """The card as text; floats keep every bit."""
         plain = {
             "format": FORMAT,
+            "version": __version__,
             "network": self.network,
             "embedding_size": str(self.embedding_size),
             "channel_order": self.channel_order,

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 
+from recognition import __version__
 from utils import dist
 from utils.files import write_file
 
@@ -45,6 +46,7 @@ def _entry(step: int, ranks: list[tuple[str, str]]) -> dict[str, Any]:
         "time": timestamp(),
         "step": step,
         "command": shlex.join(sys.argv),
+        "version": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
