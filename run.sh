@@ -55,8 +55,9 @@ setup() {
     install requirements.txt "$VENV/.requirements"
 }
 
+# With replace=exec, the launcher takes this script's place, so that signals reach it.
 train() {
-    "$VENV/bin/python" -m scripts.launch --standalone ${NPROC:+"--nproc_per_node=$NPROC"} train.py "$@"
+    ${replace:-} "$VENV/bin/python" -m scripts.launch --standalone ${NPROC:+"--nproc_per_node=$NPROC"} train.py "$@"
 }
 
 demo() {
@@ -90,7 +91,7 @@ command=${1:-demo}
 case $command in
     demo) setup; demo "$@" ;;
     test) setup; run_tests "$@" ;;
-    train) [ $# -gt 0 ] || fail "usage: $0 train CONFIG [key=value ...]"; setup; train "$@" ;;
+    train) [ $# -gt 0 ] || fail "usage: $0 train CONFIG [key=value ...]"; setup; replace=exec train "$@" ;;
     python) setup; exec "$VENV/bin/python" "$@" ;;
     gpu) setup; exec "$VENV/bin/python" -m benchmarks.gpu "$@" ;;
     docs) setup; docs "$@" ;;

@@ -5,6 +5,7 @@
 #
 # All machines must share this folder and output=. Five minutes before the job's time limit, Slurm sends SIGTERM: the run saves a
 # checkpoint and ends. Submitted again with the same arguments, it continues from there; --requeue submits it again by itself.
+# CONTAINER=qgface.sif uses the environment in that Apptainer image instead of .venv; APPTAINER_BIND names folders that it needs.
 #
 #SBATCH --job-name=qgface
 #SBATCH --nodes=2
@@ -21,14 +22,14 @@
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
-    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # reads all lines: head would end scontrol by SIGPIPE
 export RDZV="$first:$((20000 + SLURM_JOB_ID % 20000))" RDZV_ID="$SLURM_JOB_ID"
 export NNODES="$SLURM_NNODES" NPROC="${SLURM_GPUS_ON_NODE:-gpu}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-exec srun --kill-on-bad-exit=1 bash -c 'exec scripts/train_two_nodes.sh "$SLURM_NODEID" "$@"' launcher "$@"
+exec srun --kill-on-bad-exit=1 ${CONTAINER:+apptainer exec --nv "$CONTAINER"} bash -c 'exec scripts/train_two_nodes.sh "$SLURM_NODEID" "$@"' launcher "$@"

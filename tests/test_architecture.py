@@ -24,6 +24,11 @@ IMPORTED_AS = {  # where it is not the package's name
     "pillow": "PIL", "scikit_image": "skimage",
 }  # fmt: skip
 COMMANDS = ("eval/__main__.py", "eval/commands/")  # commands put packages together; no other module of eval/ imports them
+TOP_LEVEL = {
+    *(*PACKAGES, "configs", "scripts", "tests", "benchmarks", "docs", "requirements"),
+    *("train.py", "run.sh", "requirements.txt", "pyproject.toml", "mkdocs.yml", "LICENSE"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"),
+}
 MOST_FILES = 15  # in a package folder
 
 
@@ -111,9 +116,6 @@ def test_every_imported_package_is_pinned():
 
 
 def test_the_top_level_is_as_agreed():
-    folders = {*PACKAGES, "configs", "scripts", "tests", "benchmarks", "docs", "requirements"}
-    files = {"train.py", "run.sh", "requirements.txt", "pyproject.toml", "mkdocs.yml", "LICENSE"}
-    files |= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"}
     made_by_runs = {"runs", "data", "site"}
     present = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "__"))}
-    assert present - made_by_runs <= folders | files
+    assert present - made_by_runs <= TOP_LEVEL
