@@ -213,6 +213,7 @@ WAYS = {
     "ours": ours,
     "peer": peer,
     "floor": floor,
+    "streamed": lambda classes: ours(classes, options=HeadOptions(gradient="streamed")),
     "joint": joint,
     "encoder": encoder_step,
     "2 views": lambda classes: ours(classes, 2),
@@ -332,7 +333,7 @@ def main() -> None:
             classes, ["ours", "peer", "floor"], repetitions, clock, 1 if arguments.quick else rounds
         )
         if not arguments.quick:
-            figures |= compare(classes, ["2 views", "bf16", "rate 0.3", "rate 0.1"], repetitions, clock)
+            figures |= compare(classes, ["streamed", "2 views", "bf16", "rate 0.3", "rate 0.1"], repetitions, clock)
         for other, bar in zip(("floor", "peer"), BARS[classes], strict=True):
             good &= verdict(f"time, ours / {other} at {classes:,} classes", figures["ours"][clock] / figures[other][clock], bar)
         memory = figures["ours"]["extra"] / figures["peer"]["extra"]

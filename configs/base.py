@@ -94,6 +94,9 @@ config.margin_gradient = "exact"
 config.magface = (10.0, 110.0, 0.45, 0.8, 35.0)  # l_a, u_a, l_m, u_m, lambda_g of magface
 config.scale = 64.0  # s of the classification loss
 config.head_precision = "fp32"  # of matrix products in classifier and queue: "fp32" or "bf16"; sums are always fp32
+# The classifier's gradient. "stored": as a tensor as large as the classifier. "streamed": computed and applied in chunks, which
+# saves that memory (docs/SCALING.md); the result is the same. SGD, all classes, one batch per step.
+config.head_gradient = "stored"
 # Share of the classes that each step draws to compare with, in addition to those of the batch (partial FC), in whole percent; 0:
 # the classes of the batch alone.
 config.sample_rate = 1.0

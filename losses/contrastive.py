@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from losses.log_sum_exp import ChunkPlan, HeadPrecision, KeyShard, LogSumExpOptions, ShardedLogSumExp
+from losses.log_sum_exp import ChunkPlan, KeyShard, LogSumExpOptions, ShardedLogSumExp
 from losses.possibly_same import PossiblySame
+from losses.products import HeadPrecision
 from losses.proxy_queue import FeatureQueue, Proxies
 from losses.selection import Selection
 from utils.dist import replicated

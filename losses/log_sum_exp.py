@@ -26,21 +26,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from losses.products import HeadPrecision, add_product, cast, multiply, onednn_precision
 from utils.dist import gather_stack
 
 _MAX_PLAIN_SCALE = 64.0  # e^64 times 2^31 keys is still a float32; e^-64 is still a normal one
 _SLACK = 1e-5  # of a logit: two exponentials of the same number may differ in the last place
 _SMALLEST_NORM = 1e-12  # of a key, as in F.normalize
-
-HeadPrecision = Literal["fp32", "bf16"]
+_ROWS_IN_CACHE = 128  # 256 KB of 512 numbers each: a temporary copy of them stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class ChunkPlan:
     skip_unneeded: do not compute queries that no loss needs (`losses.selection`). Not on a GPU: counting them would wait for it.
     """
 
-    chunk_elements: int = 1 << 19
+    chunk_elements: int = 1 << 18
     keep_bytes: int = 192 << 20
     skip_unneeded: bool = True
 
@@ -64,7 +63,7 @@ class ChunkPlan:
 @dataclass(frozen=True)
 class LogSumExpOptions:
     """scale: s. cosine_limit: cosines are clamped to +-cosine_limit. plan: None chooses by device. precision: of the matrix
-    products, see the end of this file. Raises ValueError for a precision other than fp32 and bf16."""
+    products (`losses.products`). Raises ValueError for a precision other than fp32 and bf16."""
 
     scale: float
     cosine_limit: float = torch.inf
@@ -123,6 +122,9 @@ class NegativeRule(Protocol):
         """Derivative of the logits with respect to s cos."""
 
 
+Sink = Callable[["StreamedGradient"], None]
+"""Receives the keys' gradient in the backward pass, instead of the weight's `grad`."""
+
 RuleOf = Callable[[Tensor], NegativeRule]
 """Maps the target cosines of all queries [N] to the rule."""
 
@@ -132,18 +134,27 @@ class ShardedLogSumExp(torch.autograd.Function):
 
     unit_ND: normalised queries, equal on all ranks. weight_KD: the raw rows behind `keys` if they learn, else None.
     rule_of: None unless the margin changes the logits of other classes.
+    sink: receives the gradient of the rows, which then does not become `weight_KD.grad`; None for the usual way.
     target_cosine_N: each query's cosine with its own row, not clamped; zero if queries have no own row.
     A query without a key on any rank has n = -inf and no gradient.
     """
 
     @staticmethod
-    def forward(ctx, unit_ND, weight_KD, keys: KeyShard, options: LogSumExpOptions, rule_of: RuleOf | None = None):
+    def forward(
+        ctx,
+        unit_ND,
+        weight_KD,
+        keys: KeyShard,
+        options: LogSumExpOptions,
+        rule_of: RuleOf | None = None,
+        sink: Sink | None = None,
+    ):
         cosine_N, rule = _own_cosine(unit_ND, weight_KD, keys), None
         if rule_of is not None:  # the rule depends on all target cosines: one more collective
             cosine_N = gather_stack(cosine_N).sum(dim=0)
             rule = rule_of(cosine_N)
         visits = _Visits(unit_ND, keys, options, rule)
-        with _onednn_precision(options.precision, unit_ND.device):
+        with onednn_precision(options.precision, unit_ND.device):
             partial_N = visits.log_sums()
         if rule_of is None:
             parts_W2N = gather_stack(torch.stack([partial_N, cosine_N]))
@@ -151,35 +162,44 @@ class ShardedLogSumExp(torch.autograd.Function):
         else:
             total_N = gather_stack(partial_N).logsumexp(dim=0)
         ctx.save_for_backward(unit_ND, weight_KD, total_N)
-        ctx.keys, ctx.visits = keys, visits
+        ctx.keys, ctx.visits, ctx.sink = keys, visits, sink
         return total_N, cosine_N
 
     @staticmethod
     def backward(ctx, grad_N, grad_cosine_N):
         unit_ND, weight_KD, total_N = ctx.saved_tensors
-        keys = ctx.keys
-        grad_rows_KD = weight_KD.new_empty(len(keys), weight_KD.shape[1]) if ctx.needs_input_grad[1] else None
-        with _onednn_precision(ctx.visits.options.precision, unit_ND.device):
-            grad_unit_ND = ctx.visits.gradients(grad_N, total_N, grad_rows_KD)
+        keys, visits = ctx.keys, ctx.visits
+        stored = ctx.needs_input_grad[1] and ctx.sink is None
+        grad_rows_KD = weight_KD.new_empty(len(keys), weight_KD.shape[1]) if stored else None
+        with onednn_precision(visits.options.precision, unit_ND.device):
+            grad_unit_ND = visits.gradients(grad_N, total_N, grad_rows_KD, keep_slopes=ctx.sink is not None)
+        own = None
         if keys.own_row() is not None and len(keys) > 0:
-            _add_own_gradients(grad_unit_ND, grad_rows_KD, unit_ND, weight_KD, keys, grad_cosine_N)
+            own = _OwnGradients(unit_ND, weight_KD, keys, grad_cosine_N)
+            grad_unit_ND.add_(own.unit_ND)
+            if grad_rows_KD is not None:
+                grad_rows_KD.index_add_(0, own.place_N, own.rows_ND)
+        if ctx.sink is not None:
+            ctx.sink(StreamedGradient(visits, own, grad_unit_ND.isfinite().all()))
         visited_K = keys.visited_rows()
         if grad_rows_KD is not None and visited_K is not None:
             grad_rows_KD = torch.sparse_coo_tensor(
                 visited_K[None], grad_rows_KD, weight_KD.shape, is_coalesced=True, check_invariants=False
             )
-        return grad_unit_ND, grad_rows_KD, None, None, None
+        return grad_unit_ND, grad_rows_KD, None, None, None, None
 
 
 @dataclass
 class _Chunk:
-    """Keys start..stop. The forward pass stores the inverse norms and, if `keep`, the exponentials."""
+    """Keys start..stop. The forward pass stores the inverse norms and, if `keep`, the exponentials; the backward pass may keep
+    what it made of them, the slopes."""
 
     start: int
     stop: int
     keep: bool
     inverse_norm_C: Tensor = field(init=False)
     exponential_NC: Tensor | None = None
+    slope_NC: Tensor | None = None
 
 
 class _Visits:
@@ -187,7 +207,7 @@ class _Visits:
 
     def __init__(self, unit_ND: Tensor, keys: KeyShard, options: LogSumExpOptions, rule: NegativeRule | None):
         self.unit_ND, self.keys, self.options = unit_ND, keys, options
-        self.scaled_ND = _cast(unit_ND * options.scale, options.precision)
+        self.scaled_ND = cast(unit_ND * options.scale, options.precision)
         plan = options.plan or ChunkPlan.for_device(unit_ND.device)
         plain = rule is None and options.is_plain
         self.sum = _PlainSum(options.limit) if plain else _RunningSum(options.limit, rule)
@@ -206,36 +226,53 @@ class _Visits:
             chunk.exponential_NC = scaled_NC if chunk.keep else None
         return self.sum.log(sum_N)
 
-    def gradients(self, grad_N: Tensor, total_N: Tensor, grad_rows_KD: Tensor | None) -> Tensor:
-        """Fill `grad_rows_KD` and return this rank's part of the queries' gradient, [N, D]."""
+    def gradients(self, grad_N: Tensor, total_N: Tensor, grad_rows_KD: Tensor | None, keep_slopes: bool) -> Tensor:
+        """Fill `grad_rows_KD` and return this rank's part of the queries' gradient, [N, D]. keep_slopes: for `row_gradients`."""
         total_N = torch.where(total_N.isinf(), 0.0, total_N)  # no key at all: every exponential is 0
         factor_N1 = (grad_N * self.options.scale * self.sum.query_factor(total_N))[:, None]
-        weighted_ND = _cast(self.unit_ND * factor_N1, self.options.precision)
+        self.total_N, self.weighted_ND = total_N, cast(self.unit_ND * factor_N1, self.options.precision)
         grad_unit_ND, memory = torch.zeros_like(self.unit_ND), self._shared_memory()
         for chunk in self.chunks:
             rows_CD = self.keys.rows(chunk.start, chunk.stop)
-            slope_NC = self._slopes(chunk, rows_CD, total_N, memory).mul_(chunk.inverse_norm_C)
-            slope_NC = _cast(slope_NC, self.options.precision)
-            _add_product(grad_unit_ND, slope_NC, rows_CD)
+            slope_NC = self._slopes(chunk, rows_CD, memory)
+            add_product(grad_unit_ND, slope_NC, rows_CD)
             if grad_rows_KD is not None:
-                grad_CD = _multiply(slope_NC.T, weighted_ND, out=grad_rows_KD[chunk.start : chunk.stop])
-                _remove_radial_(grad_CD, rows_CD, chunk.inverse_norm_C)
+                self._row_gradient(slope_NC, rows_CD, chunk, grad_rows_KD[chunk.start : chunk.stop])
+            elif keep_slopes and chunk.keep:
+                chunk.slope_NC = slope_NC
         return grad_unit_ND.mul_(factor_N1)
 
-    def _slopes(self, chunk: _Chunk, rows_CD: Tensor, total_N: Tensor, memory: Tensor) -> Tensor:
-        """d n / d(s cos) of a chunk, up to the factor per query, zero if clamped or excluded: [N, c]."""
+    def row_gradients(self) -> Iterator[tuple[slice, Tensor]]:
+        """After `gradients` with `keep_slopes`: row ranges and their gradients [c, D], in memory that the next chunk reuses."""
+        widest = max((chunk.stop - chunk.start for chunk in self.chunks), default=0)
+        memory, out_CD = self._shared_memory(), self.unit_ND.new_empty(widest, self.unit_ND.shape[1])
+        for chunk in self.chunks:
+            rows_CD = self.keys.rows(chunk.start, chunk.stop)
+            with onednn_precision(self.options.precision, rows_CD.device):
+                slope_NC = self._slopes(chunk, rows_CD, memory) if chunk.slope_NC is None else chunk.slope_NC
+                grad_CD = self._row_gradient(slope_NC, rows_CD, chunk, out_CD[: len(rows_CD)])
+            yield slice(chunk.start, chunk.stop), grad_CD
+
+    def _row_gradient(self, slope_NC: Tensor, rows_CD: Tensor, chunk: _Chunk, out_CD: Tensor) -> Tensor:
+        multiply(slope_NC.T, self.weighted_ND, out=out_CD)
+        return _remove_radial_(out_CD, rows_CD, chunk.inverse_norm_C)
+
+    def _slopes(self, chunk: _Chunk, rows_CD: Tensor, memory: Tensor) -> Tensor:
+        """d n / d(s cos) of a chunk, divided by the keys' norms, up to the factor per query; 0 if clamped or excluded: [N, c]."""
         exponential_NC, chunk.exponential_NC = chunk.exponential_NC, None  # freed now; a second backward pass computes it again
         if exponential_NC is not None:
-            return _drop_clamped_(exponential_NC, self.options.limit)
-        scaled_NC, _ = self._scaled_cosines(chunk, rows_CD, memory)
-        return self.sum.slopes(scaled_NC, total_N)
+            slope_NC = _drop_clamped_(exponential_NC, self.options.limit)
+        else:
+            scaled_NC, _ = self._scaled_cosines(chunk, rows_CD, memory)
+            slope_NC = self.sum.slopes(scaled_NC, self.total_N)
+        return cast(slope_NC.mul_(chunk.inverse_norm_C), self.options.precision)
 
     def _scaled_cosines(self, chunk: _Chunk, rows_CD: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None]:
         """s cos of a chunk, clamped, -inf for excluded pairs: [N, c], in `memory` unless the chunk is kept; and the number of
         excluded pairs that count as exp(0) (`KeyShard.exclude_`)."""
         queries, columns, limit = len(self.unit_ND), len(rows_CD), self.options.limit
         out = None if chunk.keep else memory[: queries * columns].view(queries, columns)
-        scaled_NC = _multiply(self.scaled_ND, rows_CD.T, out).mul_(chunk.inverse_norm_C)
+        scaled_NC = multiply(self.scaled_ND, rows_CD.T, out).mul_(chunk.inverse_norm_C)
         if limit < torch.inf:
             scaled_NC.clamp_(-limit, limit)
         return scaled_NC, self.keys.exclude_(scaled_NC, chunk.start, chunk.stop)
@@ -311,7 +348,7 @@ def _drop_clamped_(exponential_NC: Tensor, limit: float) -> Tensor:
     if limit == torch.inf:
         return exponential_NC
     low, high = math.exp(-limit + _SLACK), math.exp(limit - _SLACK)
-    return torch.ops.aten.hardtanh_backward(exponential_NC, exponential_NC, low, high)
+    return torch.ops.aten.hardtanh_backward.grad_input(exponential_NC, exponential_NC, low, high, grad_input=exponential_NC)
 
 
 def _own_cosine(unit_ND: Tensor, weight_KD: Tensor, keys: KeyShard) -> Tensor:
@@ -323,18 +360,67 @@ def _own_cosine(unit_ND: Tensor, weight_KD: Tensor, keys: KeyShard) -> Tensor:
     return (unit_ND * own_ND).sum(dim=1) * (own_N >= 0)
 
 
-def _add_own_gradients(grad_unit_ND, grad_rows_KD, unit_ND, weight_KD, keys: KeyShard, grad_cosine_N) -> None:
-    """Add the gradients through the target cosines that this rank holds, in place."""
-    own_N, visited_K = keys.own_row(), keys.visited_rows()
-    assert own_N is not None
-    row_N = own_N.clamp_min(0)
-    raw_ND = weight_KD[row_N]
-    inverse_N = _inverse_norms(raw_ND)
-    grad_N1 = (grad_cosine_N * (own_N >= 0))[:, None]
-    grad_unit_ND.addcmul_(grad_N1, raw_ND * inverse_N[:, None])
-    if grad_rows_KD is not None:
-        place_N = row_N if visited_K is None else torch.searchsorted(visited_K, row_N).clamp_max_(len(keys) - 1)
-        grad_rows_KD.index_add_(0, place_N, _remove_radial_(grad_N1 * unit_ND * inverse_N[:, None], raw_ND, inverse_N))
+class _OwnGradients:
+    """The gradients through the target cosines that this rank holds.
+
+    unit_ND: of the queries. place_N, rows_ND: of the keys place_N, to be added (zero if another rank holds the own row).
+    """
+
+    def __init__(self, unit_ND: Tensor, weight_KD: Tensor, keys: KeyShard, grad_cosine_N: Tensor):
+        own_N, visited_K = keys.own_row(), keys.visited_rows()
+        assert own_N is not None
+        row_N = own_N.clamp_min(0)
+        raw_ND = weight_KD[row_N]
+        inverse_N = _inverse_norms(raw_ND)
+        grad_N1 = (grad_cosine_N * (own_N >= 0))[:, None]
+        self.unit_ND = grad_N1 * (raw_ND * inverse_N[:, None])
+        self.place_N = row_N if visited_K is None else torch.searchsorted(visited_K, row_N).clamp_max_(len(keys) - 1)
+        self.rows_ND = _remove_radial_(grad_N1 * unit_ND * inverse_N[:, None], raw_ND, inverse_N)
+
+    def add_to(self, grad_CD: Tensor, rows: slice) -> None:
+        """Add the gradients of keys rows.start..rows.stop to theirs."""
+        inside_N = (self.place_N >= rows.start) & (self.place_N < rows.stop)
+        if grad_CD.device.type == "cpu":  # elsewhere, selecting would wait for the device
+            inside_n = inside_N.nonzero()[:, 0]
+            grad_CD.index_add_(0, self.place_N[inside_n] - rows.start, self.rows_ND[inside_n])
+        else:
+            place_N = (self.place_N - rows.start).clamp(0, len(grad_CD) - 1)
+            grad_CD.index_add_(0, place_N, self.rows_ND * inside_N[:, None])
+
+
+class StreamedGradient:
+    """The gradient of this rank's keys, which never exists as a whole: `chunks` computes it piece by piece, whenever it is read.
+
+    finite: whether all of it is finite, a bool scalar on the device: every product with a number that is not finite also reaches
+    the gradient of the queries. factors: numbers or scalar tensors that multiply the gradient.
+    """
+
+    def __init__(self, visits: _Visits, own: _OwnGradients | None, finite: Tensor):
+        self._visits, self._own, self.finite = visits, own, finite
+        self.factors: list[Tensor | float] = []
+        self._squared_norm: Tensor | None = None
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Row ranges and their gradients [c, D], in memory that the next chunk reuses. A chunk's rows may change after it."""
+        squared = torch.zeros((), dtype=torch.float64, device=self.finite.device)
+        for rows, grad_CD in self._visits.row_gradients():
+            if self._own is not None:
+                self._own.add_to(grad_CD, rows)
+            for factor in self.factors:
+                grad_CD.mul_(factor)
+            if self._squared_norm is None:
+                squared += torch.linalg.vector_norm(grad_CD).double().square()
+            yield rows, grad_CD
+        if self._squared_norm is None:
+            self._squared_norm = squared
+
+    def squared_norm(self) -> Tensor:
+        """The squared L2 norm, float64: as it was when the chunks were read first. If they have not been read, reads them."""
+        if self._squared_norm is None:
+            for _ in self.chunks():
+                pass
+        assert self._squared_norm is not None
+        return self._squared_norm
 
 
 def _inverse_norms(rows_CD: Tensor) -> Tensor:
@@ -343,44 +429,8 @@ def _inverse_norms(rows_CD: Tensor) -> Tensor:
 
 def _remove_radial_(grad_CD: Tensor, raw_CD: Tensor, inverse_norm_C: Tensor) -> Tensor:
     """Remove the component along the raw rows, in place: a cosine does not depend on the length of a row."""
-    along_C = (grad_CD * raw_CD).sum(dim=1) * inverse_norm_C.square()
-    return grad_CD.addcmul_(raw_CD, along_C[:, None], value=-1)
-
-
-# Matrix products. `fp32` multiplies as PyTorch is configured to. `bf16` rounds the factors to bfloat16 and sums in float32: on
-# GPUs with tensor cores; on CPUs inside oneDNN if the hardware multiplies bfloat16 (AMX, AVX512-BF16), otherwise in float32.
-
-
-def _cast(value: Tensor, precision: HeadPrecision) -> Tensor:
-    """`value` as the left factor of products in `precision`; its type then determines how the products are computed."""
-    return value.bfloat16() if precision == "bf16" and value.is_cuda else value
-
-
-def _multiply(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left @ right in float32, in `out` if given."""
-    if left.dtype != torch.bfloat16:
-        return torch.mm(left, right, out=out)
-    product = torch.mm(left, right.bfloat16(), out_dtype=torch.float32)
-    return product if out is None else out.copy_(product)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in place."""
-    if left.dtype != torch.bfloat16:
-        total.addmm_(left, right)
-    else:
-        total.add_(_multiply(left, right))
-
-
-@contextmanager
-def _onednn_precision(precision: HeadPrecision, device: torch.device) -> Iterator[None]:
-    """A context in which oneDNN's products, on the CPU, have this precision."""
-    if precision != "bf16" or device.type != "cpu":
-        yield
-        return
-    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before, setting.fp32_precision = setting.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
+    at_once = _ROWS_IN_CACHE if grad_CD.device.type == "cpu" else max(len(grad_CD), 1)
+    for grad_cD, raw_cD, inverse_c in zip(*(t.split(at_once) for t in (grad_CD, raw_CD, inverse_norm_C)), strict=True):
+        along_c = (grad_cD * raw_cD).sum(dim=1) * inverse_c.square()
+        grad_cD.addcmul_(raw_cD, along_c[:, None], value=-1)
+    return grad_CD

@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from losses.log_sum_exp import ChunkPlan, HeadPrecision, KeyShard, LogSumExpOptions, ShardedLogSumExp
+from losses.log_sum_exp import ChunkPlan, KeyShard, LogSumExpOptions, ShardedLogSumExp, StreamedGradient
 from losses.margins import Margin
 from losses.possibly_same import PossiblySame
+from losses.products import HeadPrecision
 from losses.sampling import ClassSampler
 from losses.selection import Selection
 from utils.dist import ShardRange, replicated, shard_range
@@ -49,7 +50,8 @@ class HeadOptions:
     sample_rate: fraction of the classes, in [0, 1], that a step compares with, in addition to those of the batch
     (`losses.sampling`). filter_above: inter-class filtering of negatives with a larger cosine; 0 for none (An et al., section
     3.3). filtered: "dropped" leaves them out of the sum; "zeroed" sets their cosines to the constant 0, as An et al. do, so that
-    each counts as exp(0), without gradient. plan, precision: see `losses.log_sum_exp`.
+    each counts as exp(0), without gradient. plan, precision: see `losses.log_sum_exp`. gradient: "stored" in the weight's `grad`;
+    "streamed": computed chunk by chunk while the optimiser applies it (`streamed_gradient`), which needs no memory for it.
     """
 
     sample_rate: float = 1.0
@@ -57,6 +59,12 @@ class HeadOptions:
     plan: ChunkPlan | None = None
     precision: HeadPrecision = "fp32"
     filtered: Literal["dropped", "zeroed"] = "dropped"
+    gradient: Literal["stored", "streamed"] = "stored"
+
+
+def streamed_gradient(weight: nn.Parameter) -> StreamedGradient | None:
+    """The gradient that a backward pass left for the optimiser, if it is streamed."""
+    return getattr(weight, "streamed_gradient", None)
 
 
 class ShardedSoftmax(nn.Module):
@@ -95,6 +103,8 @@ class ShardedSoftmax(nn.Module):
         self.options = options or HeadOptions()
         self.sum_options = LogSumExpOptions(margin.scale, margin.cosine_limit, self.options.plan, self.options.precision)
         self.shard = shard_range(num_classes)
+        if self.options.sample_rate < 1 and self.options.gradient == "streamed":
+            raise ValueError("the gradient of sampled classes is small, and cannot be streamed")
         self.sampler = ClassSampler(self.shard, self.options.sample_rate, seed) if self.options.sample_rate < 1 else None
         self.weight = nn.Parameter(initial_rows(num_classes, embedding_size, self.shard, seed))
 
@@ -124,7 +134,8 @@ class ShardedSoftmax(nn.Module):
         keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above(), zeroed, possible)
         margin, limit = self.margin, self.margin.cosine_limit
         rule_of = (lambda cosine_M: margin.rule_for_negatives(cosine_M, share_M)) if margin.touches_negatives else None
-        others_M, cosine_M = ShardedLogSumExp.apply(unit_MD, self.weight, keys, self.sum_options, rule_of)
+        sink = self._stream if self.options.gradient == "streamed" else None
+        others_M, cosine_M = ShardedLogSumExp.apply(unit_MD, self.weight, keys, self.sum_options, rule_of, sink)
         target_logit_M = margin.target_logit(cosine_M.clamp(-limit, limit), quality_M, norm_M)
         loss_M = torch.logaddexp(others_M, target_logit_M) - target_logit_M
         return needed.sum((loss_M + margin.regulariser(norm_M)) * share_M)
@@ -141,6 +152,14 @@ class ShardedSoftmax(nn.Module):
     def _filtered_above(self) -> float:
         """The logit above which negatives are filtered."""
         return self.margin.scale * self.options.filter_above if self.options.filter_above > 0 else torch.inf
+
+    def _stream(self, gradient: StreamedGradient) -> None:
+        """Keep the weight's gradient for the optimiser. Raises RuntimeError for a second backward pass before it is applied."""
+        if streamed_gradient(self.weight) is not None:
+            raise RuntimeError(
+                "a streamed gradient holds one backward pass: apply it, or use gradient='stored' to add up several"
+            )
+        self.weight.streamed_gradient = gradient  # type: ignore[attr-defined]
 
     def rows_of(self, label_K: torch.Tensor) -> torch.Tensor:
         """The current rows of labels that this rank owns, int64 [n], without gradient: float32 [n, D]."""

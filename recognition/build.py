@@ -180,6 +180,7 @@ def build_joint_loss(config: Config, world: World, dataset: FaceDataset | None =
         config.interclass_filtering_threshold,
         precision=config.head_precision,
         filtered=config.filtered_negatives,
+        gradient=config.head_gradient,
     )
     margin = build_margin(config)
     classifier = ShardedSoftmax(config.num_classes, config.embedding_size, margin, config.seed, options, possibly_same)

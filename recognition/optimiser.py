@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
+from torch.optim.sgd import sgd
 
+from losses.sharded_softmax import streamed_gradient
 from recognition.fine_tuning import rate_factors
 from utils.config import Config
 from utils.dist import gather_stack
@@ -67,19 +69,27 @@ def parameter_groups(
 # ------------------------------------------------------------------------------------------------ gradients
 
 
-def global_gradient_norm(encoder: nn.Module, head: nn.Module, with_head: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """L2 norm of all gradients of the world (float64 scalar), and whether each rank's gradients are finite (bool [W]).
+class GradientNorm:
+    """L2 norm of all gradients of the world, and whether each rank's are finite.
 
-    with_head: include the head's gradients in the norm. Whether they are finite is checked in any case.
-
-    Both are on the device and equal on all ranks. The encoder's gradients are sums over the ranks: if one rank's are not
-    finite, no rank's are.
+    with_head: include the head's gradients in the norm. Whether they are finite is checked in any case. finite_W: bool [W], on
+    the device, equal on all ranks. The encoder's gradients are sums over the ranks: if one rank's are not finite, no rank's are.
     """
-    shared = torch.nn.utils.get_total_norm(_gradients(encoder)).double().square()
-    sharded = torch.nn.utils.get_total_norm(_gradients(head)).double().square()
-    sharded_W = gather_stack(sharded)
-    squared_norm = shared + sharded_W.sum() if with_head else shared
-    return squared_norm.sqrt(), (shared + sharded_W).isfinite()
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, with_head: bool = True):
+        self._streamed = [g for g in map(streamed_gradient, head.parameters()) if g is not None] if with_head else []
+        self._shared = torch.nn.utils.get_total_norm(_gradients(encoder)).double().square()
+        sharded = torch.nn.utils.get_total_norm(_gradients(head)).double().square()
+        unknown = [torch.where(g.finite, 0.0, torch.inf) for g in map(streamed_gradient, head.parameters()) if g is not None]
+        sharded_W = gather_stack(sum(unknown, sharded))
+        self.finite_W = (self._shared + sharded_W).isfinite()
+        self._squared = self._shared + sharded_W.sum() if with_head else self._shared
+
+    def value(self) -> torch.Tensor:
+        """The norm, float64 scalar on the device, equal on all ranks. Collective. A streamed gradient is computed for it, unless
+        the optimiser has applied it."""
+        sharded = [gradient.squared_norm() for gradient in self._streamed]
+        return (self._squared + gather_stack(torch.stack(sharded)).sum() if sharded else self._squared).sqrt()
 
 
 def coalesce_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -94,6 +104,8 @@ def scale_gradients(parameters: Iterable[nn.Parameter], factor: torch.Tensor | f
     for parameter in parameters:
         if parameter.grad is not None:
             _values(parameter.grad).mul_(factor)
+        if (streamed := streamed_gradient(parameter)) is not None:
+            streamed.factors.append(factor)
 
 
 def _gradients(module: nn.Module) -> list[torch.Tensor]:
@@ -145,6 +157,10 @@ class RowOptimiser(torch.optim.Optimizer):
                 elif parameter.grad is not None:
                     self._make_dense_state(group, parameter, self.state[parameter])
         super().step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if streamed_gradient(parameter) is not None:
+                    self._move_streamed(group, parameter)
         for group, parameter, gradient in sparse:
             parameter.grad = gradient
             state = self.state[parameter]
@@ -154,6 +170,16 @@ class RowOptimiser(torch.optim.Optimizer):
             for start in range(0, len(rows), at_a_time):
                 part = slice(start, start + at_a_time)
                 self._move_rows(group, parameter, state, rows[part], values[part])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if streamed_gradient(parameter) is not None:
+                    parameter.streamed_gradient = None
+
+    def _move_streamed(self, group: dict, parameter: nn.Parameter) -> None:
+        raise NotImplementedError
 
     def _make_dense_state(self, group: dict, parameter: nn.Parameter, state: dict) -> None:
         """Create the state that PyTorch's optimiser would leave undefined if the first step is skipped."""
@@ -179,6 +205,22 @@ class RowSGD(RowOptimiser, torch.optim.SGD):
             state["momentum_buffer"] = torch.zeros_like(parameter)
 
     _make_dense_state = _make_state  # PyTorch allocates it uninitialised, and a skipped first step would leave it so
+
+    def _move_streamed(self, group: dict, parameter: nn.Parameter) -> None:
+        """Move each chunk of rows while its gradient is in the cache, as PyTorch's fused optimiser would move all of them."""
+        state, gradient = self.state[parameter], streamed_gradient(parameter)
+        assert gradient is not None
+        self._make_state(group, parameter, state)
+        for rows, grad_CD in gradient.chunks():
+            buffer = state["momentum_buffer"][rows] if group["momentum"] else None
+            sgd(
+                [parameter[rows]],
+                [grad_CD],
+                [buffer],
+                fused=True,
+                found_inf=self.found_inf,
+                **{key: group[key] for key in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")},
+            )
 
     def _move_rows(self, group: dict, parameter: nn.Parameter, state: dict, rows, gradient) -> None:
         row_SD = parameter.index_select(0, rows)

@@ -21,7 +21,7 @@ from losses.quality import QualityStatistics
 from recognition.data.prefetch import DeviceBatch
 from recognition.encoders.embedder import to_input
 from recognition.finite import FiniteCheck, finite_by_rank
-from recognition.optimiser import coalesce_gradients, global_gradient_norm, scale_gradients
+from recognition.optimiser import GradientNorm, coalesce_gradients, scale_gradients
 from recognition.snapshot import Snapshot, running_statistics
 from recognition.train_state import TrainState
 from utils import dist
@@ -150,15 +150,16 @@ class TrainStep:
             scale_gradients(parameters, 1 / state.loss_scale.value)
 
         # All ranks agree whether the step is finite.
-        norm, gradients_finite_W = global_gradient_norm(state.encoder, state.joint.classifier, self.clip_head)
-        check = FiniteCheck(features_finite_W, gradients_finite_W)
-        state.loss_scale.update(features_finite_W.all(), gradients_finite_W.all())
+        norm = GradientNorm(state.encoder, state.joint.classifier, self.clip_head)
+        check = FiniteCheck(features_finite_W, norm.finite_W)
+        state.loss_scale.update(features_finite_W.all(), norm.finite_W.all())
 
         # Clip and update.
         if self.max_grad_norm > 0:
             clipped = parameters if self.clip_head else state.encoder.parameters()
-            scale_gradients(clipped, (self.max_grad_norm / norm).clamp(max=1.0).float())
+            scale_gradients(clipped, (self.max_grad_norm / norm.value()).clamp(max=1.0).float())
         state.optimiser.step_if(check.passed)
+        norm_before_clipping = norm.value()
         state.optimiser.zero_grad(set_to_none=True)
         if state.momentum_encoder is not None:
             state.momentum_encoder.follow(state.encoder, check.passed)
@@ -166,7 +167,7 @@ class TrainStep:
         # What the forward passes changed is put back if the check fails.
         self._snapshot.restore_unless(check.passed)
         self._pending = check
-        return norm
+        return norm_before_clipping
 
     def _skip(self, reason: str) -> None:
         """Skip the step for a reason found on the host, the same on all ranks."""

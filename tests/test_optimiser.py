@@ -12,7 +12,7 @@ import backbones
 from losses.margins.adaface import AdaFace
 from losses.quality import Partition
 from losses.sharded_softmax import ShardedSoftmax
-from recognition.optimiser import LossScale, global_gradient_norm, parameter_groups
+from recognition.optimiser import GradientNorm, LossScale, parameter_groups
 from recognition.schedule import Schedule
 from tests.world import run_world
 from utils import dist
@@ -68,7 +68,7 @@ def _norm_on_this_rank() -> float:
     for parameter in encoder.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
     head.weight.grad = torch.arange(35.0).view(7, 5)[head.shard.start : head.shard.stop]
-    return float(global_gradient_norm(encoder, head)[0])
+    return float(GradientNorm(encoder, head).value())
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -84,8 +84,8 @@ def _norm_with_a_nan_on_the_last_rank() -> tuple[bool, list[bool]]:
     for parameter in encoder.parameters():
         parameter.grad = torch.ones_like(parameter)
     head.weight.grad = torch.full_like(head.weight, math.nan if rank == world - 1 else 1.0)
-    norm, sound_W = global_gradient_norm(encoder, head)
-    return bool(norm.isfinite()), sound_W.tolist()
+    norm = GradientNorm(encoder, head)
+    return bool(norm.value().isfinite()), norm.finite_W.tolist()
 
 
 def test_a_nan_on_one_rank_is_seen_by_all():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from losses.margins.arcface import ArcFace
 from losses.sampling import ClassSampler
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax, initial_rows
-from recognition.optimiser import RowAdamW, RowSGD, coalesce_gradients, global_gradient_norm, scale_gradients
+from recognition.optimiser import GradientNorm, RowAdamW, RowSGD, coalesce_gradients, scale_gradients
 from tests.world import run_world
 from utils.dist import ShardRange, shard_range
 
@@ -77,7 +77,7 @@ def _train(name: str) -> list[dict[str, torch.Tensor]]:
         coalesce_gradients([head.weight])
         scale_gradients([head.weight], 0.5)
         gradient = head.weight.grad
-        norm, _ = global_gradient_norm(torch.nn.Linear(1, 1), head)
+        norm = GradientNorm(torch.nn.Linear(1, 1), head).value()
         optimiser.step()
         state = {key: value.clone() for key, value in optimiser.state[head.weight].items()}
         rows = torch.zeros(head.shard.size, dtype=torch.bool)

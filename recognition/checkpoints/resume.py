@@ -35,7 +35,7 @@ REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verificati
 FREE = {  # paths, processes, logging, when to save: no figure depends on them. Data and images per step are compared below
     *("rec", "output", "hooks", "trackers", "tracker_options", "resume"),
     *("batch_size", "global_batch_size", "num_workers", "val_batch_size", "frequent"),
-    *("gradient_checkpointing",),
+    *("gradient_checkpointing", "head_gradient"),
     *("diagnose_every", "verbose", "verify_share", "max_skipped", "save_every", "save_minutes", "keep_last", "async_save"),
     *("timeout_minutes",),
 }

@@ -78,6 +78,7 @@ class Config:
     magface: tuple[PositiveFloat, PositiveFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     scale: PositiveFloat
     head_precision: Literal["fp32", "bf16"]
+    head_gradient: Literal["stored", "streamed"]
     sample_rate: Annotated[float, (">=", 0), ("<=", 1)]
     unsampled_rows: Literal["kept", "moved"]
     interclass_filtering_threshold: Annotated[float, (">=", 0), ("<", 1)]
@@ -215,6 +216,11 @@ RULES: list[Rule] = [
         lambda c: not c.unlabelled or c.queue != "none",
         "unlabelled={unlabelled!r}: images without identities are only contrasted, and queue='none' leaves that out: set views=2 "
         "and another queue",
+    ),
+    (
+        lambda c: c.head_gradient == "stored" or (c.optimizer == "sgd" and c.sample_rate == 1 and c.gradient_acc == 1),
+        "head_gradient='streamed' needs optimizer='sgd' (not {optimizer!r}), sample_rate=1 (not {sample_rate}) and "
+        "gradient_acc=1 (not {gradient_acc})",
     ),
     (lambda c: not 0 < c.sample_rate < 0.01, "sample_rate={sample_rate}: must be 0 (the classes of the batch alone) or >= 0.01"),
     (lambda c: c.magface[0] < c.magface[1], "magface={magface}: must be (l_a, u_a, l_m, u_m, lambda_g) with l_a < u_a"),
