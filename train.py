@@ -54,6 +54,7 @@ def main() -> None:
 
         plan.run(settings, world, options.ranks, options.json)
     else:
+        program.keep_freed_memory()
         Trainer(settings, world).run()
 
 

@@ -3,7 +3,8 @@
     python benchmarks/head.py                    # about four minutes on two free cores
     python benchmarks/head.py --quick            # about a minute: fewer repetitions
     python benchmarks/head.py --json figures.json
-    python benchmarks/head.py --scaling          # instead: memory and time compared with docs/SCALING.md's formulas
+    python benchmarks/head.py --scaling          # instead: memory compared with docs/SCALING.md's formulas
+    python benchmarks/head.py --model            # instead: time compared with docs/SCALING.md's model
 
 Two ranks (gloo, one thread each) with 128 images each, one view: 256 gathered features of 512 numbers, all classified. A step is
 forward, backward and one SGD step with momentum and weight decay, in float32, with 8,631, 100,000 and 500,000 classes. `ours` is
@@ -305,6 +306,54 @@ def scaling(clock: str) -> bool:
     return good & verdict("time per row: the largest / at 50,000 rows", max(times[2:]) / times[1], 1.5)
 
 
+def machine() -> None:
+    """One rank's rates, while the other rank measures its own, printed as JSON: what `model` multiplies."""
+    torch.set_num_threads(1)
+    dist.start()
+    unit_ND, rows_CD, logits_NC = torch.randn(RANKS * IMAGES, DIM), torch.randn(1024, DIM), torch.randn(RANKS * IMAGES, 1024)
+    large, other = torch.randn(1 << 25), torch.randn(1 << 25)
+
+    def fastest(work: Step, repetitions: int) -> float:
+        times = []
+        for _ in range(repetitions):
+            dist.barrier()
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    def pointwise() -> None:  # what the two passes do to a chunk of logits
+        logits_NC.mul_(0.5).clamp_(-1, 1).exp_().sum(dim=1)
+        torch.ops.aten.hardtanh_backward.grad_input(logits_NC, logits_NC, 0.0, 9.0, grad_input=logits_NC).mul_(0.5)
+
+    figures = {
+        "product": fastest(lambda: torch.mm(unit_ND, rows_CD.T, out=logits_NC), 30) / (RANKS * IMAGES * len(rows_CD) * DIM),
+        "element": fastest(pointwise, 30) / logits_NC.numel(),
+        "byte": fastest(lambda: large.add_(other), 6) / (12 * len(large)),
+        "collective": fastest(lambda: dist.gather_rows(unit_ND[None, :IMAGES]), 30) / (4 * DIM * IMAGES),
+    }
+    print(json.dumps(figures))
+    dist.stop()
+
+
+def model(clock: str) -> bool:
+    """docs/SCALING.md's model of the step's time, with this machine's rates, next to measurements."""
+    rates, good = in_fresh_processes("machine", 0, 0), True
+    print("  ".join(f"{name}: {1e12 * rate:.4g} ps" for name, rate in rates.items()))
+    for classes in SIZES:
+        rows, features = classes / RANKS, RANKS * IMAGES
+        parts = {
+            "products": 3 * features * rows * DIM * rates["product"],
+            "logits": features * rows * rates["element"],
+            "rows": 44 * DIM * rows * rates["byte"],
+            "collectives": 2 * 4 * DIM * features * (RANKS - 1) / RANKS * rates["collective"],
+        }
+        measured, total = in_fresh_processes("ours", classes, 10 if classes == SIZES[0] else 3)[clock], sum(parts.values())
+        print(f"{classes:>8,} classes: " + ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in parts.items()) + " ms")
+        good &= verdict(f"calculated {1e3 * total:.0f} ms, measured {1e3 * measured:.0f} ms; ratio", total / measured, 1.3)
+    return good
+
+
 def verdict(name: str, value: float, bar: float) -> bool:
     print(f"  {name:<58} {value:6.3f}   bar {bar:4.2f}   {'holds' if value <= bar else 'DOES NOT HOLD'}", flush=True)
     return value <= bar
@@ -316,15 +365,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures")
     parser.add_argument("--cpu-time", action="store_true", help="compare processor time instead of wall clock")
     parser.add_argument("--scaling", action="store_true", help="memory and time as the number of classes grows")
-    parser.add_argument("--measure", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--model", action="store_true", help="the step's time, calculated from this machine's rates and measured")
+    parser.add_argument("--measure", choices=[*WAYS, "machine"], help=argparse.SUPPRESS)
     parser.add_argument("--classes", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--repetitions", type=int, default=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.measure == "machine":
+        return machine()
     if arguments.measure:
         return measure(arguments.measure, arguments.classes, arguments.repetitions)
     clock = "cpu" if arguments.cpu_time else "wall"
     if arguments.scaling:
         sys.exit(0 if scaling(clock) else 1)
+    if arguments.model:
+        sys.exit(0 if model(clock) else 1)
     document: dict[str, object] = {"clock": clock}
     good = True
     for classes in SIZES:

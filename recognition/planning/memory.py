@@ -125,26 +125,32 @@ class FakeRank:
         features, rate = config.views * gathered, config.sample_rate
         visited = min(rows, math.ceil(rate * rows + (1 - rate) * images))  # those drawn, and a rank's part of the batch's
         is_plain = head.sum_options.is_plain and not head.margin.touches_negatives
-        classes, flops = self._log_sum_exp(features, visited, is_plain, copied_rows=1 + sampled, products=3)
+        streamed = config.head_gradient == "streamed"
+        classes, kept, flops = self._log_sum_exp(
+            features, visited, is_plain, copied_rows=1 + sampled, passes=2 + streamed, products=3
+        )
         classes += 8 * 4 * features * dim + 48 * rows * sampled
         contrast = 0
         if queue is not None and self.joint.contrastive is not None and config.views == 2:
             entries = math.ceil(queue.size * head.shard.size / max(head.shard.total, 1))
             is_plain = self.joint.contrastive.sum_options.is_plain
-            contrast, more_flops = self._log_sum_exp(gathered, entries, is_plain, copied_rows=4, products=2)
+            contrast, _, more_flops = self._log_sum_exp(gathered, entries, is_plain, copied_rows=4, passes=2, products=2)
             flops += more_flops
         joined = 1 if config.gradient_acc == 1 else 2 * config.gradient_acc if sampled else 2
-        gradients = 4 * dim * visited * joined
+        gradients = kept if streamed else 4 * dim * visited * joined
         moved = 4 * dim * rows if sampled and config.unsampled_rows == "moved" else 0
-        return Losses(classes, contrast, gradients, gradients + moved, flops)
+        return Losses(classes, contrast, gradients, classes if streamed else gradients + moved, flops)
 
-    def _log_sum_exp(self, queries: int, keys: int, is_plain: bool, copied_rows: int, products: int) -> tuple[int, int]:
-        """Bytes and operations of `losses.log_sum_exp`. copied_rows: copies of a chunk's keys."""
+    def _log_sum_exp(
+        self, queries: int, keys: int, is_plain: bool, copied_rows: int, passes: int, products: int
+    ) -> tuple[int, int, int]:
+        """Bytes, those of them that are kept from pass to pass, and operations of `losses.log_sum_exp`. copied_rows: copies of a
+        chunk's keys. passes: visits to the keys. products: with what is kept; each later pass computes the rest again."""
         chunks, dim = ChunkPlan.for_device(self.device), self.config.embedding_size
         kept = min(4 * queries * keys, chunks.keep_bytes) if is_plain else 0
         chunk = min(keys, max(64, chunks.chunk_elements // queries))
-        recomputed = kept < 4 * queries * keys
-        return kept + chunk * (12 * queries + 4 * dim * copied_rows), 2 * queries * dim * keys * (products + recomputed)
+        recomputed = (passes - 1) * (kept < 4 * queries * keys)
+        return kept + chunk * (12 * queries + 4 * dim * copied_rows), kept, 2 * queries * dim * keys * (products + recomputed)
 
     # -------------------------------------------------------------------------------------------- a step
 
