@@ -10,12 +10,13 @@ Two properties make a chunk cheap:
 
 - Keys are not normalised row by row. The product with the raw keys is scaled per column: N c numbers instead of c D.
 - |s cos| <= s. For s <= 64, sums of exp(s cos) neither overflow nor underflow in float32, so no maximum is subtracted, and the
-  exponentials of the forward pass are the gradient up to one factor per query (`visits._PlainSum`). Larger scales, and margins that
-  raise logits of negatives above s, use a running log-sum-exp and never keep a chunk (`visits._RunningSum`).
+  exponentials of the forward pass are the gradient up to one factor per query. Larger scales, and margins that raise logits of
+  negatives above s, use a running log-sum-exp and never keep a chunk.
 
-`losses.visits` has the loops over the chunks. Gradient: d n_i / d cos_ij = s exp(s cos_ij - n_i), zero where the cosine is clamped. The backward pass returns this rank's PART
-of the queries' gradient (over its own keys; `utils.dist.gather_rows` sums the parts) and the whole gradient of its own keys:
-dense, a sparse tensor of the visited rows if only some rows are visited, or a `StreamedGradient`.
+`losses.visits` has the loops over the chunks. Gradient: d n_i / d cos_ij = s exp(s cos_ij - n_i), zero where the cosine is
+clamped. The backward pass returns this rank's PART of the queries' gradient (over its own keys; `utils.dist.gather_rows` sums the
+parts) and the whole gradient of its own keys: dense, a sparse tensor of the visited rows if only some rows are visited, or a
+`StreamedGradient`.
 
 Shapes: N queries, K keys of this rank, c keys of a chunk, D embedding. Arithmetic is float32 (float64 if the
 inputs are), also with bfloat16 products.
