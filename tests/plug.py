@@ -1,56 +1,29 @@
 """Real training runs for tests that signal, stop and kill ranks.
 
-Ranks are forked from a server that has imported everything, so a run starts in a fraction of the command's time. They run
-train.py's own `main` with the environment that torchrun sets.
+Ranks are forked from the server of tests/world.py and execute train.py with the environment that torchrun sets.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import metrics
-from tests.shared_files import ROOT
-from tests.world import free_port
+from tests.commands import become, metrics
+from tests.world import FORKED, rank_environment
 
 CONFIG = "tests/tiny_config"
 SEED = int(os.environ.get("PLUG_SEED", os.getpid()))  # of the random moments; printed if a test fails
 
 _REPORTED = re.compile(r"^step +(\d+)/", re.MULTILINE)
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch.utils.tensorboard", "recognition.trainer"])
-
-
-def _rank_main(rank: int, world: int, port: int, log: str, arguments: tuple[str, ...], before: str) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.chdir(ROOT)
-    os.environ.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    if world > 1:
-        os.environ.update(
-            RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        )  # fmt: skip
-    torch.set_num_threads(1)
-    sys.argv = ["train.py", *arguments]
-    if before:
-        exec(before, {"rank": rank})  # the fault that the test injects into this rank
-    import train
-    from utils import dist
-
-    dist.run_command(train.main)
 
 
 class Run:
@@ -60,10 +33,9 @@ class Run:
         self.output, self.log = output, demo_set.with_name(f"{time.monotonic_ns()}.log")
         given = (CONFIG, f"rec={demo_set}", f"output={output}", *arguments)
         self._from = self._lines()
-        port = free_port()
-        self.processes = [
-            _CONTEXT.Process(target=_rank_main, args=(rank, ranks, port, str(self.log), given, before)) for rank in range(ranks)
-        ]
+        environments = rank_environment(ranks) if ranks > 1 else [{}]
+        command, log = ("train.py", *given), str(self.log)
+        self.processes = [FORKED.Process(target=become, args=(command, one, log, log, before)) for one in environments]
         for process in self.processes:
             process.start()
 

@@ -17,7 +17,7 @@ CONFIG = "tests/tiny_config"
 
 
 def _complaint(*arguments: str, ranks: int = 0) -> str:
-    done = train(CONFIG, *arguments, ranks=ranks, timeout=120)
+    done = train(CONFIG, *arguments, ranks=ranks, timeout=120, fresh=ranks > 0)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     if not ranks:  # torchrun adds its own report
         assert done.returncode == 2, done.stderr

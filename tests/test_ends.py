@@ -252,7 +252,6 @@ def test_run_sh_refuses_another_system(tmp_path):
 
 def test_no_library_warns(demo_set, tmp_path):
     """With a home folder that cannot be written, as in containers, and a classifier whose gradients have other strides."""
-    home = {"HOME": "/dev/null"}
     settings = ("max_steps=2", "num_workers=0", "channels_last=False", "val_targets=['demo_lq']", "diagnose_every=1")
     output = tmp_path / "run"
     commands = [
@@ -261,5 +260,5 @@ def test_no_library_warns(demo_set, tmp_path):
         ["-m", "eval", "export", "--checkpoint", output, "--out", tmp_path / "e.onnx"],
     ]
     for command in commands:
-        done = run(sys.executable, *map(str, command), **home)
+        done = run(sys.executable, *map(str, command), fresh=True, HOME="/dev/null")
         assert (done.returncode, done.stderr) == (0, ""), done.stderr

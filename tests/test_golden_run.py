@@ -25,7 +25,7 @@ GOLDEN = [
 
 
 def _run(rec: Path, output: Path) -> list[tuple[float, ...]]:
-    done = train(*ARGUMENTS, f"rec={rec}", f"output={output}")
+    done = train(*ARGUMENTS, f"rec={rec}", f"output={output}", fresh=True)
     assert done.returncode == 0, done.stderr
     return [tuple(line[name] for name in NAMES) for line in metrics(output)]
 

@@ -24,8 +24,8 @@ def _series(output: Path) -> list[list[float]]:
     return [[line[name] for name in LOSSES] for line in metrics(output)]
 
 
-def _train(demo_set: Path, output: Path, *arguments: str, ranks: int = 0) -> str:
-    done = train(CONFIG, f"rec={demo_set}", f"output={output}", *arguments, ranks=ranks)
+def _train(demo_set: Path, output: Path, *arguments: str, ranks: int = 0, fresh: bool = False) -> str:
+    done = train(CONFIG, f"rec={demo_set}", f"output={output}", *arguments, ranks=ranks, fresh=fresh)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -87,7 +87,8 @@ def test_both_losses_take_part(one_process):
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_any_number_of_ranks_trains_the_same(one_process, demo_set, tmp_path, ranks):
-    _train(demo_set, tmp_path / "run", "sync_bn=True", SMALL_LR, "max_steps=6", f"num_workers={ranks % 3}", ranks=ranks)
+    arguments = ("sync_bn=True", SMALL_LR, "max_steps=6", f"num_workers={ranks % 3}")
+    _train(demo_set, tmp_path / "run", *arguments, ranks=ranks, fresh=ranks == 2)
     alone, together = _series(one_process[0])[:6], _series(tmp_path / "run")
     assert len(together) == 6
     assert together[0] == pytest.approx(alone[0], rel=1e-5)

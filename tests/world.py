@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pkgutil
 import socket
 import tempfile
 import traceback
@@ -13,9 +14,14 @@ from typing import Any
 
 import torch
 
-# A server process that imports torch once and forks the ranks, so that a rank starts in milliseconds.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed"])
+import eval.commands
+
+# A server process that imports everything once and forks ranks and commands, so that these start in milliseconds.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(
+    ["recognition.trainer", "recognition.planning.plan", "torch.utils.tensorboard", "torch._dynamo", "pytest"]
+    + [f"eval.commands.{module.name}" for module in pkgutil.iter_modules(eval.commands.__path__)]
+)
 
 
 def free_port() -> int:
@@ -24,11 +30,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _rank_main(rank: int, world: int, port: int, folder: str, function: Callable[..., Any], args: tuple) -> None:
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="",
-    )  # fmt: skip
+def rank_environment(world: int) -> list[dict[str, str]]:
+    """The variables that torchrun sets for each rank of a new group on this machine."""
+    common = {
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
+def _rank_main(environment: dict[str, str], folder: str, function: Callable[..., Any], args: tuple) -> None:
+    rank = environment["RANK"]
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
     torch.set_num_threads(1)
     from utils import dist
 
@@ -47,8 +62,7 @@ def run_world(world: int, function: Callable[..., Any], *args: Any, timeout: flo
     A rank that fails fails the test, with its traceback.
     """
     with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        ranks = [_CONTEXT.Process(target=_rank_main, args=(rank, world, port, folder, function, args)) for rank in range(world)]
+        ranks = [FORKED.Process(target=_rank_main, args=(one, folder, function, args)) for one in rank_environment(world)]
         for process in ranks:
             process.start()
         for process in ranks:

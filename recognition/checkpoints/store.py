@@ -21,19 +21,18 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
 
 from recognition import __version__
 from recognition.checkpoints import manifest
 from utils import dist
 from utils.config import Config, load_json
 from utils.errors import UserError, is_limit, warn
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 FORMAT = 2
 STATE, CONFIG, BEST = "state.json", "config.json", "best"
@@ -189,13 +188,16 @@ def read_rows(folder: Path, name: str) -> torch.Tensor:
 
 def _read_tensors(folder: Path, prefix: str, sharded: list[str] | None) -> dict[str, Any]:
     """Collective, unless `sharded` is None."""
+    import torch.distributed.checkpoint as dcp  # takes a second
+    from torch.distributed.tensor import DTensor
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reader = HuggingFaceStorageReader(str(folder))
+            reader = dcp.HuggingFaceStorageReader(str(folder))
             described = reader.read_metadata().state_dict_metadata
             state = {name: _allocate(described[name], name in (sharded or ())) for name in described if name.startswith(prefix)}
-            dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=sharded is None)
+            dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=sharded is None)
     except (dcp.CheckpointException, Exception) as fault:
         advice = "" if is_limit(fault) else "; remove it to use the one before"
         raise UserError(f"{folder}: the checkpoint cannot be read ({cause(fault)}){advice}") from fault
@@ -217,6 +219,9 @@ def _allocate(described: Any, sharded: bool) -> torch.Tensor:
 
 def as_dtensor(rows: torch.Tensor, total: int) -> DTensor:
     """This rank's rows as part of a tensor of `total` rows, which DCP can redistribute."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
     _, world = dist.rank_and_world()
     shape = torch.Size([total, *rows.shape[1:]])
     stride = torch.empty(shape, device="meta").stride()
