@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,7 +11,7 @@ import numpy as np
 
 from utils import dist
 from utils.errors import UserError
-from utils.files import new_file
+from utils.files import UNREADABLE_NPZ, new_file
 
 
 def fingerprint(paths: Iterable[str | Path]) -> str:
@@ -40,13 +36,6 @@ def _add(digest, path: Path) -> None:
         return
     status = path.stat()
     digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-
-
-UNREADABLE_NPZ = (
-    OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
-    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What numpy and zipfile raise for a damaged .npz, depending on where the damage is."""
 
 
 class FeatureCache:

@@ -15,6 +15,10 @@ import os
 import re
 import secrets
 import shutil
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TextIO
@@ -23,6 +27,11 @@ from utils.errors import UserError
 
 PARTIAL = ".partial"
 _LONGEST_LINE = 100_000  # characters
+UNREADABLE_NPZ = (
+    OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for a damaged .npz, depending on where the damage is."""
 
 
 @contextlib.contextmanager

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.feature_cache import UNREADABLE_NPZ
 from utils.errors import UserError
-from utils.files import numbered_lines, path_inside
+from utils.files import UNREADABLE_NPZ, numbered_lines, path_inside
 from utils.images import decode_image, read_image_file
 from utils.images.alignment import align_face
 from utils.number_table import place_of_row, read_numbers
