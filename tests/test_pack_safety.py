@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from recognition.data.pack.listing import inner_name
 from recognition.data.pack.output import new_folder
 from recognition.data.parallel import in_order, shared_object
 from tests.pack_tools import encoded, make_people, pack, picture, read_files, start_pack, write_files
+from tests.shared_files import ROOT
 from utils.errors import UserError
 from utils.files import path_inside, write_file
 
@@ -236,3 +238,9 @@ def test_items_are_only_taken_when_needed() -> None:
     with in_order(_add_shared, items(), 2, "adding", 10_000, shared="") as results:
         next(results)
         assert taken <= 8
+
+
+def test_the_commands_start_without_pytorch() -> None:
+    """Its import takes longer than many of them."""
+    code = "import sys; from recognition.data.pack.__main__ import make_parser; make_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from eval.protocols.products import refuse_too_many
-
 MANY = 200_000  # rows from which it pays
 _BLOCK = 4096  # rows
 _CELLS, _CELLS_VISITED = 4, 8  # cells: times the root of the number of columns (faiss advises 4 to 16)
@@ -38,6 +36,8 @@ def approximate_pairs(
     hidden: bool [N] and [M], rows and columns that take part in no pair. Raises UserError if there are too many pairs.
     """
     import faiss
+
+    from eval.protocols.products import refuse_too_many  # here, because it imports PyTorch, which takes seconds
 
     columns = rows_ND if columns_MD is None else columns_MD
     nothing = np.zeros(len(rows_ND), bool), np.zeros(len(columns), bool)
