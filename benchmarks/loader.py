@@ -52,7 +52,7 @@ from recognition.data.pack.face_encoding import FaceFormat, encode
 from recognition.data.sets.opening import open_faces
 from utils.config import from_base
 from utils.errors import exit_on_user_error
-from utils.images import decode_face
+from utils.images import RAW_BYTES, decode_face
 
 ROOT = Path(__file__).resolve().parent.parent
 LFW = ROOT.parent / "shared" / "faces" / "lfw_train"
@@ -193,7 +193,7 @@ def _dali(rec: Path, images: int, at_the_end: contextlib.ExitStack) -> dict[str,
 
 # `bytes` does the same as this loader. `normalised` is what arcface_torch trains from; it also normalises, which this project
 # does on the device. DALI decodes with libjpeg-turbo, too, so that no loader of JPEGs is much faster; raw images are.
-RAW_BAR = 3.0
+RAW_BAR, PAIRS_BAR = 3.0, 2000.0
 DALI_KINDS = {"normalised": "DALI's CPU pipeline as in arcface_torch", "bytes": "DALI's CPU pipeline, bytes alone"}
 
 
@@ -210,11 +210,11 @@ def _dali_figures(kind: str, rates: dict[str, list[float]], busy: dict[str, list
     ]
 
 
-def measure_pairs(rec: Path, rounds: int) -> list[Figure]:
+def measure_pairs(rec: Path, raw: Path, rounds: int) -> list[Figure]:
     """Both views in one process, compared with decoding the same images, in small turns."""
-    dataset = FaceDataset(rec)
     figures = []
-    for augmentation, bar in (("qgface", 2000.0), ("adaface", None)):
+    for augmentation, file, bar in (("qgface", rec, PAIRS_BAR), ("adaface", rec, None), ("qgface", raw, PAIRS_BAR)):
+        dataset = FaceDataset(file)
         config = from_base(batch_size=BATCH, num_classes=dataset.num_classes, augmentation=augmentation)
         maker = BatchMaker(dataset, BatchSpec.of(config))
         images = np.empty(maker.spec.image_shape, np.uint8)
@@ -228,6 +228,9 @@ def measure_pairs(rec: Path, rounds: int) -> list[Figure]:
             maker.fill(0, number, images)
             decode.append(BATCH / (middle - begin))
             pairs.append(BATCH / (time.perf_counter() - middle))
+        if file == raw:
+            figures.append(Figure(f"pairs of views, {augmentation}, raw images, one core", max(pairs), "pairs/s", bar))
+            continue
         scaled = 7000 * max(pairs) / max(decode)
         figures.append(Figure(f"pairs of views, {augmentation}, one core, at 7,000 decoded/s", scaled, "pairs/s", bar))
         figures.append(Figure("  as measured", max(pairs), "pairs/s"))
@@ -266,7 +269,8 @@ def measure_reads(rec: Path, rounds: int) -> list[Figure]:
 def measure_storage(folder: Path, quick: bool) -> list[Figure]:
     """The memory of workers and the start of an epoch with many records, and cold reads of a windowed shuffle."""
     memory = measure_memory(folder, 1_000_000 if quick else 10_000_000)
-    cold = measure_cold_reads(folder, megabytes=200 if quick else 1000)
+    megabytes = 200 if quick else 1000
+    cold, raw = measure_cold_reads(folder, megabytes), measure_cold_reads(folder, megabytes, RAW_BYTES)
     many = f"{memory['records']:,.0f} records"
     return [
         Figure(
@@ -278,7 +282,14 @@ def measure_storage(folder: Path, quick: bool) -> list[Figure]:
         Figure("windowed shuffle, nothing cached, this disk", cold["windowed"], "records/s"),
         Figure("  windowed to full", cold["windowed"] / cold["full"], "x", 1.0),
         Figure("  both on a disk with 8 ms per seek and 150 MB/s, computed", cold["modelled_gain"], "x", 10.0),
+        *(_cold_raw(shuffle, raw[shuffle]) for shuffle in ("full", "windowed")),
     ]
+
+
+def _cold_raw(shuffle: str, rate: float) -> Figure:
+    return Figure(
+        f"{shuffle} shuffle of raw images, nothing cached", rate, "records/s", note=f"{rate * RAW_BYTES / 1e6:,.0f} MB/s"
+    )
 
 
 def main() -> int:
@@ -292,8 +303,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         rec, raw = make_images(Path(name))
         figures += _shown(measure_batches(rec, raw, rounds))
-        for measure in (measure_pairs, measure_reads):
-            figures += _shown(measure(rec, rounds))
+        figures += _shown(measure_pairs(rec, raw, rounds))
+        figures += _shown(measure_reads(rec, rounds))
         figures += _shown(measure_storage(Path(name), arguments.quick))
         rows = compare_with_pillow(FaceDataset(rec), rounds // 3)
         figures += _shown([Figure(f"{row}, to Pillow's", ratio, "x", note=f"{time_us:.0f} us") for row, time_us, ratio in rows])
