@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from backbones.layers import full_precision, run_blocks, strided_shortcut, with_norm_of
+from backbones.layers import PReLU, full_precision, run_blocks, strided_shortcut, with_norm_of
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -28,7 +28,7 @@ class BasicBlockIR(nn.Module):
             nn.BatchNorm2d(c_in),
             nn.Conv2d(c_in, c_out, 3, 1, 1, bias=False),
             nn.BatchNorm2d(c_out),
-            nn.PReLU(c_out),
+            PReLU(c_out),
             nn.Conv2d(c_out, c_out, 3, stride, 1, bias=False),
             nn.BatchNorm2d(c_out),
         )
@@ -57,7 +57,7 @@ class IRNet(nn.Module):
         self.map_norm = map_norm
         self.gradient_checkpointing = gradient_checkpointing
         self.input_layer = nn.Sequential(
-            nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.PReLU(WIDTHS[0])
+            nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), PReLU(WIDTHS[0])
         )
         # Before `body`, because the released state dicts are in this order.
         self.output_layer = nn.Sequential(

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from backbones.layers import full_precision, run_blocks, strided_shortcut, with_norm_of
+from backbones.layers import PReLU, full_precision, run_blocks, strided_shortcut, with_norm_of
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -27,7 +27,7 @@ class IBasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
-        self.prelu = nn.PReLU(c_out)
+        self.prelu = PReLU(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, stride, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(c_out)
         self.downsample = None if stride == 1 and c_in == c_out else strided_shortcut(c_in, c_out, stride)
@@ -59,7 +59,7 @@ class IResNet(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        self.prelu = nn.PReLU(WIDTHS[0])
+        self.prelu = PReLU(WIDTHS[0])
         self.layer1 = _stage(WIDTHS[0], WIDTHS[0], depths[0])
         self.layer2 = _stage(WIDTHS[0], WIDTHS[1], depths[1])
         self.layer3 = _stage(WIDTHS[1], WIDTHS[2], depths[2])

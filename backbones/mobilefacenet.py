@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from backbones.layers import full_precision
+from backbones.layers import PReLU, full_precision
 
 
 class ConvUnit(nn.Module):
@@ -32,7 +32,7 @@ class ConvUnit(nn.Module):
             nn.Conv2d(c_in, c_out, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(c_out)
         )
         if not linear:
-            self.layers.append(nn.PReLU(c_out))
+            self.layers.append(PReLU(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import backbones
+from backbones import layers
 from backbones.compact import CompactNet
 from backbones.ir import IRNet
 from backbones.iresnet import IResNet
@@ -349,6 +350,24 @@ def test_compact_encoders_learn(name: str) -> None:
         losses.append(loss.item())
     assert losses[0] > 1.5 and losses[-1] < 0.3
     assert torch.isfinite(features).all() and 2 < features.norm(dim=1).mean() < 30
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_prelu_is_pytorchs(monkeypatch, dtype: torch.dtype, tolerance: float, layout: torch.memory_format) -> None:
+    monkeypatch.setattr(layers._PReLU, "BYTES_AT_ONCE", 4 * 6 * 25 * dtype.itemsize)  # two parts of four images and one of two
+    x = torch.randn(10, 6, 5, 5).to(dtype).contiguous(memory_format=layout)
+    x[0, :, 0] = 0.0
+    results = []
+    for kind in (nn.PReLU, layers.PReLU):
+        module, leaf = kind(6), x.clone().requires_grad_()
+        module.weight.data = torch.linspace(-0.5, 1.5, 6)
+        out = module(leaf) if kind is layers.PReLU else F.prelu(leaf, module.weight.to(dtype))
+        (out * torch.arange(x.numel()).view_as(x).remainder(7)).sum().backward()
+        results.append((out, leaf.grad, module.weight.grad))
+    (out, grad, grad_weight), (other, other_grad, other_grad_weight) = results
+    assert torch.equal(out, other) and torch.equal(grad, other_grad) and other_grad_weight.dtype == torch.float32
+    torch.testing.assert_close(other_grad_weight, grad_weight, rtol=tolerance, atol=tolerance)
 
 
 def test_channels_last_gives_the_same_features() -> None:
