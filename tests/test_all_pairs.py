@@ -66,6 +66,8 @@ def test_counts_equal_brute_force(ties, block, monkeypatch):
             expected = np.quantile(chosen, percent / 100, method="inverted_cdf")
             measurable = is_measurable(1 - percent / 100, len(chosen))
             assert found.percentile(percent, group) == (pytest.approx(expected, abs=1e-6) if measurable else None)
+    named = count_pairs(rows, labels, -quality, "set", groups=(["good", "fair", "poor"], worst))
+    assert (named.different_GK == found.different_GK).all() and list(named.metrics()) == ["", "good", "fair", "poor"]
 
 
 def test_intervals_allow_for_pairs_of_one_identity():
@@ -115,6 +117,16 @@ def test_commands_compare_every_pair(alone, tmp_path, capsys):
     assert sum(figures[f"people {group}"]["different_pairs"] for group in GROUPS) == 2800
     assert (tmp_path / "run/eval/det_all_pairs.svg").is_file()
     assert read_results(out)["people"]["identities"] == 8
+    people, csv = ["verify", "--checkpoint", tmp_path / "run", "--all-pairs", tmp_path / "people"], tmp_path / "groups.csv"
+    csv.write_text("image,group\n" + "".join(f"{image},{'day' if image < 60 else 'night'}\n" for image in range(80)))
+    run_eval(cells, *people, "--groups", csv, "--json", out, "--cache", tmp_path)
+    assert json.loads(out.read_text())["people day"]["different_pairs"] == 60 * 50 // 2
+    assert "night" in capsys.readouterr().out
+    csv.write_text("image,group\n0,\n")
+    with pytest.raises(UserError, match=r"groups\.csv: line 2: the group has no name"):
+        run_eval(cells, *people, "--groups", csv)
+    with pytest.raises(UserError, match="--groups needs --all-pairs"):
+        run_eval(cells, *people[:3], "--bins", tmp_path / "a.bin", "--groups", csv)
     arguments = ["--all-pairs", tmp_path / "people/train.rec", "--fmr"]
     run_eval(cells, "threshold", tmp_path / "run", *arguments, "0.01", "--json", out)
     chosen = json.loads(out.read_text())["threshold"]

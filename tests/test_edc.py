@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.protocols.edc import DiscardCurve, discard_curve, oracle_quality, random_curve, read_scores
+from eval.protocols.edc import DiscardCurve, discard_curve, oracle_quality, random_curve
+from eval.protocols.image_lists import read_scores
 from recognition.encoders.card import QualityScale
 from tests.eval_commands import run_eval
 from tests.test_all_pairs import write_people

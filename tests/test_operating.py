@@ -155,6 +155,13 @@ def test_thresholds_travel_with_the_encoder(tmp_path):
     deploy(tmp_path, 0.55, 1e-3, 0.7, "a, b")
     first, *others = thresholds_of_run(tmp_path)
     assert first == Threshold("deployed", 0.55, 1e-3, 0.7, "a, b") and others == [balanced, at_fmr]
+    for dtype in (torch.float32, torch.bfloat16):
+        encoder = torch.nn.BatchNorm2d(2, dtype=dtype)
+        deploy(tmp_path, 0.55, 1e-3, 0.7, "a, b", encoder)
+        assert thresholds_of_run(tmp_path, encoder)[0] == first
+        encoder.running_mean[1] += 1e-2
+        with pytest.raises(UserError, match=r"threshold\.json: was measured for other weights; run `eval threshold"):
+            thresholds_of_run(tmp_path, encoder)
     card = EncoderCard("tiny", 512, "RGB", thresholds=(first, *others))
     metadata = card.to_metadata()
     assert EncoderCard.from_metadata(metadata, "f") == card

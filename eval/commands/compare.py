@@ -47,13 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, world: World) -> None:
     if arguments.threshold is not None and not -1 <= arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold}: must be a cosine, from -1 to 1")
-    known = thresholds_of_run(Path(arguments.checkpoint)) if arguments.threshold is None else ()
     images = torch.from_numpy(np.stack([*map(photo_reader(arguments), map(Path, arguments.images))]))
     encoder = open_encoder(arguments, world)
     if arguments.threshold is not None:
         threshold = Threshold("--threshold", arguments.threshold, None, None, "")
     else:
-        threshold = choose_threshold(known or encoder.card.thresholds, arguments.fmr, encoder.label)
+        known = thresholds_of_run(Path(arguments.checkpoint), encoder.module) or encoder.card.thresholds
+        threshold = choose_threshold(known, arguments.fmr, encoder.label)
     plain = encoder.embed(images)
     if not plain.isfinite().all():
         raise UserError(f"{encoder.label}: the features are not finite; check the checkpoint")

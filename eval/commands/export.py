@@ -35,7 +35,7 @@ def _export(arguments: argparse.Namespace) -> str:
     loaded = load_encoder(arguments.checkpoint, torch.device("cpu"), *described)
     if loaded.module is None:
         raise UserError(f"--checkpoint {arguments.checkpoint}: is an .onnx already; export from the run or its weights")
-    found = thresholds_of_run(loaded.path) or loaded.card.thresholds
+    found = thresholds_of_run(loaded.path, loaded.module) or loaded.card.thresholds
     out, card = arguments.out, replace(loaded.card, thresholds=found)
     difference = export_encoder(loaded.module, card, out)
     checked = f"onnxruntime agrees with PyTorch to {difference:.1e}" if out.endswith(".onnx") else "read back bit for bit"

@@ -17,10 +17,8 @@ import numpy as np
 from eval.commands.common import (
     Figures,
     Results,
-    add_batch_argument,
-    add_checkpoint_argument,
+    add_encoder_arguments,
     add_json_argument,
-    add_precision_argument,
     bin_sets,
     embed,
     open_encoder,
@@ -33,7 +31,8 @@ from eval.operating import is_measurable, operating_point, rate_label, require_m
 from eval.present.plots import draw_discard, draw_histograms
 from eval.present.tables import NOT_MEASURED, Table, percent
 from eval.protocols.all_pairs import count_pairs
-from eval.protocols.edc import DiscardCurve, discard_curve, oracle_quality, random_curve, read_scores
+from eval.protocols.edc import DiscardCurve, discard_curve, oracle_quality, random_curve
+from eval.protocols.image_lists import read_scores
 from eval.roc import Roc, roc_curve
 from eval.verification import cosine_of, pair_distances
 from recognition.encoders.card import QualityScale
@@ -59,9 +58,7 @@ _SHARES, _AREAS = (0.0, 0.05, 0.1, 0.2, 0.3), (0.2, 0.3)  # of the images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint_argument(parser)
-    add_precision_argument(parser)
-    add_batch_argument(parser)
+    add_encoder_arguments(parser)
     add_set_arguments(parser)
     parser.add_argument(
         "--discard",
@@ -70,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: error-versus-discard curves by norm, u, or CSV files with the columns image,score",
     )
     parser.add_argument("--fmr", type=float, help="of the curves' threshold; default: the lowest measurable of 1e-4 … 1e-1")
-    parser.add_argument("--cache", metavar="DIR", help="keep features here (with --discard)")
     parser.add_argument("--plots", metavar="DIR", help="write plots (PNG and SVG) here; default: RUN/eval")
     add_json_argument(parser)
 
@@ -78,6 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, world: World) -> None:
     if arguments.discard or arguments.all_pairs:
         return _discard(arguments, open_encoder(arguments, world))
+    if arguments.cache:
+        raise UserError("--cache needs --discard or --all-pairs")
     encoder = open_encoder(arguments, world)
     for images, _ in bin_sets(arguments.bins):
         check_images(images.count, images.load)

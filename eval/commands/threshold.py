@@ -11,10 +11,8 @@ import numpy as np
 from eval.commands.common import (
     Figures,
     Results,
-    add_batch_argument,
-    add_checkpoint_argument,
+    add_encoder_arguments,
     add_json_argument,
-    add_precision_argument,
     bin_sets,
     embed,
     open_encoder,
@@ -36,13 +34,10 @@ HELP = "the threshold for a false match rate, and the false non-match rate that 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint_argument(parser, positional=True)
-    add_precision_argument(parser)
-    add_batch_argument(parser)
+    add_encoder_arguments(parser, positional=True)
     add_set_arguments(parser)
     parser.add_argument("--fmr", type=float, required=True, help="the false match rate to keep, such as 1e-4")
     parser.add_argument("--deploy", action="store_true", help="make it the run's threshold, for `compare` and `export`")
-    parser.add_argument("--cache", metavar="DIR", help="keep features here")
     add_json_argument(parser)
 
 
@@ -60,7 +55,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         print(_table(encoder.label, costs))
         print(_describe(point))
         if arguments.deploy:
-            written = deploy(run_folder, point.threshold, arguments.fmr, point.fnmr, ", ".join(costs))
+            written = deploy(run_folder, point.threshold, arguments.fmr, point.fnmr, ", ".join(costs), encoder.module)
             print(f"deployed: {written}; `eval compare` and `eval export` use it from now on")
         return costs | {NAME: {**operating_metrics([(point.target, point)]), "fmr": point.fmr, "fnmr": point.fnmr}}
 

@@ -26,8 +26,9 @@ from eval.commands.common import (
 from eval.embedding import check_bins
 from eval.present.plots import draw_det, draw_roc
 from eval.present.tables import NOT_MEASURED, Table, operating_table, verification_table
-from eval.protocols.all_pairs import GROUPS, PERCENTILES, AllPairs, check_labels, count_pairs
+from eval.protocols.all_pairs import PERCENTILES, AllPairs, check_labels, count_pairs
 from eval.protocols.bootstrap import Intervals, accuracy_interval, as_metrics, tar_interval
+from eval.protocols.image_lists import read_groups
 from eval.verification import TenFold, judge_set
 from recognition.checkpoints import store
 from recognition.data.dataset import FaceDataset
@@ -51,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
     add_set_arguments(parser)
     add_overlap_arguments(parser)
+    parser.add_argument(
+        "--groups", type=Path, metavar="CSV", help="of images (image,group), instead of thirds by norm, for --all-pairs"
+    )
 
 
 def add_set_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +79,8 @@ def add_overlap_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, world: World) -> None:
+    if arguments.groups and not arguments.all_pairs:
+        raise UserError("--groups needs --all-pairs")
     encoder, figures = open_encoder(arguments, world), Figures(arguments)
     if arguments.all_pairs:
         _evaluate_all_pairs(arguments, encoder, figures)
@@ -232,16 +238,17 @@ def _side_by_side(plain: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
 
 def _evaluate_all_pairs(arguments: argparse.Namespace, encoder: LoadedEncoder, figures: Figures) -> None:
     images, labels = labelled_set(arguments.all_pairs)
+    groups = read_groups(arguments.groups, [str(number) for number in range(images.count)]) if arguments.groups else None
     _Overlap(arguments, encoder).warn(images)
     features, norms = embed_with_norms(arguments, encoder, images)
     name = images.name.removesuffix("_pairs")
 
     def judge() -> Results:
-        found = count_pairs(features, labels, norms, name)
+        found = count_pairs(features, labels, norms, name, groups=groups)
         results = {f"{name} {group}".rstrip(): metrics for group, metrics in found.metrics().items()}
         print(f"{name}: {len(labels):,} images, {found.roc.same_pairs:,} same and {found.roc.different_pairs:,} different pairs")
         print(operating_table({name: results[name]}))
-        print(_group_table(found))
+        print(_group_table(found, "" if groups else " norm"))
         if folder := plot_folder(arguments):
             curves = {name: found.roc}
             save_plots(folder, {"roc_all_pairs": draw_roc(curves, far=_FAR), "det_all_pairs": draw_det(curves)})
@@ -250,10 +257,10 @@ def _evaluate_all_pairs(arguments: argparse.Namespace, encoder: LoadedEncoder, f
     figures.add(dist.on_first_rank(judge))
 
 
-def _group_table(found: AllPairs) -> Table:
-    """Percentiles of the similarity of different people, by the quality of the worse image."""
+def _group_table(found: AllPairs, kind: str) -> Table:
+    """Percentiles of the similarity of different people, by the quality of the worse image. kind: ends the groups' names."""
     rows = []
-    for group, heading in ((None, "all"), *enumerate(f"{name} norm" for name in GROUPS)):
+    for group, heading in ((None, "all"), *enumerate(f"{name}{kind}" for name in found.groups)):
         shown = [found.percentile(percent, group) for percent in PERCENTILES]
         cells = [NOT_MEASURED if score is None else f"{score:.4f}" for score in shown]
         rows.append([heading, f"{found.different_GK[slice(None) if group is None else group].sum():,}", *cells])

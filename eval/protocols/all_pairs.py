@@ -2,7 +2,8 @@
 
 Cosines are formed in float32 and rounded to multiples of 2^-20, about 1e-6, which is close to what float32 products resolve. On
 rounded scores, all counts are exact, ties included: histograms with one cell per score take the place of the N (N - 1) / 2
-scores. Images are divided into groups of quality, the best first; a pair belongs to the group of its worse image.
+scores. Images are divided into groups of quality, the best first: thirds, or the user's. A pair belongs to the group of its
+worse image.
 
 Shapes: N images, G groups, K scores from -1 to 1, D embedding, I identities.
 """
@@ -24,7 +25,7 @@ from eval.roc import Roc, roc_of_counts
 from utils.errors import UserError
 
 PERCENTILES = (99, 99.9, 99.99)  # of the scores of different people
-GROUPS = ("high", "middle", "low")  # thirds of the images by quality
+GROUPS = ("high", "middle", "low")  # by default: thirds of the images by quality
 _HALF = 1 << 20  # cells per unit of cosine
 _BLOCK = 2048  # rows and columns of products at a time
 
@@ -38,6 +39,7 @@ class AllPairs:
     features: np.ndarray  # float32 [N, D], of length 1, the best images first
     labels: np.ndarray  # int64 [N], in the same order
     order: np.ndarray  # int64 [N], the images' numbers in the set
+    groups: Sequence[str] = GROUPS
 
     @cached_property
     def roc(self) -> Roc:
@@ -102,7 +104,7 @@ class AllPairs:
         images, identities = len(self.labels), len(np.unique(self.labels))
         every = {"images": images, "identities": identities, "same_pairs": self.roc.same_pairs, "auc": self.roc.auc}
         found = {"": every | self._impostors(None) | operating_metrics(self.points)}
-        return found | {name: self._impostors(group) for group, name in enumerate(GROUPS)}
+        return found | {name: self._impostors(group) for group, name in enumerate(self.groups)}
 
     def _impostors(self, group: int | None) -> dict[str, float]:
         count = self.different_GK.sum() if group is None else self.different_GK[group].sum()
@@ -114,18 +116,27 @@ _SCORES = np.arange(-_HALF, _HALF + 1) / _HALF
 
 
 def count_pairs(
-    features_ND: np.ndarray, labels_N: np.ndarray, quality_N: np.ndarray, describe: str, on_rows: Callable[[int], object] = int
+    features_ND: np.ndarray,
+    labels_N: np.ndarray,
+    quality_N: np.ndarray,
+    describe: str,
+    on_rows: Callable[[int], object] = int,
+    groups: tuple[Sequence[str], np.ndarray] | None = None,
 ) -> AllPairs:
-    """Compare all pairs of images. quality_N: float; its thirds are the groups. on_rows: receives the number of finished rows.
+    """Compare all pairs of images.
+
+    quality_N: float; its thirds are the groups, unless `groups` has their names, the best first, and each image's group, int64
+    [N]. on_rows: receives the number of finished rows.
 
     Raises UserError, beginning with `describe`, if there is one identity only, or no identity has two images.
     """
     check_labels(labels_N, describe)
-    order = np.argsort(-quality_N, kind="stable")
+    order = np.argsort(-quality_N if groups is None else groups[1], kind="stable")
     rows = normalised(features_ND, describe).astype(np.float32)[order]
     labels = labels_N[order]
-    group = np.arange(len(order)) * len(GROUPS) // len(order)
-    every, same = (np.zeros((len(GROUPS), 2 * _HALF + 1), np.int64) for _ in range(2))
+    names = GROUPS if groups is None else groups[0]
+    group = np.arange(len(order)) * len(names) // len(order) if groups is None else groups[1][order]
+    every, same = (np.zeros((len(names), 2 * _HALF + 1), np.int64) for _ in range(2))
     for part in _blocks(rows, on_rows):
         bottom, right = part.row + len(part.cosines_nm), part.column + part.cosines_nm.shape[1]
         alike = torch.from_numpy(labels[part.row : bottom, None] == labels[None, part.column : right])
@@ -135,7 +146,7 @@ def count_pairs(
             every[each] += np.bincount(cells, minlength=every.shape[1])
             of_one = _taken(alike, part.upper, slice(low, high)).numpy()
             np.add.at(same[each], cells[of_one], 1)
-    return AllPairs(same, every - same, rows, labels, order)
+    return AllPairs(same, every - same, rows, labels, order, names)
 
 
 def check_labels(labels_N: np.ndarray, describe: str) -> None:

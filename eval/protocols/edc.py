@@ -8,17 +8,10 @@ Shapes: N images, P pairs of one person, K points of a curve.
 
 from __future__ import annotations
 
-import csv
 import heapq
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-
-from utils.errors import UserError
-from utils.files import open_text
 
 _RANDOM_ORDERS = 50
 _SEED = 20240501
@@ -88,41 +81,3 @@ def random_curve(pairs_P2: np.ndarray, missed_P: np.ndarray, images: int) -> Dis
         curve = discard_curve(pairs_P2, missed_P, generator.permutation(images))
         total += np.append(curve.fnmr, np.full(images - len(curve.fnmr), curve.fnmr[-1]))
     return DiscardCurve(np.arange(images) / images, total / _RANDOM_ORDERS)
-
-
-_COLUMNS = ["image", "score"]
-
-
-def read_scores(path: Path, names: Sequence[str]) -> np.ndarray:
-    """The scores of a CSV file with the columns image,score in the order of `names`: float64 [N]; higher is better.
-
-    Raises UserError for an image that is unknown, repeated or missing, and for a score that is not a finite number.
-    """
-    numbers, scores = {name: number for number, name in enumerate(names)}, np.full(len(names), np.nan)
-    with open_text(path, newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            if next(reader, []) != _COLUMNS:
-                raise UserError(f"{path}: line 1 is not {','.join(_COLUMNS)}; is it a list of quality scores?")
-            for row in filter(None, reader):
-                where = f"{path}: line {reader.line_num}"
-                if len(row) != 2 or row[0] not in numbers:
-                    raise UserError(f"{where}: {row[0]!r} is not an image of the set, whose images are {names[0]} … {names[-1]}")
-                if not math.isnan(scores[numbers[row[0]]]):
-                    raise UserError(f"{where}: {row[0]} has a score already; remove one")
-                scores[numbers[row[0]]] = _finite(row[1], where)
-        except csv.Error as error:
-            raise UserError(f"{path}: line {reader.line_num}: is not CSV ({error}); fix or remove the file") from error
-    if missing := np.flatnonzero(np.isnan(scores)).tolist():
-        raise UserError(f"{path}: {len(missing)} of {len(names)} images have no score, the first: {names[missing[0]]}; add them")
-    return scores
-
-
-def _finite(text: str, where: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise UserError(f"{where}: the score {text!r} is not a finite number; correct it")
-    return score

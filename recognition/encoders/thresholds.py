@@ -6,18 +6,22 @@ Euclidean distance of the normalised sums is d = 2 - 2 cos.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from eval.operating import FMRS, rate_label
 from eval.present.tables import read_results, write_results
 from utils.errors import UserError
 
 BALANCED, DEPLOYED = "balanced", "deployed"
-_FILE = "threshold.json"
+_FILE, _ENCODER = "threshold.json", "encoder"
 
 
 @dataclass(frozen=True)
@@ -45,31 +49,45 @@ class Threshold:
         return f"FMR {100 * self.fmr:.4g} %, FNMR {100 * self.fnmr:.2f} %"
 
 
-def thresholds_of_run(path: Path) -> tuple[Threshold, ...]:
+def thresholds_of_run(path: Path, encoder: nn.Module | None = None) -> tuple[Threshold, ...]:
     """The thresholds of a run, the default first, from its results.json and the file of `deploy`; () without either.
 
-    path: the run's folder or one of its checkpoints. Raises UserError if a file is damaged.
+    path: the run's folder or one of its checkpoints. encoder: with its weights.
+    Raises UserError if a file is damaged, or a threshold was deployed for other weights.
     """
     for run in (path, *path.parents[:2]):  # a checkpoint is RUN/checkpoints/step-…
-        found = [*_deployed(run / _FILE), *_measured(run / "results.json")]
+        found = [*_deployed(run / _FILE, encoder), *_measured(run / "results.json")]
         if found:
             return tuple(found)
     return ()
 
 
-def deploy(run: Path, cosine: float, fmr: float, fnmr: float, sets: str) -> Path:
-    """Make a threshold the default of a run; return the file that was written."""
-    write_results(run / _FILE, {sets: {"threshold": cosine, "fmr": fmr, "fnmr": fnmr}})
+def deploy(run: Path, cosine: float, fmr: float, fnmr: float, sets: str, encoder: nn.Module | None = None) -> Path:
+    """Make a threshold the default of a run; return the file that was written. encoder: for which it was measured."""
+    made_for = {} if encoder is None else {_ENCODER: _fingerprint(encoder)}
+    write_results(run / _FILE, {sets: {"threshold": cosine, "fmr": fmr, "fnmr": fnmr, **made_for}})
     return run / _FILE
 
 
-def _deployed(path: Path) -> list[Threshold]:
+def _fingerprint(encoder: nn.Module) -> int:
+    """48 bits, a number that JSON keeps exactly, of a hash of the weights."""
+    digest = hashlib.blake2b(digest_size=6)
+    for name, value in encoder.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return int.from_bytes(digest.digest())
+
+
+def _deployed(path: Path, encoder: nn.Module | None) -> list[Threshold]:
     if not path.is_file():
         return []
+    deployed = read_results(path)
+    made_for = {figures[_ENCODER] for figures in deployed.values() if _ENCODER in figures}
+    if encoder is not None and made_for - {_fingerprint(encoder)}:
+        raise UserError(f"{path}: was measured for other weights; run `eval threshold --deploy` again, or remove it")
     try:
         return [
-            Threshold(DEPLOYED, figures["threshold"], figures["fmr"], figures["fnmr"], sets)
-            for sets, figures in read_results(path).items()
+            Threshold(DEPLOYED, figures["threshold"], figures["fmr"], figures["fnmr"], sets) for sets, figures in deployed.items()
         ]
     except (KeyError, ValueError) as fault:
         raise UserError(f"{path}: not a threshold ({fault}); run `eval threshold --deploy` again") from fault

@@ -18,9 +18,9 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, checkpoint_required
     parser.add_argument("--no-paper", action="store_true", help="leave published figures out of the tables")
 
 
-def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = True, positional: bool = False) -> None:
     """Arguments of commands that embed many images."""
-    add_checkpoint_argument(parser, required)
+    add_checkpoint_argument(parser, required, positional=positional)
     add_precision_argument(parser)
     add_batch_argument(parser)
     parser.add_argument(
