@@ -71,7 +71,7 @@ class Machine:
     def here(cls, rehearse: bool) -> Machine:
         if rehearse:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-            return cls(2, "tiny", 8, 16, ("fp32",), "rehearsal on the CPU: the figures mean nothing")
+            return cls(2, "tiny", 8, 40, ("fp32",), "rehearsal on the CPU: the figures mean nothing")
         if not torch.cuda.is_available():
             raise UserError(
                 f"torch {torch.__version__} finds no GPU on this machine; `./run.sh gpu --rehearse` tries the command on the CPU"
