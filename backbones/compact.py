@@ -2,7 +2,7 @@
 
 On a CPU the early, high-resolution layers and the elementwise operations cost the most, not the convolutions, which run on
 bfloat16 matrix units. So one 7x7 convolution with stride 4 reduces 112x112 to 28x28 at once; a block has two BatchNorms; the
-activation is a leaky ReLU with slope 0.25 (PReLU's initial slope; PReLU's backward pass alone would take a third of the
+activation is a leaky ReLU with slope 0.25 (PReLU's initial slope; PyTorch's backward pass of PReLU takes a third of the
 step); channel counts are multiples of 32. The output layers are iresnet's: BatchNorm, fully connected, BatchNorm1d.
 """
 

@@ -140,7 +140,7 @@ def _not_weights(path: Path) -> str:
 
 
 def _about_zip(path: Path) -> str:
-    """The same for a zip archive; "" for PyTorch's, and for one whose directory is damaged."""
+    """What a zip archive is, if it is no weight file: "" for PyTorch's archives, and for one whose directory is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -72,7 +72,7 @@ def refuse_unknown_command(arguments: Sequence[str], commands: Sequence[str]) ->
 
 
 def is_limit(error: BaseException) -> bool:
-    """Whether a limit of the machine caused it: then a file that cannot be read is not damaged."""
+    """Whether a limit of the machine, such as too many open files, caused the error. The file itself may be sound."""
     return any(os.strerror(number) in str(error) for number in _LIMITS)  # libraries report it in classes of their own
 
 

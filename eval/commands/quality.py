@@ -2,7 +2,7 @@
 
 The input is the same faces in sets of different quality, the sharpest first. The method uses the norm as the quality (QGFace,
 eq. 1); this command measures how well the norm separates the faces of each set from those of the first. With `--discard`, it
-measures any quality score by what it is for: the errors that are avoided when the images with the lowest scores are discarded.
+measures any quality score by the errors that are avoided when the images with the lowest scores are discarded.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _discard_figures(curve: DiscardCurve, fmr: str, threshold: float) -> dict[st
 
 
 def _discard_table(curves: Mapping[str, DiscardCurve], fnmr: float) -> Table:
-    """FNMR in %, and partial areas in %, of which the share of a level curve's is in brackets."""
+    """FNMR and partial areas in %; in brackets, the area relative to that of a flat curve, which discards at random."""
     rows = []
     for name, curve in curves.items():
         areas = [(100 * curve.partial_area(limit), 100 * limit * fnmr) for limit in _AREAS]

@@ -110,7 +110,7 @@ def evaluate_sets(
 ) -> None:
     """Embed on all ranks; judge, print and draw on rank 0. Adds set name -> `TenFold.metrics()`, and confidence intervals.
 
-    sets: images, two per pair, and whether each pair shows the same person. plot: ends the names of the plots.
+    sets: images, two per pair, and whether each pair shows the same person. plot: the last part of the plots' file names.
     """
     overlap = _Overlap(arguments, encoder)
     outcomes: dict[str, TenFold] = {}  # on rank 0

@@ -96,7 +96,7 @@ class SkippedSteps:
         self._last = {"step": step, "epoch": epoch, "batches": listed}
 
     def applied(self) -> None:
-        """The last step was not skipped."""
+        """Note that the last step was applied: skipped steps before it no longer count."""
         self.in_a_row = 0
         self._steps.clear()
 

@@ -29,7 +29,7 @@ def add_on_error_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_face_format_arguments(parser: argparse.ArgumentParser, fit: bool = True) -> None:
-    """The options of a `FaceFormat`. fit: images may have any shape, so `--fit` is one of them."""
+    """Add the options of a `FaceFormat`. fit: images may have any shape, so add `--fit` too."""
     parser.add_argument("--size", type=int, default=FACE_SIZE, help="side in pixels (%(default)s)")
     add_encoding_arguments(parser)
     if fit:
