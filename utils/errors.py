@@ -77,7 +77,7 @@ def is_limit(error: BaseException) -> bool:
 
 
 def exit_on_user_error(main: Callable[[], object]) -> None:
-    """Run the main function of a program. What `explain` explains is printed and becomes its exit code.
+    """Run the main function of a program. A failure that `explain` can explain is printed as one line and sets the exit code.
 
     Programs of several ranks use `utils.dist.run_command`.
     """

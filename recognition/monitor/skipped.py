@@ -101,7 +101,7 @@ class SkippedSteps:
         self._steps.clear()
 
     def skipped(self, reason: str) -> int:
-        """The last step was skipped; return its number."""
+        """Note that the last step was skipped, and return its number."""
         self.in_a_row += 1
         self._steps.append({"why": reason, **self._last})
         return self._last["step"]
