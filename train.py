@@ -2,11 +2,10 @@
 
 usage: train.py [--show | --plan [--ranks N] [--json FILE]] CONFIG [key=value ...]
 
-CONFIG is a configuration file, with or without .py, also one of arcface_torch (docs/MIGRATING.md); key=value changes one of its
-settings, which configs/base.py describes. The same command, given again, resumes an interrupted run. --show prints the settings
-as a file in the style of configs/, for GPUs. --plan prints what a run on N ranks needs (parameters, operations, memory, disk,
-steps, the largest batch), also without data, and the hours if there are data: it measures five steps. Neither trains anything.
---json writes the plan's figures to FILE. --version prints the version.
+CONFIG is a configuration file, also one of arcface_torch (docs/MIGRATING.md); key=value changes a setting, see configs/base.py.
+The same command, given again, resumes an interrupted run. --show prints the settings as a file, for GPUs. --plan prints what a
+run on N ranks needs (memory, the largest batch, disk, steps …), also without data, and the hours if there are data: it measures
+five steps. Neither trains anything. --json writes the plan's figures to FILE. --version prints the version.
 
   python train.py configs/lfw_qg                                                              # one process
   torchrun --nproc_per_node=4 train.py configs/vgg2_r34_qg rec=/data/faces_vgg_112x112        # one process per GPU
