@@ -64,6 +64,9 @@ config.head_from = "new"
 # Parameters of the encoder that are not trained: shell-style patterns of their names, such as ("conv1*", "bn1*", "layer1.*"). A
 # BatchNorm that matches normalises with its running statistics and keeps them.
 config.freeze = ()
+# LoRA: train low-rank updates of the encoder's linear and convolution layers, and nothing else of it. Its rank; 0: no LoRA.
+config.lora_rank = 0
+config.lora_alpha = 16.0  # alpha of LoRA: the updates are multiplied by alpha / rank
 config.sync_bn = False  # compute BatchNorm statistics over all ranks
 config.channels_last = True  # store the encoder's tensors channels last, which is faster
 config.compile = False  # compile the encoder with torch.compile
@@ -118,6 +121,10 @@ config.contrastive_stop_gradient = True  # no gradient through the original view
 # What the sums over selected features and pairs are divided by. "all": the number of all features (pairs), as in the paper;
 # "selected": the number of the selected ones.
 config.loss_average = "all"
+# Feature distillation: a run, a checkpoint, released weights or an .onnx whose feature of the original view is a target for both
+# views, by their cosine. "": none.
+config.teacher = ""
+config.distillation_weight = 1.0  # of the distillation loss, if there is a teacher
 config.partition_warmup_epoch = 0.0  # number of epochs at the start in which everything is classified and nothing contrasted
 
 # --- optimisation ---------------------------------------------------------------------------------------------------
@@ -140,6 +147,9 @@ config.schedule = "multistep"  # "multistep": lr / 10 from each milestone on; "p
 config.polynomial_power = 2.0  # "polynomial": lr (1 - progress)^power, from the end of the warm-up on
 config.milestones = (6, 9)  # epochs, for "multistep"
 config.warmup_epoch = 0.0  # epochs of linear warm-up
+# Decay of a moving average of the encoder's weights (EMA) that is verified too: after each step, average = ema * average +
+# (1 - ema) * weights. 0: none.
+config.ema = 0.0
 config.max_grad_norm = 0.0  # clip the gradient's norm, over all ranks; 0: no clipping, as in the paper
 # Whose gradient max_grad_norm limits: "all" parameters together; the "encoder" alone, as in arcface_torch (to 5).
 config.clip = "all"

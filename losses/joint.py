@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from losses.contrastive import ContrastiveLoss
+from losses.distillation import distillation_loss
 from losses.proxy_queue import FeatureQueue
 from losses.quality import AnyPartition, QualityStatistics
 from losses.sharded_softmax import ShardedSoftmax
@@ -33,6 +34,7 @@ class JointTerms:
     """A step's loss and figures to report: float32 scalars, equal on all ranks. Only `loss` has a gradient.
 
     high_quality_share, low_quality_pair_share, norm_mean: of the labelled images. unlabelled_share: of the images, on the host.
+    distillation: None without a teacher.
     """
 
     loss: torch.Tensor
@@ -42,6 +44,7 @@ class JointTerms:
     low_quality_pair_share: torch.Tensor
     norm_mean: torch.Tensor
     unlabelled_share: float
+    distillation: torch.Tensor | None = None
 
 
 class JointLoss(nn.Module):
@@ -50,6 +53,7 @@ class JointLoss(nn.Module):
     partition: selects features and pairs; may be replaced between steps, for a warm-up. queue, contrastive: None for the
     classification loss alone (baseline; table II, queue "No"), which is also all that a step with one view computes.
     contrastive_weight: lambda. average: `all` as in the paper; `selected` divides by the number of selected features or pairs.
+    distillation_weight: of the distillation loss, in steps with a teacher.
 
     >>> import torch
     >>> from losses.margins.adaface import AdaFace
@@ -77,9 +81,10 @@ class JointLoss(nn.Module):
         contrastive: ContrastiveLoss | None,
         contrastive_weight: float,
         average: Literal["all", "selected"],
+        distillation_weight: float = 1.0,
     ):
         super().__init__()
-        self.average = average
+        self.average, self.distillation_weight = average, distillation_weight
         self.classifier, self.quality, self.partition = classifier, quality, partition
         self.queue, self.contrastive, self.contrastive_weight = queue, contrastive, contrastive_weight
         self._draws_before = 0
@@ -98,14 +103,18 @@ class JointLoss(nn.Module):
             self.queue.undo_step()
 
     def forward(
-        self, features_VGD: torch.Tensor, host_label_G: torch.Tensor, momentum_VGD: torch.Tensor | None = None
+        self,
+        features_VGD: torch.Tensor,
+        host_label_G: torch.Tensor,
+        momentum_VGD: torch.Tensor | None = None,
+        teacher_1GD: torch.Tensor | None = None,
     ) -> JointTerms:
         """Update the quality statistics and the queue, then compute the loss of the whole batch.
 
         features_VGD: raw gathered features, float32, finite, equal on all ranks. host_label_G: int64 on the CPU. Rows with label
         `UNREADABLE` are removed, and the step is that of the smaller batch; `UNLABELLED` - i is unlabelled image i. At least one
         row needs a class. momentum_VGD: features of the same images from a momentum encoder, which then fill the queue and are
-        the positive keys.
+        the positive keys. teacher_1GD: a teacher's features of the original images.
         """
         readable = _Rows(host_label_G != UNREADABLE, features_VGD.device)
         features_VGD, host_label_G = readable.take(features_VGD), host_label_G[readable.mask]
@@ -147,14 +156,21 @@ class JointLoss(nn.Module):
             contrastive = self.contrastive(query_GD, key_GD, label_G, shares_G, self.queue, proxies)
             contrasted_share = contrasted_L.float().mean()
 
+        # All images: the teacher.
+        loss, distillation = classification + self.contrastive_weight * contrastive, None
+        if teacher_1GD is not None:
+            distillation = distillation_loss(features_VGD, readable.take(teacher_1GD))
+            loss = loss + self.distillation_weight * distillation
+
         return JointTerms(
-            loss=classification + self.contrastive_weight * contrastive,
+            loss=loss,
             classification=classification.detach(),
             contrastive=contrastive.detach(),
             high_quality_share=classified_M.float().mean(),
             low_quality_pair_share=contrasted_share.detach(),
             norm_mean=norm_VL.mean(),
             unlabelled_share=float((host_label_G < 0).float().mean()),
+            distillation=None if distillation is None else distillation.detach(),
         )
 
     def _shares(self, selected_N: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,10 @@ from recognition.data.sets.synthetic import SYNTHETIC
 from recognition.data.sets.unlabelled import open_unlabelled
 from recognition.encoders.build import build_encoder
 from recognition.encoders.embedder import autocast_type
+from recognition.encoders.teacher import Teacher
+from recognition.encoders.thresholds import EMA_SUFFIX
 from recognition.fine_tuning import freeze
+from recognition.lora import adapt
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, build_optimiser
 from recognition.step import TrainStep
@@ -125,6 +128,12 @@ def verification_sets(config: Config) -> dict[str, Path]:
             problems.append(f"val_targets: {sets[path.stem]} and {path} have the same name; rename one, or leave one out")
         else:
             sets[path.stem] = path
+    if config.ema:
+        problems += [
+            f"val_targets: {name}{EMA_SUFFIX} is the name of the EMA's results on {name}; rename the file"
+            for name in sets
+            if name + EMA_SUFFIX in sets
+        ]
     if problems:
         raise UserError(*problems)
     return sets
@@ -139,6 +148,8 @@ def build_train_state(config: Config, world: World, dataset: FaceDataset | None 
     if config.sync_bn:
         encoder = convert_sync_batchnorm(encoder)
     freeze(encoder, config.freeze)
+    if config.lora_rank:
+        adapt(encoder, config.lora_rank, config.lora_alpha, config.seed)
     joint = build_joint_loss(config, world, dataset)
     return TrainState(
         encoder,
@@ -146,6 +157,7 @@ def build_train_state(config: Config, world: World, dataset: FaceDataset | None 
         build_optimiser(config, encoder, joint.classifier),
         LossScale(autocast_type(config.precision, world.device) == torch.float16, world.device),
         MomentumEncoder(encoder, config.queue_momentum) if config.queue == "momentum" else None,
+        MomentumEncoder(encoder, config.ema, with_statistics=True) if config.ema else None,
     )
 
 
@@ -198,11 +210,13 @@ def build_joint_loss(config: Config, world: World, dataset: FaceDataset | None =
             precision=config.head_precision,
             possibly_same=possibly_same,
         )
-    joint = JointLoss(classifier, quality, partition, queue, contrastive, config.contrastive_weight, config.loss_average)
-    return joint.to(world.device)
+    weights = (config.contrastive_weight, config.loss_average, config.distillation_weight)
+    return JointLoss(classifier, quality, partition, queue, contrastive, *weights).to(world.device)
 
 
-def build_train_step(config: Config, world: World, state: TrainState, on_outcome: Callable[[str], None]) -> TrainStep:
+def build_train_step(
+    config: Config, world: World, state: TrainState, on_outcome: Callable[[str], None], teacher: Teacher | None = None
+) -> TrainStep:
     """The training step over all ranks. Call it when the encoder's weights are loaded: DDP distributes rank 0's."""
     encoder = DistributedDataParallel(
         torch.compile(state.encoder) if config.compile else state.encoder,
@@ -218,4 +232,5 @@ def build_train_step(config: Config, world: World, state: TrainState, on_outcome
         clip_head=config.clip == "all",
         average_batches=config.accumulation == "mean",
         on_outcome=on_outcome,
+        teacher=teacher,
     )

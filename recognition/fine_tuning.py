@@ -51,11 +51,16 @@ def freeze(encoder: nn.Module, patterns: Sequence[str]) -> None:
             problems.append(f"freeze: {pattern!r} matches no parameter of the encoder; did you mean {near[0]!r}?")
     if problems:
         raise UserError(*problems)
-    for name, parameter in parameters.items():
-        if _matches(name, patterns):
-            parameter.requires_grad_(False)
+    stop_training(encoder, patterns)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise UserError(f"freeze={','.join(patterns)}: freezes the whole encoder; leave a part of it to train")
+
+
+def stop_training(encoder: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze the parameters and the BatchNorm statistics whose names match a pattern."""
+    for name, parameter in encoder.named_parameters():
+        if _matches(name, patterns):
+            parameter.requires_grad_(False)
     for name, module in encoder.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and _matches(f"{name}.running_mean", patterns):
             kind = type(module)

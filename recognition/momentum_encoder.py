@@ -1,11 +1,16 @@
-"""The slowly following encoder of a momentum queue (MoCo; He et al., CVPR 2020, https://arxiv.org/abs/1911.05722, section
-3.2): the queue "momentum" in table II of QGFace, which the proxy-updated queue makes unnecessary.
+"""A copy of the encoder whose weights follow the trained ones slowly:
 
     theta_m <- m theta_m + (1 - m) theta
 
-Its features of both views fill the queue instead of the encoder's own, and its feature of the original image is the positive
-key: as in MoCo, each query is compared with keys of one encoder only. All else is as with the other queues. As in MoCo, it
-normalises with the batch's own BatchNorm statistics, so its running statistics are never read, except those of frozen layers.
+It has two uses. One is the average of the weights (EMA) for verification and export, `ema`: BatchNorm's running statistics are
+averaged like the weights that they belong to. (`torch.optim.swa_utils.AveragedModel` would need the host to know whether the
+step was skipped.)
+
+The other is the momentum queue (MoCo; He et al., CVPR 2020, https://arxiv.org/abs/1911.05722, section 3.2): the queue "momentum"
+in table II of QGFace, which the proxy-updated queue makes unnecessary. Its features of both views fill the queue instead of the
+encoder's own, and its feature of the original image is the positive key: as in MoCo, each query is compared with keys of one
+encoder only. All else is as with the other queues. As in MoCo, it normalises with the batch's own BatchNorm statistics, so its
+running statistics are never read, except those of frozen layers.
 """
 
 from __future__ import annotations
@@ -17,11 +22,14 @@ from torch import nn
 
 
 class MomentumEncoder(nn.Module):
-    """A copy of `encoder` in its present state, without gradients. It is the same on all ranks, as the encoder is."""
+    """A copy of `encoder` in its present state, without gradients. It is the same on all ranks, as the encoder is.
 
-    def __init__(self, encoder: nn.Module, momentum: float):
+    with_statistics: `follow` updates BatchNorm's running statistics too, else only forward passes do.
+    """
+
+    def __init__(self, encoder: nn.Module, momentum: float, with_statistics: bool = False):
         super().__init__()
-        self.momentum = momentum
+        self.momentum, self.with_statistics = momentum, with_statistics
         self.copy = copy.deepcopy(encoder).requires_grad_(False).train()
 
     @torch.no_grad()
@@ -37,8 +45,12 @@ class MomentumEncoder(nn.Module):
     def follow(self, encoder: nn.Module, finite: torch.Tensor) -> None:
         """Update after a step of the optimiser; does nothing if `finite` (bool scalar on the device) is false.
 
-        encoder: the bare module, not DDP's wrapper.
+        encoder: the bare module, not DDP's wrapper; its running statistics must be finite.
         """
-        followers: list[torch.Tensor] = list(self.copy.parameters())
         rate = (1 - self.momentum) * finite.float()
-        torch._foreach_lerp_(followers, list(encoder.parameters()), [rate] * len(followers))
+        followers, leaders = self._tensors(self.copy), self._tensors(encoder)
+        torch._foreach_lerp_(followers, leaders, [rate] * len(followers))
+
+    def _tensors(self, encoder: nn.Module) -> list[torch.Tensor]:
+        buffers = encoder.buffers() if self.with_statistics else ()
+        return [*encoder.parameters(), *(buffer for buffer in buffers if buffer.is_floating_point())]  # no counters

@@ -60,6 +60,7 @@ class StepResult:
             "quality_mean": quality.mean,
             "quality_std": quality.std,
             "gradient_norm": self.gradient_norm,
+            **({} if terms.distillation is None else {"loss_distillation": terms.distillation}),
         }
         numbers = torch.stack([value.detach().double() for value in values.values()]).tolist()
         unlabelled = {"unlabelled_share": terms.unlabelled_share} if terms.unlabelled_share else {}
@@ -76,7 +77,8 @@ class TrainStep:
 
     encoder: `state.encoder` in DDP. autocast: number format of the encoder; None for fp32. max_grad_norm: 0 for no clipping.
     clip_head: clip the norm of all gradients together, else that of the encoder's gradients, and leave the classifier's alone.
-    average_batches: the step's gradient is the mean of its batches' gradients, else their sum.
+    average_batches: the step's gradient is the mean of its batches' gradients, else their sum. teacher: uint8 images
+    [B, H, W, 3] -> the features [B, D] that the encoder's turn towards.
     """
 
     def __init__(
@@ -90,10 +92,11 @@ class TrainStep:
         clip_head: bool,
         average_batches: bool,
         on_outcome: Callable[[str], None],
+        teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         self.state, self.encoder, self.device, self.autocast = state, encoder, device, autocast
         self.max_grad_norm, self.clip_head, self.average_batches = max_grad_norm, clip_head, average_batches
-        self._on_outcome = on_outcome
+        self._on_outcome, self._teacher = on_outcome, teacher
         self._snapshot = Snapshot([*running_statistics(state.encoder, state.momentum_encoder), *state.joint.buffers()])
         self._pending: FiniteCheck | str | None = None  # the last step's check, or why the host skipped it
         self._skip_reason = ""  # of the last step that is not pending
@@ -115,6 +118,7 @@ class TrainStep:
                 # Gather features and labels: from here on, every rank has those of the whole world.
                 features_VGD = dist.gather_rows(features_VBD)
                 momentum_VGD = self._momentum_features(batch.images_VBHWC)
+                teacher_1GD = self._teacher_features(batch.images_VBHWC)
                 host_label_G, asked = dist.gather_labels_and_requests(batch.labels_B, request)
                 requests |= asked
                 damaged_records += int((host_label_G == UNREADABLE).sum())
@@ -130,8 +134,8 @@ class TrainStep:
                 if momentum_VGD is not None:
                     features_finite_W &= finite_by_rank(momentum_VGD)
 
-                # Losses: quality, partition, sharded softmax, contrastive term.
-                terms = state.joint(features_VGD, host_label_G, momentum_VGD)
+                # Losses: quality, partition, sharded softmax, contrastive term, distillation.
+                terms = state.joint(features_VGD, host_label_G, momentum_VGD, teacher_1GD)
                 contrasted += terms.low_quality_pair_share
 
                 # Backward: reduce-scatter of feature gradients; DDP's all-reduce in the last pass.
@@ -161,11 +165,11 @@ class TrainStep:
         state.optimiser.step_if(check.passed)
         norm_before_clipping = norm.value()
         state.optimiser.zero_grad(set_to_none=True)
-        if state.momentum_encoder is not None:
-            state.momentum_encoder.follow(state.encoder, check.passed)
 
         # What the forward passes changed is put back if the check fails.
         self._snapshot.restore_unless(check.passed)
+        for follower in state.followers.values():
+            follower.follow(state.encoder, check.passed)
         self._pending = check
         return norm_before_clipping
 
@@ -214,6 +218,10 @@ class TrainStep:
             return None
         with torch.no_grad():
             return dist.gather_rows(self.encode(self.state.momentum_encoder, images_VBHWC))
+
+    def _teacher_features(self, images_VBHWC: torch.Tensor) -> torch.Tensor | None:
+        """The teacher's features of the world's images in their original view, if there is a teacher: float32 [1, G, D]."""
+        return None if self._teacher is None else dist.gather_rows(self._teacher(images_VBHWC[-1])[None])
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.state.optimiser.param_groups for p in group["params"]]

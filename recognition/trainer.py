@@ -22,6 +22,8 @@ from recognition.data.fingerprint import fingerprint
 from recognition.data.prefetch import DeviceBatch, Prefetcher
 from recognition.encoders.build import initialise
 from recognition.encoders.embedder import Embedder, autocast_type
+from recognition.encoders.teacher import build_teacher
+from recognition.encoders.thresholds import EMA_SUFFIX
 from recognition.fine_tuning import start_classifier
 from recognition.monitor.diagnostics import Diagnostics
 from recognition.monitor.environment import record_start
@@ -57,6 +59,10 @@ class Trainer:
         self.prefetcher = Prefetcher(world.device, self.loader.slots, keep=config.gradient_acc > 1)
         self.data_fingerprint = fingerprint(dataset, unlabelled)
         metrics = check_bins(self.bins)
+        if config.ema:
+            metrics |= {name + EMA_SUFFIX: measured for name, measured in metrics.items()}
+        self.verified = metrics.keys()  # names in the results
+        self.teacher = build_teacher(config, world.device)
         self.data_notes = build.data_notes(config, dataset, unlabelled)
 
         # What is trained, how long and how fast.
@@ -74,6 +80,9 @@ class Trainer:
 
         autocast = autocast_type(config.precision, world.device)
         self.embed = Embedder(self.state.encoder, world.device, config.channel_order, autocast)
+        self.embedders = {"": self.embed}  # what is verified: suffix of the names in the results -> encoder
+        if self.state.ema is not None:
+            self.embedders[EMA_SUFFIX] = Embedder(self.state.ema.copy, world.device, config.channel_order, autocast)
 
         # Where the run starts: at its newest checkpoint, from the weights of `init_from`, or from random weights.
         self.step_number = 0
@@ -84,7 +93,7 @@ class Trainer:
         record_start(self.output, self.step_number, world.device)
 
         # The step, and what watches it.
-        self.train_step = build.build_train_step(config, world, self.state, self._handle_outcome)
+        self.train_step = build.build_train_step(config, world, self.state, self._handle_outcome, self.teacher)
         self.first_step = self.step_number
         has_board = TENSORBOARD in config.trackers
         self.progress = Progress(self.output, world.is_first, self.total_steps, self.step_number, has_board)
@@ -278,13 +287,16 @@ class Trainer:
 
     def _verify(self) -> Results:
         self.train_step.finish_step()
-        dist.broadcast_buffers(self.state.encoder)
-
-        def keep_curve(name: str, result: TenFold) -> None:
-            self._curves[name] = result.roc
-
+        results: Results = {}
         with self.progress.clock_stopped(), self.verification_time.measured():
-            results = verify_bins(self.embed, self.bins, self.config.val_batch_size, keep_curve)
+            for suffix, embed in self.embedders.items():
+                dist.broadcast_buffers(embed.encoder)
+
+                def keep_curve(name: str, result: TenFold, suffix: str = suffix) -> None:
+                    self._curves[name + suffix] = result.roc
+
+                found = verify_bins(embed, self.bins, self.config.val_batch_size, keep_curve)
+                results |= {name + suffix: metrics for name, metrics in found.items()}
         self.progress.verification(self.step_number, results)
         self.hooks("verification", self.step_number, results)
         if self.step_number < self.total_steps:
@@ -319,7 +331,7 @@ class Trainer:
         self.step_number, self.skipped_steps.in_a_row = loaded.values["step"], loaded.values["skipped_in_a_row"]
         history = dist.on_first_rank(lambda: verification_history(self.output))
         self.saver.restore(self.step_number, loaded.values, history)
-        self.owes_verification = self._verification_is_due and not self.bins.keys() <= history.get(self.step_number, {}).keys()
+        self.owes_verification = self._verification_is_due and not self.verified <= history.get(self.step_number, {}).keys()
         dist.on_first_rank(lambda: store.set_aside_after(self.output, folder))
         return [*notes, f"resumed from {folder}"]
 
@@ -329,8 +341,8 @@ class Trainer:
         if not self.config.init_from:
             return []
         note = initialise(self.state.encoder, self.config)
-        if self.state.momentum_encoder is not None:
-            self.state.momentum_encoder.start_from(self.state.encoder)
+        for follower in self.state.followers.values():
+            follower.start_from(self.state.encoder)
         return [note, *start_classifier(self.state.joint.classifier, self.config, dataset, self.embed)]
 
     def _print_overview(self) -> None:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
     if arguments.threshold is not None:
         threshold = Threshold("--threshold", arguments.threshold, None, None, "")
     else:
-        known = thresholds_of_run(Path(arguments.checkpoint), encoder.module) or encoder.card.thresholds
+        known = thresholds_of_run(Path(arguments.checkpoint), encoder.module, arguments.weights) or encoder.card.thresholds
         threshold = choose_threshold(known, arguments.fmr, encoder.label)
     plain = encoder.embed(images)
     if not plain.isfinite().all():

@@ -32,10 +32,10 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 def _export(arguments: argparse.Namespace) -> str:
     """Write the file; return a description of it."""
     described = (arguments.channel_order, arguments.network, None, arguments.mean, arguments.std)
-    loaded = load_encoder(arguments.checkpoint, torch.device("cpu"), *described)
+    loaded = load_encoder(arguments.checkpoint, torch.device("cpu"), *described, weights=arguments.weights)
     if loaded.module is None:
         raise UserError(f"--checkpoint {arguments.checkpoint}: is an .onnx already; export from the run or its weights")
-    found = thresholds_of_run(loaded.path, loaded.module) or loaded.card.thresholds
+    found = thresholds_of_run(loaded.path, loaded.module, loaded.weights) or loaded.card.thresholds
     out, card = arguments.out, replace(loaded.card, thresholds=found)
     difference = export_encoder(loaded.module, card, out)
     checked = f"onnxruntime agrees with PyTorch to {difference:.1e}" if out.endswith(".onnx") else "read back bit for bit"

@@ -22,12 +22,12 @@ REFUSED = {  # another experiment: data, encoder, losses, and what the state is 
     *("margin", "margin_m", "margin_list", "margin_gradient", "magface", "scale"),
     *("sample_rate", "unsampled_rows", "interclass_filtering_threshold", "filtered_negatives"),
     *("queue", "queue_size", "queue_momentum", "contrastive_weight", "contrastive_scale", "contrastive_denominator"),
-    *("contrastive_stop_gradient", "loss_average"),
+    *("contrastive_stop_gradient", "loss_average", "lora_rank", "lora_alpha", "ema"),
     *("gradient_acc", "optimizer", "seed"),
 }
 REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verification; refused if nothing is left to train
     *("rec_identities", "shuffle", "shuffle_window", "on_error", "init_from", "head_from", "freeze", "sync_bn"),
-    *("channels_last", "compile", "precision", "head_precision", "layer_decay"),
+    *("channels_last", "compile", "precision", "head_precision", "layer_decay", "teacher", "distillation_weight"),
     *("accumulation", "num_epoch", "max_steps", "lr", "momentum", "weight_decay", "decay_norms", "schedule", "milestones"),
     *("polynomial_power", "warmup_epoch", "partition_warmup_epoch", "max_grad_norm", "clip"),
     *("val_targets", "val_dir", "keep_best"),

@@ -1,6 +1,6 @@
 """The complete state of a run as named tensors and values, and back, for any number of ranks.
 
-Names: `encoder.*`, `momentum_encoder.*`, `quality.*`, `margin.*`, `classifier.weight`, `queue.*`, and
+Names: `encoder.*`, `momentum_encoder.*`, `ema.*`, `quality.*`, `margin.*`, `classifier.weight`, `queue.*`, and
 `optimiser.<parameter>.<quantity>` (momentum and the like). Tensors that are sharded over classes, or over the order of the
 queue, are `ShardedRows`.
 """
@@ -22,9 +22,8 @@ _CLASSIFIER = "classifier.weight"
 def capture(state: TrainState) -> Checkpoint:
     """The complete state as named tensors and values. Collective."""
     joint = state.joint
-    for encoder in (state.encoder, state.momentum_encoder):
-        if encoder is not None:
-            dist.broadcast_buffers(encoder)
+    for encoder in (state.encoder, *state.followers.values()):
+        dist.broadcast_buffers(encoder)
     tensors: dict[str, torch.Tensor | ShardedRows] = {}
     for prefix, module in _modules(state).items():
         tensors |= {prefix + name: value for name, value in module.state_dict().items()}
@@ -71,8 +70,7 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> None:
 def _modules(state: TrainState) -> dict[str, nn.Module]:
     """Prefix -> the module whose state dict is stored under it."""
     modules: dict[str, nn.Module] = {"encoder.": state.encoder}
-    if state.momentum_encoder is not None:
-        modules["momentum_encoder."] = state.momentum_encoder.copy
+    modules |= {f"{name}.": follower.copy for name, follower in state.followers.items()}
     modules["quality."] = state.joint.quality
     if isinstance(state.joint.classifier.margin, nn.Module):
         modules["margin."] = state.joint.classifier.margin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 import backbones
 from recognition.checkpoints import store
 from recognition.encoders.card import EncoderCard, card_of_weights, order_of_family
+from recognition.lora import load_base, merged
 from utils import plugins
 from utils.config import Config
 from utils.errors import UserError
@@ -72,6 +74,11 @@ def initialise(encoder: nn.Module, config: Config) -> str:
 
     Returns a line for the user. Raises UserError if they do not fit, or were trained with another channel order or norm.
     """
+    if config.lora_rank:
+        base = build_encoder(config)
+        note = initialise(base, replace(config, lora_rank=0))
+        load_base(encoder, base.state_dict())
+        return note
     path = Path(config.init_from)
     if path.is_dir():
         return _initialise_from_run(encoder, config, path)
@@ -131,9 +138,13 @@ def _new_parts(config: Config, classifier: str = "classifier") -> str:
     return f"{classifier}, quality statistics and queue" if config.head_from == "new" else "quality statistics and queue"
 
 
-def load_from_checkpoint(encoder: nn.Module, folder: Path) -> None:
-    """Load a checkpoint's encoder, strictly. Raises UserError if it does not fit."""
-    tensors = store.read_tensors(folder, prefix="encoder.")
+def load_from_checkpoint(encoder: nn.Module, folder: Path, prefix: str = "encoder.") -> None:
+    """Load a checkpoint's encoder, strictly, with the updates of LoRA merged into its weights. Raises UserError if it does not
+    fit.
+
+    prefix: "ema." for the average of its weights, if the run has one.
+    """
+    tensors = merged(store.read_tensors(folder, prefix))
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError as fault:

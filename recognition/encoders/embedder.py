@@ -61,6 +61,11 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, images_nHWC: torch.Tensor) -> torch.Tensor:
+        return self.features(images_nHWC).cpu()
+
+    @torch.no_grad()
+    def features(self, images_nHWC: torch.Tensor) -> torch.Tensor:
+        """The same on the device, from images that may be there already."""
         inputs = to_input(images_nHWC, self.device)
         if self.channel_order == "BGR":
             inputs = inputs.flip(1)
@@ -69,4 +74,4 @@ class Embedder:
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             features = self.encoder(inputs)
         self.encoder.train(training)
-        return features.float().cpu()
+        return features.float()

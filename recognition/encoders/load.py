@@ -25,12 +25,13 @@ class LoadedEncoder:
     """An encoder and where it came from.
 
     embed: uint8 RGB [n, 112, 112, 3] on the CPU -> float32 raw features [n, D] on the CPU, whatever channel order the
-    encoder itself expects. path: the run, checkpoint or file that was opened.
+    encoder itself expects. path: the run, checkpoint or file that was opened. weights: of a run, "trained" or "ema".
     """
 
     embed: Embedder | OnnxEmbedder
     card: EncoderCard
     path: Path
+    weights: str = "trained"
 
     @property
     def module(self) -> nn.Module | None:
@@ -40,7 +41,7 @@ class LoadedEncoder:
     @property
     def label(self) -> str:
         """Its name in tables and plots."""
-        name = self.path.resolve().name
+        name = self.path.resolve().name + (" EMA" if self.weights == "ema" else "")
         return f"{name} ({self.card.network})" if self.card.network else name
 
     @property
@@ -57,6 +58,7 @@ def load_encoder(
     precision: str | None = None,
     mean: float | None = None,
     std: float | None = None,
+    weights: str = "trained",
 ) -> LoadedEncoder:
     """The encoder of a run or checkpoint folder, of an exported .safetensors or .onnx, or of released weights.
 
@@ -65,13 +67,15 @@ def load_encoder(
     channel_order, network: for files that do not contain them. Without `network`, the names and shapes of the entries
     identify it; the embedding size always comes from the weights. The code of a plug-in is imported only if `network` names it.
     precision: as in the configuration; default: a run's own, "auto" for files. mean, std: of the input, for .onnx files without
-    metadata only.
+    metadata only. weights: "ema" for the average of a run's weights instead of the trained ones.
     Raises UserError if the file cannot be read or fits no backbone, or an argument contradicts it.
     """
     plugins.trust([network or ""])
     path = Path(path)
     if path.is_dir() or not path.exists():
-        loaded = _load_run(path, device, precision)
+        loaded = _load_run(path, device, precision, weights)
+    elif weights == "ema":
+        raise UserError(f"{path}: is no run, and a file holds one encoder; leave out --weights ema")
     elif path.suffix == ".onnx":
         if precision:
             raise UserError(f"{path}: its graph fixes the precision; leave out --precision {precision}")
@@ -83,11 +87,13 @@ def load_encoder(
     return loaded
 
 
-def _load_run(path: Path, device: torch.device, precision: str | None) -> LoadedEncoder:
+def _load_run(path: Path, device: torch.device, precision: str | None, weights: str) -> LoadedEncoder:
     folder = store.find(path)
     config = store.read_config(folder)
+    if weights == "ema" and not config.ema:
+        raise UserError(f"{folder}: the run had no EMA (ema=0); leave out --weights ema")
     encoder = build_encoder(config)
-    load_from_checkpoint(encoder, folder)
+    load_from_checkpoint(encoder, folder, "ema." if weights == "ema" else "encoder.")
     encoder.to(device).eval()
     quality = _quality_of(folder, config)
     card = EncoderCard(
@@ -99,7 +105,7 @@ def _load_run(path: Path, device: torch.device, precision: str | None) -> Loaded
         network_options=config.network_options,
     )
     autocast = autocast_type(precision or config.precision, device)
-    return LoadedEncoder(Embedder(encoder, device, card.channel_order, autocast), card, path)
+    return LoadedEncoder(Embedder(encoder, device, card.channel_order, autocast), card, path, weights)
 
 
 def _quality_of(folder: Path, config: Config) -> QualityScale | None:

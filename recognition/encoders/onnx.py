@@ -58,6 +58,10 @@ class OnnxEmbedder:
         inputs /= self.card.std
         return torch.from_numpy(self.run(inputs))
 
+    def features(self, images_nHWC: torch.Tensor) -> torch.Tensor:
+        """The same from images on any device, as `Embedder.features`."""
+        return self(images_nHWC.cpu())
+
     def run(self, inputs_nCHW: np.ndarray) -> np.ndarray:
         """Normalised float32 [n, 3, 112, 112] -> float32 [n, D]."""
         if self.batch is None:

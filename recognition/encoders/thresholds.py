@@ -20,6 +20,7 @@ from eval.operating import FMRS, rate_label
 from eval.present.tables import read_results, write_results
 from utils.errors import UserError
 
+EMA_SUFFIX = "_ema"  # ends the names of the sets in a run's results that its EMA was verified on
 BALANCED, DEPLOYED = "balanced", "deployed"
 _FILE, _ENCODER = "threshold.json", "encoder"
 
@@ -49,14 +50,14 @@ class Threshold:
         return f"FMR {100 * self.fmr:.4g} %, FNMR {100 * self.fnmr:.2f} %"
 
 
-def thresholds_of_run(path: Path, encoder: nn.Module | None = None) -> tuple[Threshold, ...]:
+def thresholds_of_run(path: Path, encoder: nn.Module | None = None, weights: str = "trained") -> tuple[Threshold, ...]:
     """The thresholds of a run, the default first, from its results.json and the file of `deploy`; () without either.
 
-    path: the run's folder or one of its checkpoints. encoder: with its weights.
+    path: the run's folder or one of its checkpoints. encoder: with its weights. weights: "ema" if these are the average.
     Raises UserError if a file is damaged, or a threshold was deployed for other weights.
     """
     for run in (path, *path.parents[:2]):  # a checkpoint is RUN/checkpoints/step-…
-        found = [*_deployed(run / _FILE, encoder), *_measured(run / "results.json")]
+        found = [*_deployed(run / _FILE, encoder), *_measured(run / "results.json", weights)]
         if found:
             return tuple(found)
     return ()
@@ -93,10 +94,12 @@ def _deployed(path: Path, encoder: nn.Module | None) -> list[Threshold]:
         raise UserError(f"{path}: not a threshold ({fault}); run `eval threshold --deploy` again") from fault
 
 
-def _measured(path: Path) -> list[Threshold]:
+def _measured(path: Path, weights: str) -> list[Threshold]:
     if not path.is_file():
         return []
-    results = read_results(path)
+    everything = read_results(path)
+    of_ema = {name for name in everything if name.endswith(EMA_SUFFIX) and name.removesuffix(EMA_SUFFIX) in everything}
+    results = {name: metrics for name, metrics in everything.items() if (name in of_ema) == (weights == "ema")}
     found = _balanced({name: metrics for name, metrics in results.items() if "similarity_threshold" in metrics})
     for fmr in FMRS:
         label = rate_label(fmr)

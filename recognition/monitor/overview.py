@@ -24,6 +24,7 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
             ["margin", _margin(config)],
             ["partition", _partition(config)],
             ["queue", _queue(config)],
+            *([["teacher", f"{config.teacher}; weight {config.distillation_weight:g}"]] if config.teacher else []),
             ["batch", _batch(config, world)],
             ["optimiser", _optimiser(config)],
             ["schedule", _schedule(config, schedule)],
@@ -36,7 +37,8 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
 def _size(encoder: nn.Module, config: Config) -> str:
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     frozen = sum(p.numel() for p in encoder.parameters() if not p.requires_grad)
-    also = f" ({frozen / 1e6:.1f} M frozen)" if config.freeze else ""
+    lora = f", LoRA of rank {config.lora_rank}" if config.lora_rank else ""
+    also = f" ({frozen / 1e6:.1f} M frozen{lora})" if config.freeze or lora else ""
     return f"{parameters / 1e6:.1f} M parameters{also}, {backbones.multiply_adds(encoder) / 1e9:.2f} GMACs"
 
 
@@ -86,7 +88,8 @@ def _optimiser(config: Config) -> str:
     momentum = f", momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
     clipped = f", gradient norm <= {config.max_grad_norm:g} ({config.clip})" if config.max_grad_norm else ""
     decay = f" (times {config.layer_decay:g} per stage)" if config.layer_decay < 1 else ""
-    return f"{config.optimizer}, lr {config.lr:g}{decay}{momentum}, weight decay {config.weight_decay:g}{clipped}"
+    average = f", EMA {config.ema:g}" if config.ema else ""
+    return f"{config.optimizer}, lr {config.lr:g}{decay}{momentum}, weight decay {config.weight_decay:g}{clipped}{average}"
 
 
 def _schedule(config: Config, schedule: Schedule) -> str:

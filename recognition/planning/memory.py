@@ -20,7 +20,9 @@ import backbones
 from losses.log_sum_exp import ChunkPlan
 from recognition import build
 from recognition.encoders.embedder import autocast_type, to_input
+from recognition.encoders.teacher import teacher_bytes
 from recognition.fine_tuning import freeze
+from recognition.lora import adapt
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import build_optimiser
 from utils.config import Config
@@ -57,6 +59,8 @@ class FakeRank:
         with torch.device("meta"):
             encoder = build.build_encoder(config)
             freeze(encoder, config.freeze)
+            if config.lora_rank:
+                adapt(encoder, config.lora_rank, config.lora_alpha, config.seed)
             momentum = MomentumEncoder(encoder, config.queue_momentum) if config.queue == "momentum" else None
             joint = build.build_joint_loss(share, replace(world, device=torch.device("meta")))
         modules: list[nn.Module] = [module for module in (encoder, momentum, joint) if module is not None]
@@ -78,6 +82,8 @@ class FakeRank:
             "encoder: gradients": _bytes(trained),  # DDP's buckets, which hold them, are never freed
             "encoder: optimiser": sum(_bytes(optimiser.state[parameter].values()) for parameter in trained),
             "encoder: momentum copy": 0 if momentum is None else encoder_size,
+            "encoder: EMA": encoder_size if config.ema else 0,
+            "teacher: weights": teacher_bytes(config),
             "classifier: weights": _bytes([weight]),
             "classifier: optimiser": _bytes(optimiser.state[weight].values()),
             "queue": 0 if queue is None else _bytes([queue._feature, queue._proxy, queue._label]),

@@ -15,6 +15,7 @@ import torch
 from recognition import build
 from recognition.data.dataset import FaceDataset
 from recognition.data.prefetch import DeviceBatch, Prefetcher
+from recognition.encoders.teacher import build_teacher
 from recognition.step import TrainStep
 from utils.config import Config
 from utils.dist import World
@@ -51,7 +52,8 @@ def real_steps(config: Config, dataset: FaceDataset, world: World) -> Iterator[t
     prefetcher = Prefetcher(world.device, loader.slots, keep=True)
     state = build.build_train_state(config, world)
     state.encoder.train()
-    train = build.build_train_step(config, world, state, on_outcome=lambda skip_reason: None)
+    teacher = build_teacher(config, world.device)
+    train = build.build_train_step(config, world, state, on_outcome=lambda skip_reason: None, teacher=teacher)
     batches = itertools.chain.from_iterable(prefetcher(loader.epoch(epoch)) for epoch in itertools.count())
     for _ in range(_WARM_UP if world.device.type == "cuda" else 0):
         train([next(batches)])

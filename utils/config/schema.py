@@ -57,6 +57,8 @@ class Config:
     init_from: str
     head_from: Literal["new", "means", "kept"]
     freeze: tuple[str, ...]
+    lora_rank: NonNegativeInt
+    lora_alpha: PositiveFloat
     sync_bn: bool
     channels_last: bool
     compile: bool
@@ -91,6 +93,8 @@ class Config:
     contrastive_denominator: Literal["paper", "infonce"]
     contrastive_stop_gradient: bool
     loss_average: Literal["all", "selected"]
+    teacher: str
+    distillation_weight: PositiveFloat
     partition_warmup_epoch: NonNegativeFloat
     # optimisation
     batch_size: PositiveInt
@@ -109,6 +113,7 @@ class Config:
     polynomial_power: PositiveFloat
     milestones: tuple[NonNegativeFloat, ...]
     warmup_epoch: NonNegativeFloat
+    ema: Annotated[float, (">=", 0), ("<", 1)]
     max_grad_norm: NonNegativeFloat
     clip: Literal["all", "encoder"]
     max_skipped: PositiveInt
@@ -164,7 +169,7 @@ class Config:
 Rule = tuple[Callable[[Any], bool], str]
 """A condition on the settings; the message if it does not hold."""
 _TYPES = typing.get_type_hints(Config, include_extras=True)
-_PATHS = {"rec", "unlabelled", "init_from", "output", "val_targets", "val_dir"}  # `~` is expanded
+_PATHS = {"rec", "unlabelled", "init_from", "teacher", "output", "val_targets", "val_dir"}  # `~` is expanded
 
 
 def _needs_plugin(key: str) -> Callable[[Any], bool]:
@@ -247,6 +252,7 @@ PLAN_RULES: list[Rule] = [
         "rec_proportions={rec_proportions}: shuffle='windowed' reads each image once per epoch; set shuffle='full'",
     ),
     (lambda c: c.head_from == "new" or c.init_from, "head_from={head_from!r}: needs init_from, the encoder to start from"),
+    (lambda c: not c.lora_rank or c.init_from, "lora_rank={lora_rank}: needs init_from, the encoder to adapt"),
     (lambda c: c.warmup_epoch <= c.num_epoch, "warmup_epoch={warmup_epoch}: must be <= num_epoch={num_epoch}"),
     (
         lambda c: c.partition_warmup_epoch <= c.num_epoch,

@@ -35,6 +35,9 @@ def add_checkpoint_argument(
         parser.add_argument("checkpoint", metavar="RUN", help=described)
     else:
         parser.add_argument("--checkpoint", required=required, metavar="RUN", help=described)
+    parser.add_argument(
+        "--weights", choices=("trained", "ema"), default="trained", help="of a run: ema for the average of its weights"
+    )
     parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="for files that do not state it; default: by family")
     parser.add_argument("--network", help="backbone of released weights that cannot be identified; a name of backbones/")
     parser.add_argument("--mean", type=float, help="input of an .onnx from elsewhere: (pixel - MEAN) / STD; default 127.5 …")

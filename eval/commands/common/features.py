@@ -35,7 +35,7 @@ def open_encoder(arguments: argparse.Namespace, world: World, other: str | None 
         encoder = load_encoder(other, world.device, precision=arguments.precision)
     else:
         described = (arguments.channel_order, arguments.network, arguments.precision, arguments.mean, arguments.std)
-        encoder = load_encoder(arguments.checkpoint, world.device, *described)
+        encoder = load_encoder(arguments.checkpoint, world.device, *described, weights=arguments.weights)
     if getattr(encoder.embed, "assumed", False) and world.rank == 0:
         print(f"{encoder.path}: does not describe its input; assumed: {encoder.card.input}", file=sys.stderr)
     return encoder
@@ -139,6 +139,7 @@ def cached(
         return compute()
     checkpoints = encoder.path / "checkpoints"
     key = fingerprint([checkpoints if checkpoints.is_dir() else encoder.path]) + encoder.card.channel_order + encoder.precision
+    key += encoder.weights.removeprefix("trained")
     return FeatureCache(Path(cache), key).get(name, lambda: fingerprint(sources), compute)
 
 
