@@ -90,9 +90,10 @@ class DenseReference:
             losses[i] = terms.logsumexp(0) - positive
         return self.mean(torch.stack(losses), selected_G)
 
-    def step(self, feature_VGD, label_G, momentum_VGD=None):
+    def step(self, feature_VGD, label_G, momentum_VGD=None, teacher_1GD=None):
         """Losses of one step (classification, contrastive, joint) for features [V, G, D] in float64. momentum_VGD: a momentum
-        encoder's features, which then fill the queue and are the positive keys. Negative labels: images without a label."""
+        encoder's features, which then fill the queue and are the positive keys. Negative labels: images without a label.
+        teacher_1GD: a teacher's features, towards which those of all views turn, with weight 1."""
         views, images = feature_VGD.shape[:2]
         has_label_G = label_G >= 0
         feature_MD, label_M = feature_VGD[:, has_label_G].flatten(0, 1), label_G[has_label_G].repeat(views)
@@ -113,4 +114,7 @@ class DenseReference:
             keys_VGD = feature_VGD if momentum_VGD is None else momentum_VGD
             self.enqueue(keys_VGD.flatten(0, 1), label_G.repeat(views))
             contrastive = self.contrastive(feature_VGD[0], keys_VGD[1], label_G, selected_G)
-        return classification, contrastive, classification + self.contrastive_weight * contrastive
+        loss = classification + self.contrastive_weight * contrastive
+        if teacher_1GD is not None:
+            loss = loss + (F.normalize(feature_VGD, dim=2) - F.normalize(teacher_1GD, dim=2)).square().sum(2).mean() / 2
+        return classification, contrastive, loss

@@ -40,7 +40,7 @@ class Parts:
     momentum: float = 0.9
     skip_unneeded: bool = True
     as_arcface_torch: bool = False  # filtered negatives are zeroed, the encoder alone is clipped, unsampled rows move
-    follower: bool = False  # a momentum encoder fills the queue
+    follower: bool = False  # a momentum encoder fills the queue, and there is an EMA
     unlabelled: bool = False  # every fourth image has no label
 
 
@@ -69,6 +69,7 @@ class SmallStep:
             _optimiser(parts, [*encoder.parameters(), head.weight]),
             LossScale(parts.scaled, device),
             MomentumEncoder(encoder, 0.9) if parts.follower else None,
+            MomentumEncoder(encoder, 0.9, with_statistics=True) if parts.follower else None,
         )
         self.step = TrainStep(
             self.state,

@@ -102,8 +102,9 @@ def test_options_of_a_plan_need_it(monkeypatch):
     [
         ("batch_size=32", "num_classes=20000"),
         ("batch_size=32", "num_classes=20000", "sample_rate=0.2", "optimizer=adamw", "queue=momentum", "gradient_acc=2"),
+        ("batch_size=32", "num_classes=20000", "ema=0.9", "lora_rank=4", "init_from=x"),
     ],
-    ids=["plain", "sampled"],
+    ids=["plain", "sampled", "LoRA and EMA"],
 )
 def test_memory_and_checkpoint_are_those_of_a_step(settings, tmp_path):
     world = dist.start()

@@ -48,6 +48,7 @@ class Case:
     overlapping: bool = False  # classes of three data sets, of which the first two may have people in common
     same_label: bool = False  # a batch of one identity: no negatives at first
     unlabelled: bool = False  # half of the images have no label
+    teacher: bool = False  # another encoder's features are a target
     warm_up: bool = False  # everything is classified and nothing contrasted
     classes: int = CLASSES
 
@@ -60,6 +61,8 @@ CASES = {
     "overlapping data sets": Case(overlapping=True),
     "overlapping data sets, infonce, batch queue": Case(overlapping=True, denominator="infonce", queue_size=24, compensate=False),
     "momentum encoder": Case(momentum=True, compensate=False),
+    "teacher": Case(teacher=True),
+    "teacher, one view": Case(teacher=True, views=1, queue_size=None),
     "partition by views": Case(by_views=True),
     "no partition": Case(threshold=None),
     "queue without compensation": Case(compensate=False),
@@ -73,6 +76,7 @@ CASES = {
     "unlabelled images": Case(unlabelled=True),
     "unlabelled, infonce, mean over the selected": Case(unlabelled=True, denominator="infonce", average="selected"),
     "unlabelled, momentum encoder": Case(unlabelled=True, momentum=True, compensate=False),
+    "unlabelled, teacher": Case(unlabelled=True, teacher=True),
     "unlabelled, partition by views": Case(unlabelled=True, by_views=True, stop_gradient=False),
     "unlabelled, warm-up": Case(unlabelled=True, warm_up=True),
     "unlabelled, a rank without classes": Case(unlabelled=True, classes=3),
@@ -93,10 +97,11 @@ def _batches(case: Case):
         yield features, torch.full_like(labels, 3) if case.same_label else labels
 
 
-def _momentum_features(case: Case, step: int) -> torch.Tensor | None:
-    """Another encoder's features of the same images: [V, G, D]."""
+def _other_features(case: Case, step: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Features of the same images from a momentum encoder, [V, G, D], and from a teacher, [1, G, D]."""
     generator = torch.Generator().manual_seed(100 + step)
-    return torch.randn(case.views, IMAGES, DIM, generator=generator) if case.momentum else None
+    other_VGD = torch.randn(case.views, IMAGES, DIM, generator=generator)
+    return other_VGD if case.momentum else None, other_VGD[-1:] if case.teacher else None
 
 
 def _initial_weight(classes: int) -> torch.Tensor:
@@ -131,7 +136,7 @@ def _run_case(case: Case) -> dict[str, list]:
     for step, (features_VGD, labels_G) in enumerate(_batches(case)):
         mine_VBD = features_VGD[:, local].clone().requires_grad_()
         joint.zero_grad()
-        terms = joint(dist.gather_rows(mine_VBD), dist.gather_labels(labels_G[local]), _momentum_features(case, step))
+        terms = joint(dist.gather_rows(mine_VBD), dist.gather_labels(labels_G[local]), *_other_features(case, step))
         terms.loss.backward()
         record["terms"].append(torch.stack([terms.classification, terms.contrastive, terms.loss.detach()]))
         record["features"].append(mine_VBD.grad / world)  # DDP would average
@@ -175,9 +180,8 @@ def test_sharded_equals_dense(name, world):
     for step, (features_VGD, labels_G) in enumerate(_batches(case)):
         features_VGD = features_VGD.double().requires_grad_()
         reference.weight.grad = None
-        momentum_VGD = _momentum_features(case, step)
-        momentum_VGD = momentum_VGD.double() if momentum_VGD is not None else None
-        losses = torch.stack(reference.step(features_VGD, labels_G, momentum_VGD))
+        others = (other if other is None else other.double() for other in _other_features(case, step))
+        losses = torch.stack(reference.step(features_VGD, labels_G, *others))
         losses[2].backward()
         for rank in ranks:
             _close(rank["terms"][step], losses.detach(), f"losses of step {step}")
