@@ -168,13 +168,13 @@ def test_a_run_does_not_depend_on_the_ranks(runs):
 
 def test_both_sets_of_weights_are_evaluated_and_exported(runs, tmp_path):
     """Merged, under the names of the plain encoder; both differ from the source and from each other."""
-    run, state = runs / "whole1", store.read_tensors(store.find(runs / "whole1"))
-    features = {}
-    for weights, prefix in (("trained", "encoder."), ("ema", "ema.")):
+    run, features = runs / "whole1", {}
+    prefixes = {"trained": "encoder.", "ema": "ema."}
+    states = {weights: merged(store.read_tensors(store.find(run), prefix)) for weights, prefix in prefixes.items()}
+    for weights, state in states.items():
         loaded = load_encoder(run, CPU, weights=weights)
         assert loaded.module is not None and loaded.label.startswith("whole1 EMA" if weights == "ema" else "whole1 (")
-        plain = merged({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
-        assert all(torch.equal(plain[name], value) for name, value in loaded.module.state_dict().items())
+        assert all(torch.equal(state[name], value) for name, value in loaded.module.state_dict().items())
         out = tmp_path / f"{weights}.safetensors"
         given = ["export", "--checkpoint", str(run), "--weights", weights, "--out", str(out)]
         export._export(build_parser().parse_args(given))
@@ -184,9 +184,7 @@ def test_both_sets_of_weights_are_evaluated_and_exported(runs, tmp_path):
     config = store.read_config(store.find(run))
     encoder = build_encoder(config)
     initialise(encoder, replace(config, lora_rank=0, init_from=str(run)))
-    assert all(
-        torch.equal(value, encoder.state_dict()[name]) for name, value in load_encoder(run, CPU).module.state_dict().items()
-    )
+    assert all(torch.equal(value, states["trained"][name]) for name, value in encoder.state_dict().items())
     source = load_encoder(runs / "source", CPU, precision="fp32").embed(IMAGES)
     assert not any(torch.equal(*pair) for pair in ((source, features["ema"]), (features["ema"], features["trained"])))
     for path in (runs / "source", tmp_path / "ema.safetensors"):
