@@ -26,7 +26,7 @@ from recognition.encoders.build import build_encoder
 from recognition.encoders.embedder import autocast_type
 from recognition.encoders.teacher import Teacher
 from recognition.encoders.thresholds import EMA_SUFFIX
-from recognition.fine_tuning import freeze
+from recognition.freezing import freeze
 from recognition.lora import adapt
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, build_optimiser

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from backbones.layers import full_precision
-from recognition.fine_tuning import stop_training
+from recognition.freezing import stop_training
 from utils.errors import UserError
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)

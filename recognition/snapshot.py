@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from recognition.fine_tuning import FrozenBatchNorm
+from recognition.freezing import FrozenBatchNorm
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 

@@ -17,7 +17,8 @@ from recognition.checkpoints import store
 from recognition.data.dataset import FaceDataset
 from recognition.data.records.reader import RecordReader
 from recognition.encoders.embedder import Embedder
-from recognition.fine_tuning import freeze, rate_factors, start_classifier
+from recognition.fine_tuning import rate_factors, start_classifier
+from recognition.freezing import freeze
 from recognition.optimiser import parameter_groups
 from tests.plug import Run, series
 from tests.world import run_world

@@ -21,7 +21,7 @@ from losses.log_sum_exp import ChunkPlan
 from recognition import build
 from recognition.encoders.embedder import autocast_type, to_input
 from recognition.encoders.teacher import teacher_bytes
-from recognition.fine_tuning import freeze
+from recognition.freezing import freeze
 from recognition.lora import adapt
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import build_optimiser
