@@ -135,7 +135,7 @@ def runs(demo_set, tmp_path_factory) -> Path:
     Run(demo_set, folder / "source", *SHORT, "max_steps=2").succeed()
     settings = (
         *SHORT[1:], f"init_from={folder / 'source'}", "head_from=kept", "lora_rank=4", "ema=0.6", "val_targets=demo_lq",
-        f"teacher={folder / 'source'}", "distillation_weight=5", "views=2", "lr=0.1",
+        f"teacher={folder / 'source'}", "distillation_weight=5", "views=2", "lr=0.02",
     )  # fmt: skip
     started = {
         f"whole{ranks}": Run(demo_set, folder / f"whole{ranks}", *settings, "max_steps=4", ranks=ranks) for ranks in (1, 2, 3)
@@ -159,7 +159,7 @@ def test_a_run_does_not_depend_on_the_ranks(runs):
     alone = torch.tensor(series(runs / "whole1"))
     weights = store.read_tensors(store.find(runs / "whole1"))
     for ranks in (2, 3):
-        torch.testing.assert_close(torch.tensor(series(runs / f"whole{ranks}")), alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(series(runs / f"whole{ranks}")), alone, rtol=1e-3, atol=1e-5)
         others = store.read_tensors(store.find(runs / f"whole{ranks}"))
         for prefix in ("encoder.", "ema."):
             for name in (name for name in weights if name.startswith(prefix) and weights[name].is_floating_point()):
