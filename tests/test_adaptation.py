@@ -180,7 +180,7 @@ def test_both_sets_of_weights_are_evaluated_and_exported(runs, tmp_path):
         export._export(build_parser().parse_args(given))
         features[weights] = load_encoder(run, CPU, precision="fp32", weights=weights).embed(IMAGES)
         assert torch.equal(load_encoder(out, CPU, precision="fp32").embed(IMAGES), features[weights])
-        assert {each.sets for each in thresholds_of_run(run, weights)} == {"demo_lq" + "_ema" * (weights == "ema")}
+        assert {each.sets for each in thresholds_of_run(run, weights=weights)} == {"demo_lq" + "_ema" * (weights == "ema")}
     config = store.read_config(store.find(run))
     encoder = build_encoder(config)
     initialise(encoder, replace(config, lora_rank=0, init_from=str(run)))
