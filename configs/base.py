@@ -41,8 +41,10 @@ config.on_error = "stop"
 config.num_workers = 2  # loader processes per rank, each good for about 1,000 images/s; 0: decode in the training process
 config.channel_order = "RGB"  # of the encoder's input: "RGB" (arcface_torch) or "BGR" (AdaFace's released weights)
 config.views = 2  # 2: an augmented (q) and an original (k) view of each image; 1: the augmented view only
-config.augmentation = "qgface"  # of view q: "qgface", "adaface", "none" (random flip only), or a plug-in (see network)
-config.augmentation_options = {}  # keyword arguments of such a plug-in
+config.augmentation = "qgface"  # of view q: "qgface", "adaface", "chain", "none" (flip only), or a plug-in (see network)
+# Probabilities and ranges of the augmentation, such as {"scale": (0.05, 0.5)}: the keyword arguments of its function in
+# recognition/data/augment.py, which has the defaults; or those of a plug-in.
+config.augmentation_options = {}
 
 # --- encoder --------------------------------------------------------------------------------------------------------
 # A name as below; or code outside the repository, "my.module:build" (docs/EXTENDING.md); or an encoder of timm, "timm:NAME".
@@ -80,8 +82,9 @@ config.quality_concentration = 0.333  # c (eq. 1)
 config.quality_rate = 0.01  # rate of the moving mean and standard deviation of the feature norms
 config.quality_mean = 20.0  # initial mean, mu
 config.quality_std = 100.0  # initial standard deviation, sigma
-# What counts as low quality. "norm": features with a small norm, as in the paper; "views": every augmented view (a control:
-# the partition that a perfect quality measure would make); or a plug-in.
+# What counts as low quality. "norm": features with a small norm, as in the paper. Controls: "views": every augmented view (the
+# partition that a perfect quality measure would make); "scale": the augmented views with the smallest scale, of which
+# quality_threshold is the share. Or a plug-in.
 config.partition = "norm"
 config.partition_options = {}  # keyword arguments of such a plug-in
 config.quality_threshold = 0.2  # b (eqs. 2-5); None: no partition, both losses use all data
@@ -114,10 +117,16 @@ config.filtered_negatives = "dropped"
 config.queue = "proxy"
 config.queue_size = 0  # entries in the queue, Q; 0: num_classes
 config.queue_momentum = 0.999  # m of the momentum encoder: after each step, its weights = m its weights + (1 - m) the encoder's
+# Views that the momentum encoder sees. "augmented": this one alone, and the encoder learns from originals only (section III-C);
+# "both": both encoders see both views, as with the other queues.
+config.momentum_views = "both"
 config.contrastive_weight = 1.0  # lambda
 config.contrastive_scale = 64.0  # s of the contrastive loss
 config.contrastive_denominator = "paper"  # "paper": eq. 14 as printed, negatives only; "infonce": the positive as well
-config.contrastive_stop_gradient = True  # no gradient through the original view: it is a fixed target for the augmented one
+# The target of a pair, towards which the other view is pulled. "original": the original view; "better": the view with the larger
+# norm; "symmetric": each view is the other one's target, the two losses are added, and gradients pass through targets.
+config.contrastive_target = "original"
+config.contrastive_stop_gradient = True  # no gradient through the target, unless "symmetric"
 # What the sums over selected features and pairs are divided by. "all": the number of all features (pairs), as in the paper;
 # "selected": the number of the selected ones.
 config.loss_average = "all"

@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=4 train.py configs/vgg2_r34_queue_momentum rec=/data/faces_vgg_112x112
 
-Both views are enqueued, as with the other queues, so that the rows differ in the queue only. In the authors' released code this
-queue never shows a degraded image to the encoder (docs/METHOD.md), which may explain the paper's figures.
+As in section III-C, the augmented view goes into the momentum encoder only, and the encoder learns from originals. With
+momentum_views=both it learns from both views, as with the other queues: a control.
 
 Data, hardware, schedule: configs/vgg2_r34_qg. Not trained yet.
 The paper's figures (%): SCface d1 63.08, d2 97.85, d3 99.85; TinyFace rank 1 62.34; IJB-B TAR@FAR=1e-4 88.70;
@@ -14,5 +14,5 @@ from easydict import EasyDict as edict
 
 from configs.vgg2_r34_qg import config as vgg2_r34_qg
 
-row = dict(queue="momentum")
+row = dict(queue="momentum", momentum_views="augmented")
 config = edict(vgg2_r34_qg, **row)

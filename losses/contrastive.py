@@ -22,6 +22,7 @@ from losses.selection import Selection
 from utils.dist import replicated
 
 DENOMINATORS = ("paper", "infonce")
+TARGETS = ("original", "better", "symmetric")
 
 
 class ContrastiveLoss(nn.Module):
@@ -30,7 +31,8 @@ class ContrastiveLoss(nn.Module):
     scale: s. denominator: `paper` sums over the negatives alone, as eq. 14 is printed (then l_i > -2 s is the only bound);
     `infonce` adds the positive. stop_gradient: no gradient reaches k, as in the paper. plan, precision: see `losses.log_sum_exp`.
     possibly_same: identities whose entries are left out of a query's sum, as those of its own identity are.
-    Raises ValueError for an unknown denominator or precision.
+    target: which view of a pair is k, see `directions`; with `symmetric`, gradients always reach k.
+    Raises ValueError for an unknown denominator, target or precision.
 
     >>> import torch
     >>> from losses.proxy_queue import FeatureQueue
@@ -53,13 +55,33 @@ class ContrastiveLoss(nn.Module):
         plan: ChunkPlan | None = None,
         precision: HeadPrecision = "fp32",
         possibly_same: PossiblySame | None = None,
+        target: str = "original",
     ):
         super().__init__()
         self.possibly_same = possibly_same
+        if target not in TARGETS:
+            raise ValueError(f"target must be one of {TARGETS}, not {target!r}")
+        self.target = target
         if denominator not in DENOMINATORS:
             raise ValueError(f"denominator must be one of {DENOMINATORS}, not {denominator!r}")
         self.sum_options = LogSumExpOptions(scale, plan=plan, precision=precision)
-        self.positive_in_denominator, self.stop_gradient = denominator == "infonce", stop_gradient
+        self.positive_in_denominator = denominator == "infonce"
+        self.stop_gradient = stop_gradient and target != "symmetric"
+
+    def directions(
+        self, query_VGD: torch.Tensor, key_VGD: torch.Tensor, norm_VG: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys of all pairs: [G, D] each; [2 G, D] for `symmetric`, where each view is pulled towards the other.
+
+        query_VGD, key_VGD: normalised features, augmented views first; those of a momentum encoder are the keys if there is one.
+        norm_VG: norms of the encoder's features. `original`: the original is the key. `better`: the view with the larger norm.
+        """
+        if self.target == "symmetric":
+            return query_VGD.flatten(0, 1), key_VGD.flip(0).flatten(0, 1)
+        if self.target == "better":
+            swapped_G1 = (norm_VG[0] > norm_VG[1])[:, None]
+            return torch.where(swapped_G1, query_VGD[1], query_VGD[0]), torch.where(swapped_G1, key_VGD[0], key_VGD[1])
+        return query_VGD[0], key_VGD[-1]
 
     def forward(
         self,

@@ -23,7 +23,7 @@ from torch import nn
 from losses.contrastive import ContrastiveLoss
 from losses.distillation import distillation_loss
 from losses.proxy_queue import FeatureQueue
-from losses.quality import AnyPartition, QualityStatistics
+from losses.quality import AnyPartition, QualityStatistics, graded
 from losses.sharded_softmax import ShardedSoftmax
 from utils.labels import UNREADABLE
 from utils.transfer import to_device
@@ -108,52 +108,60 @@ class JointLoss(nn.Module):
         host_label_G: torch.Tensor,
         momentum_VGD: torch.Tensor | None = None,
         teacher_1GD: torch.Tensor | None = None,
+        grade_G: torch.Tensor | None = None,
     ) -> JointTerms:
         """Update the quality statistics and the queue, then compute the loss of the whole batch.
 
         features_VGD: raw gathered features, float32, finite, equal on all ranks. host_label_G: int64 on the CPU. Rows with label
         `UNREADABLE` are removed, and the step is that of the smaller batch; `UNLABELLED` - i is unlabelled image i. At least one
         row needs a class. momentum_VGD: features of the same images from a momentum encoder, which then fill the queue and are
-        the positive keys. teacher_1GD: a teacher's features of the original images.
+        the positive keys. With one view in each, they are a pair: the original in `features_VGD`, which alone is classified,
+        and the augmented view in `momentum_VGD`. grade_G: float32, by which the partition divides instead of the norms, see
+        `losses.quality.graded`.
+        teacher_1GD: a teacher's features of the original images.
         """
         readable = _Rows(host_label_G != UNREADABLE, features_VGD.device)
         features_VGD, host_label_G = readable.take(features_VGD), host_label_G[readable.mask]
         labelled = _Rows(host_label_G >= 0, features_VGD.device)
         host_label_M = host_label_G[labelled.mask].repeat(len(features_VGD))
-        features_ND = features_VGD.flatten(0, 1)
-        unit_VGD = F.normalize(features_ND).view_as(features_VGD)
-        raw_norm_VL = labelled.take(features_ND.norm(dim=1).view(features_VGD.shape[:2]))
+        unit_VGD = F.normalize(features_VGD.flatten(0, 1)).view_as(features_VGD)
+        queued_VGD, key_VGD, both_VGD = features_VGD, unit_VGD, features_VGD
+        if momentum_VGD is not None:
+            queued_VGD = readable.take(momentum_VGD)
+            key_VGD = F.normalize(queued_VGD, dim=2)
+            both_VGD = features_VGD if len(features_VGD) == 2 else torch.cat([queued_VGD, features_VGD])
+        learned = slice(-len(features_VGD), None)  # those of both views from which the encoder learns
+        raw_norm_VG = both_VGD.flatten(0, 1).norm(dim=1).view(both_VGD.shape[:2])
+        raw_norm_VL = labelled.take(raw_norm_VG)
 
         # Who learns from what.
         norm_VL = raw_norm_VL.detach()
         self.quality.update(norm_VL.flatten())
         quality_VL = self.quality.normalise(norm_VL)
-        classified_M = self.partition.high_quality(quality_VL.flatten())
-        contrasted_L = self.partition.low_quality_pairs(quality_VL)
+        graded_VL = graded(quality_VL, None if grade_G is None else labelled.take(readable.take(grade_G[None]))[0])
+        classified_M = self.partition.high_quality(graded_VL.flatten()).view_as(graded_VL)[learned].flatten()
+        contrasted_L = self.partition.low_quality_pairs(graded_VL)
 
         # High quality: the labels.
         classification = self.classifier(
             labelled.take(unit_VGD).flatten(0, 1),
             to_device(host_label_M, features_VGD.device),
-            quality_VL.flatten(),
+            quality_VL[learned].flatten(),
             self._shares(classified_M),
-            raw_norm_VL.flatten(),
+            raw_norm_VL[learned].flatten(),
             host_label_M,
         )
 
         # Low quality: the sharp twins.
         contrastive, contrasted_share = torch.zeros_like(classification), torch.zeros_like(classification)
-        if self.queue is not None and self.contrastive is not None and len(features_VGD) == 2:
-            query_GD, key_GD = unit_VGD
-            queued_ND = features_ND
-            if momentum_VGD is not None:
-                momentum_VGD = readable.take(momentum_VGD)
-                queued_ND, key_GD = momentum_VGD.flatten(0, 1), F.normalize(momentum_VGD[1])
+        if self.queue is not None and self.contrastive is not None and len(both_VGD) == 2:
             proxies = self.classifier.rows_of
-            self.queue.enqueue(queued_ND, host_label_G.repeat(2), proxies)
-            label_G = to_device(host_label_G, features_VGD.device)
-            shares_G = self._shares(labelled.spread(contrasted_L, self.partition.contrasts_unlabelled))
-            contrastive = self.contrastive(query_GD, key_GD, label_G, shares_G, self.queue, proxies)
+            self.queue.enqueue(queued_VGD.flatten(0, 1), host_label_G.repeat(len(queued_VGD)), proxies)
+            query_ND, key_ND = self.contrastive.directions(unit_VGD, key_VGD, raw_norm_VG.detach())
+            label_N = to_device(host_label_G.repeat(len(query_ND) // len(host_label_G)), features_VGD.device)
+            share_G = self._shares(labelled.spread(contrasted_L, self.partition.contrasts_unlabelled))
+            share_N = share_G.repeat(len(query_ND) // len(share_G))
+            contrastive = self.contrastive(query_ND, key_ND, label_N, share_N, self.queue, proxies)
             contrasted_share = contrasted_L.float().mean()
 
         # All images: the teacher.

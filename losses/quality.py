@@ -56,6 +56,16 @@ class QualityStatistics(nn.Module):
         return float(self.mean) + width * quality
 
 
+def graded(quality_VN: torch.Tensor, grade_N: torch.Tensor | None) -> torch.Tensor:
+    """The qualities by which the partition divides: z-hat of the norms, or, if there are grades, those instead.
+
+    grade_N: from 0, the worst, to 1, in place of u, of the augmented views, which come first; originals then have the best.
+    """
+    if grade_N is None:
+        return quality_VN
+    return torch.cat([(2 * grade_N - 1)[None], torch.ones_like(quality_VN[1:])])
+
+
 @dataclass(frozen=True)
 class Partition:
     """Which features are classified and which pairs are contrasted (eqs. 2-5), by u = (z-hat + 1) / 2.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from losses import margins
@@ -156,9 +157,16 @@ def build_train_state(config: Config, world: World, dataset: FaceDataset | None 
         joint,
         build_optimiser(config, encoder, joint.classifier),
         LossScale(autocast_type(config.precision, world.device) == torch.float16, world.device),
-        MomentumEncoder(encoder, config.queue_momentum) if config.queue == "momentum" else None,
+        build_momentum_encoder(config, encoder),
         MomentumEncoder(encoder, config.ema, with_statistics=True) if config.ema else None,
     )
+
+
+def build_momentum_encoder(config: Config, encoder: nn.Module) -> MomentumEncoder | None:
+    """The momentum encoder, if the queue needs one."""
+    if config.queue != "momentum":
+        return None
+    return MomentumEncoder(encoder, config.queue_momentum, takes_augmented=config.momentum_views == "augmented")
 
 
 def with_margin(config: Config) -> Config:
@@ -209,6 +217,7 @@ def build_joint_loss(config: Config, world: World, dataset: FaceDataset | None =
             config.contrastive_stop_gradient,
             precision=config.head_precision,
             possibly_same=possibly_same,
+            target=config.contrastive_target,
         )
     weights = (config.contrastive_weight, config.loss_average, config.distillation_weight)
     return JointLoss(classifier, quality, partition, queue, contrastive, *weights).to(world.device)

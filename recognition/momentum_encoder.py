@@ -7,10 +7,11 @@ averaged like the weights that they belong to. (`torch.optim.swa_utils.AveragedM
 step was skipped.)
 
 The other is the momentum queue (MoCo; He et al., CVPR 2020, https://arxiv.org/abs/1911.05722, section 3.2): the queue "momentum"
-in table II of QGFace, which the proxy-updated queue makes unnecessary. Its features of both views fill the queue instead of the
-encoder's own, and its feature of the original image is the positive key: as in MoCo, each query is compared with keys of one
-encoder only. All else is as with the other queues. As in MoCo, it normalises with the batch's own BatchNorm statistics, so its
-running statistics are never read, except those of frozen layers.
+in table II of QGFace, which the proxy-updated queue makes unnecessary. Its features fill the queue instead of the encoder's own,
+and are the positive keys: as in MoCo, each query is compared with keys of one encoder only. Either it takes over the augmented
+view, so that the encoder learns from originals alone (section III-C), or both encoders see both views; then all else is as with
+the other queues. As in MoCo, it normalises with the batch's own BatchNorm statistics, so its running statistics are never read,
+except those of frozen layers.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from torch import nn
 class MomentumEncoder(nn.Module):
     """A copy of `encoder` in its present state, without gradients. It is the same on all ranks, as the encoder is.
 
-    with_statistics: `follow` updates BatchNorm's running statistics too, else only forward passes do.
+    with_statistics: `follow` updates BatchNorm's running statistics too, else only forward passes do. takes_augmented: it alone
+    sees the augmented view, and the encoder the original. seen, left: the views of this encoder, and those that are left to the
+    other one.
     """
 
-    def __init__(self, encoder: nn.Module, momentum: float, with_statistics: bool = False):
+    def __init__(self, encoder: nn.Module, momentum: float, with_statistics: bool = False, takes_augmented: bool = False):
         super().__init__()
         self.momentum, self.with_statistics = momentum, with_statistics
+        self.seen = slice(1) if takes_augmented else slice(None)
+        self.left = slice(1, None) if takes_augmented else slice(None)
         self.copy = copy.deepcopy(encoder).requires_grad_(False).train()
 
     @torch.no_grad()

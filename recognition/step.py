@@ -27,6 +27,7 @@ from recognition.train_state import TrainState
 from utils import dist
 from utils.images import FACE_SIZE
 from utils.labels import UNREADABLE
+from utils.transfer import to_device
 
 ALL_DAMAGED = "every labelled record of the batch is damaged"
 
@@ -101,8 +102,11 @@ class TrainStep:
         self._pending: FiniteCheck | str | None = None  # the last step's check, or why the host skipped it
         self._skip_reason = ""  # of the last step that is not pending
 
-    def __call__(self, batches: Sequence[DeviceBatch], request: int = 0) -> StepResult:
-        """Train on `batches`. request: bits that this rank sends to all others with its labels."""
+    def __call__(
+        self, batches: Sequence[DeviceBatch], request: int = 0, grades_G: Sequence[torch.Tensor] | None = None
+    ) -> StepResult:
+        """Train on `batches`. request: bits that this rank sends to all others with its labels. grades_G: of each batch's images
+        on all ranks, by which the partition divides instead of the norms: float32, on the host."""
         state = self.state
         self._snapshot.take()
         terms, damaged_records, requests = None, 0, 0
@@ -111,9 +115,9 @@ class TrainStep:
         for number, batch in enumerate(batches):
             is_last = number == len(batches) - 1
             with contextlib.nullcontext() if is_last else self.encoder.no_sync():
-                # Encode both views in one pass.
+                # Encode all views in one pass.
                 dist.mark_collective("forward pass")
-                features_VBD = self.encode(self.encoder, batch.images_VBHWC)
+                features_VBD = self.encode(self.encoder, batch.images_VBHWC[state.learned_views])
 
                 # Gather features and labels: from here on, every rank has those of the whole world.
                 features_VGD = dist.gather_rows(features_VBD)
@@ -135,7 +139,8 @@ class TrainStep:
                     features_finite_W &= finite_by_rank(momentum_VGD)
 
                 # Losses: quality, partition, sharded softmax, contrastive term, distillation.
-                terms = state.joint(features_VGD, host_label_G, momentum_VGD, teacher_1GD)
+                grade_G = None if grades_G is None else to_device(grades_G[number], self.device)
+                terms = state.joint(features_VGD, host_label_G, momentum_VGD, teacher_1GD, grade_G)
                 contrasted += terms.low_quality_pair_share
 
                 # Backward: reduce-scatter of feature gradients; DDP's all-reduce in the last pass.
@@ -214,10 +219,11 @@ class TrainStep:
 
     def _momentum_features(self, images_VBHWC: torch.Tensor) -> torch.Tensor | None:
         """The whole world's features from the momentum encoder, if there is one: float32 [V, G, D], without gradient."""
-        if self.state.momentum_encoder is None:
+        momentum_encoder = self.state.momentum_encoder
+        if momentum_encoder is None:
             return None
         with torch.no_grad():
-            return dist.gather_rows(self.encode(self.state.momentum_encoder, images_VBHWC))
+            return dist.gather_rows(self.encode(momentum_encoder, images_VBHWC[momentum_encoder.seen]))
 
     def _teacher_features(self, images_VBHWC: torch.Tensor) -> torch.Tensor | None:
         """The teacher's features of the world's images in their original view, if there is a teacher: float32 [1, G, D]."""

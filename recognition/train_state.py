@@ -28,3 +28,8 @@ class TrainState:
         """Name -> the copies of the encoder that follow it."""
         copies = {"momentum_encoder": self.momentum_encoder, "ema": self.ema}
         return {name: copy for name, copy in copies.items() if copy is not None}
+
+    @property
+    def learned_views(self) -> slice:
+        """The views from which the encoder learns."""
+        return slice(None) if self.momentum_encoder is None else self.momentum_encoder.left

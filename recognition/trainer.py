@@ -141,17 +141,18 @@ class Trainer:
 
                 # One step.
                 step_batches = [next(batches) for _ in range(accumulate)]
-                result = self.train_step(step_batches, self.signals.requests | self.saver.request)
+                first_batch = (self.step_number - epoch * self.steps_per_epoch) * accumulate
+                grades_G = self._grades(epoch, first_batch)
+                result = self.train_step(step_batches, self.signals.requests | self.saver.request, grades_G)
                 self.requests = result.requests
                 self.contrasted += result.contrasted
-                first_batch = (self.step_number - epoch * self.steps_per_epoch) * accumulate
                 self.step_number += 1
                 self.skipped_steps.started(self.step_number, epoch, first_batch, step_batches)
 
                 # Reports.
                 if result.damaged_records:
                     self._record_damage(step_batches)
-                self.diagnostics.after_step(self.step_number, step_batches[-1])
+                self.diagnostics.after_step(self.step_number, step_batches[-1], grades_G[-1] if grades_G else None)
                 if self._is_due(self.config.frequent) and not self.train_step.finish_step():
                     self._report(result)
 
@@ -214,6 +215,13 @@ class Trainer:
         self.state.joint.partition = self.schedule.partition(self.step_number)
         for group in self.state.optimiser.param_groups:
             group["lr"] = group["rate"] * self.schedule.learning_rate(self.step_number)
+
+    def _grades(self, epoch: int, first_batch: int) -> list[torch.Tensor] | None:
+        """The grade of each augmented view in the batches of a step, on all ranks, for partition="scale"."""
+        if self.config.partition != "scale":
+            return None
+        batches = range(first_batch, first_batch + self.config.gradient_acc)
+        return [torch.from_numpy(self.loader.maker.scale_draws(epoch, number)) for number in batches]
 
     def _record_damage(self, batches: list[DeviceBatch]) -> None:
         """List the damaged records of the step. Collective: all ranks know from the labels that there are some."""

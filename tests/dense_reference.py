@@ -32,6 +32,7 @@ class DenseReference:
         by_views=False,
         warm_up=False,
         related_CC=None,
+        target="original",
     ):
         self.weight = weight_CD.double().clone().requires_grad_()
         self.norm_mean, self.norm_std = 20.0, initial_std
@@ -40,6 +41,7 @@ class DenseReference:
         self.concentration, self.rate, self.denominator = concentration, rate, denominator
         self.contrastive_weight, self.compensate = contrastive_weight, compensate
         self.stop_gradient, self.average, self.by_views, self.warm_up = stop_gradient, average, by_views, warm_up
+        self.target = target
         # bool [C, C]: classes that are no negatives for each other
         self.related = torch.zeros(len(weight_CD), len(weight_CD), dtype=torch.bool) if related_CC is None else related_CC
 
@@ -67,6 +69,17 @@ class DenseReference:
             self.queue.append((feature, label, self.weight.detach()[label].clone() if label >= 0 else torch.zeros_like(feature)))
         self.queue = self.queue[-self.queue_size :]
 
+    def contrast(self, view_VGD, key_VGD, label_G, selected_G):
+        """The contrastive loss of pairs, view 0 augmented and view 1 original. key_VGD: the same from the encoder of the keys."""
+        if self.target == "symmetric":
+            self.stop_gradient = False
+            return sum(self.contrastive(view_VGD[i], key_VGD[1 - i], label_G, selected_G) for i in range(2))
+        if self.target == "better":
+            better_G = (view_VGD[1].norm(dim=1) >= view_VGD[0].norm(dim=1)).long()
+            images = torch.arange(len(better_G))
+            return self.contrastive(view_VGD[1 - better_G, images], key_VGD[better_G, images], label_G, selected_G)
+        return self.contrastive(view_VGD[0], key_VGD[1], label_G, selected_G)
+
     def contrastive(self, query_GD, key_GD, label_G, selected_G):  # eqs. 13-14
         losses = [query_GD.sum() * 0] * len(label_G)
         for i, (query, key, label, selected) in enumerate(
@@ -90,15 +103,21 @@ class DenseReference:
             losses[i] = terms.logsumexp(0) - positive
         return self.mean(torch.stack(losses), selected_G)
 
-    def step(self, feature_VGD, label_G, momentum_VGD=None, teacher_1GD=None):
+    def step(self, feature_VGD, label_G, momentum_VGD=None, teacher_1GD=None, grade_G=None):
         """Losses of one step (classification, contrastive, joint) for features [V, G, D] in float64. momentum_VGD: a momentum
-        encoder's features, which then fill the queue and are the positive keys. Negative labels: images without a label.
-        teacher_1GD: a teacher's features, towards which those of all views turn, with weight 1."""
+        encoder's features, which then fill the queue and are the positive keys; if it has one view, the augmented, the encoder
+        learns from the original alone. Negative labels: images without a label. teacher_1GD: a teacher's features, towards which
+        those of all views turn, with weight 1. grade_G: by which the partition divides."""
         views, images = feature_VGD.shape[:2]
+        only_original = momentum_VGD is not None and len(momentum_VGD) == 1
+        if only_original:
+            feature_VGD = torch.stack([momentum_VGD[0], feature_VGD[1]])
         has_label_G = label_G >= 0
         feature_MD, label_M = feature_VGD[:, has_label_G].flatten(0, 1), label_G[has_label_G].repeat(views)
         z_hat = self.quality(feature_MD)
         u = (z_hat + 1) / 2
+        if grade_G is not None:
+            u = torch.cat([grade_G[has_label_G], torch.ones(len(u) - int(has_label_G.sum()))])
         everything = self.threshold is None
         selected_M = torch.ones_like(u) if everything else (u > self.threshold).double()
         selected_G = torch.ones(images, dtype=torch.bool)
@@ -108,13 +127,18 @@ class DenseReference:
             selected_M = torch.arange(2).repeat_interleave(len(u) // 2)
         if self.warm_up:
             selected_M, selected_G = torch.ones_like(u), torch.zeros(images)
-        classification = self.classification(feature_MD, label_M, z_hat, selected_M)
+        learned = slice(len(label_M) // 2 if only_original else 0, None)
+        classification = self.classification(feature_MD[learned], label_M[learned], z_hat[learned], selected_M[learned])
         contrastive = classification * 0
         if self.queue_size and views == 2:
             keys_VGD = feature_VGD if momentum_VGD is None else momentum_VGD
-            self.enqueue(keys_VGD.flatten(0, 1), label_G.repeat(views))
-            contrastive = self.contrastive(feature_VGD[0], keys_VGD[1], label_G, selected_G)
+            self.enqueue(keys_VGD.flatten(0, 1), label_G.repeat(len(keys_VGD)))
+            if only_original:
+                contrastive = self.contrastive(feature_VGD[1], keys_VGD[0], label_G, selected_G)
+            else:
+                contrastive = self.contrast(feature_VGD, keys_VGD, label_G, selected_G)
         loss = classification + self.contrastive_weight * contrastive
         if teacher_1GD is not None:
-            loss = loss + (F.normalize(feature_VGD, dim=2) - F.normalize(teacher_1GD, dim=2)).square().sum(2).mean() / 2
+            taught_VGD = feature_VGD[only_original:]
+            loss = loss + (F.normalize(taught_VGD, dim=2) - F.normalize(teacher_1GD, dim=2)).square().sum(2).mean() / 2
         return classification, contrastive, loss

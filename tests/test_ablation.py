@@ -11,7 +11,7 @@ import pytest
 from eval.present import paper
 from scripts.ablation.record import DATA_ROOT, SETTINGS, add_to_record, read_record, refuse_other_settings, settings_of
 from scripts.ablation.rows import FORMS, TABLES
-from scripts.ablation.tables import write_table
+from scripts.ablation.tables import read_figures, write_table
 from tests.commands import run
 from tests.shared_files import ROOT
 from utils import config
@@ -19,21 +19,22 @@ from utils.errors import UserError
 
 ONE_VIEW = {"baseline", "a", "b", "d"}
 
-# views, augmentation, b, queue of each row, as the paper describes it (docs/METHOD.md)
+# views, augmentation, b, queue, views of the momentum encoder of each row, as the paper describes it (docs/METHOD.md)
+KEYS = ("views", "augmentation", "quality_threshold", "queue", "momentum_views")
 ROWS = {
-    "baseline": (1, "none", None, "none"),
-    "a": (1, "adaface", None, "none"),
-    "b": (1, "adaface", 0.2, "none"),
-    "c": (2, "adaface", 0.2, "proxy"),
-    "d": (1, "qgface", None, "none"),
-    "d_both": (2, "qgface", None, "none"),
-    "qg": (2, "qgface", 0.2, "proxy"),
-    "queue_none": (2, "qgface", 0.2, "none"),
-    "queue_batch": (2, "qgface", 0.2, "batch"),
-    "queue_momentum": (2, "qgface", 0.2, "momentum"),
-    "threshold_none": (2, "qgface", None, "proxy"),
-    "threshold_01": (2, "qgface", 0.1, "proxy"),
-    "threshold_03": (2, "qgface", 0.3, "proxy"),
+    "baseline": (1, "none", None, "none", "both"),
+    "a": (1, "adaface", None, "none", "both"),
+    "b": (1, "adaface", 0.2, "none", "both"),
+    "c": (2, "adaface", 0.2, "proxy", "both"),
+    "d": (1, "qgface", None, "none", "both"),
+    "d_both": (2, "qgface", None, "none", "both"),
+    "qg": (2, "qgface", 0.2, "proxy", "both"),
+    "queue_none": (2, "qgface", 0.2, "none", "both"),
+    "queue_batch": (2, "qgface", 0.2, "batch", "both"),
+    "queue_momentum": (2, "qgface", 0.2, "momentum", "augmented"),
+    "threshold_none": (2, "qgface", None, "proxy", "both"),
+    "threshold_01": (2, "qgface", 0.1, "proxy", "both"),
+    "threshold_03": (2, "qgface", 0.3, "proxy", "both"),
 }
 
 
@@ -47,8 +48,8 @@ def test_every_row_of_the_paper_has_its_configuration(table):
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_a_row_changes_its_subject_and_nothing_else(name, form):
     row, method = (dataclasses.asdict(config.load(str(ROOT / "configs" / f"{form}_{n}"))) for n in (name, "qg"))
-    assert tuple(row[key] for key in ("views", "augmentation", "quality_threshold", "queue")) == ROWS[name]
-    allowed = {"views", "augmentation", "quality_threshold", "queue", "output"}
+    assert tuple(row[key] for key in KEYS) == ROWS[name]
+    allowed = {*KEYS, "output"}
     if form == "lfw" and name in ONE_VIEW:  # as many encoder passes and steps as with two views
         assert row["global_batch_size"] == 2 * method["global_batch_size"]
         assert row["num_epoch"] == 2 * method["num_epoch"] and row["warmup_epoch"] == 2 * method["warmup_epoch"]
@@ -62,6 +63,14 @@ def test_a_table_shows_the_papers_figures_and_is_valid_markdown(tmp_path, capsys
     lines = (tmp_path / "III.md").read_text().splitlines()
     assert [":--" in line for line in lines] == [False, True, False, False, False, False]
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["30.50 ± 0.71", "90.77", "20.00 ± 0.00", "86.00"]
+
+
+def test_all_pairs_are_columns_if_measurable(tmp_path):
+    measured = {"identities": 9, "fnmr@fmr=1e-3": 0.25, "fnmr@fmr=1e-4": None, "impostor_p99.99": -0.125, "auc": 0.9}
+    (tmp_path / "eval.json").write_text(
+        json.dumps({"hq": {"same_pairs": 9}, "lq": measured, "lq high": {"impostor_p99.99": 0.5}})
+    )
+    assert read_figures([tmp_path / "eval.json"]) == {"TAR@1e-3 lq": [75.0], "99.99 % lq": [-12.5]}
 
 
 def _ablation(*arguments: str):
@@ -91,9 +100,14 @@ def test_rows_are_trained_evaluated_and_printed_once(demo_set, tmp_path):
     fewer = tmp_path / "val"
     fewer.mkdir()
     (fewer / "demo_hq.bin").symlink_to(demo_set / "demo_hq.bin")
-    other = _ablation(*(str(fewer) if argument == str(demo_set) else argument for argument in arguments), "--seeds", "1")
+    other = (str(fewer) if argument == str(demo_set) else argument for argument in arguments)
+    other = _ablation(*other, "--seeds", "1", "--all-pairs", str(demo_set))
     assert other.returncode == 0 and "training" in other.stdout, "evaluated again on other benchmarks"
     assert set(json.loads((tmp_path / "own.json").read_text())["tiny"]) == {"demo_hq", "AUC demo_hq"}
+    record = read_record(tmp_path / "tiny_config-queue=none-s1")
+    assert record["all_pairs"] == [str(demo_set)]
+    evaluated = json.loads((tmp_path / "tiny_config-queue=none-s1/eval.json").read_text())
+    assert evaluated[demo_set.stem]["same_pairs"] == 13 * 28, "too few pairs for the table's rates"
 
 
 def test_a_run_with_other_settings_is_not_mistaken_for_this_one(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import cv2
@@ -139,6 +140,27 @@ def test_commands_compare_every_pair(alone, tmp_path, capsys):
     write_people(tmp_path / "one", identities=1)
     with pytest.raises(UserError, match="one: shows one identity only"):
         run_eval(cells, "verify", "--checkpoint", tmp_path / "run", "--all-pairs", tmp_path / "one")
+
+
+def test_bins_with_identities_are_labelled_sets(alone, tmp_path, capsys):
+    """`eval all` compares every pair of such a set too; an image that several pairs share counts once."""
+    write_people(tmp_path / "people", identities=3, images=4)
+    data = FaceDataset(tmp_path / "people")
+    rows = 3 * [0, 1, 4, 5, 0, 4, 8, 9]
+    encoded = [data.read(row)[0] for row in rows]
+    (tmp_path / "pairs.bin").write_bytes(pickle.dumps((encoded, 3 * [True, True, False, True])))
+    common = ("all", "--checkpoint", tmp_path / "x.onnx", "--data-root", tmp_path, "--json", tmp_path / "out.json")
+    with pytest.raises(UserError, match=r"needs pairs\.labels\.txt next to it"):
+        run_eval(cells, *common, "--all-pairs", tmp_path / "pairs.bin")
+    (tmp_path / "pairs.labels.txt").write_text("".join(f"{row // 4}\n" for row in rows[1:]))
+    with pytest.raises(UserError, match="23 identities for the 24 images"):
+        run_eval(cells, *common, "--all-pairs", tmp_path / "pairs.bin")
+    (tmp_path / "pairs.labels.txt").write_text("".join(f"{row // 4}\n" for row in rows))
+    with pytest.raises(UserError, match="has the name of another benchmark, people"):
+        run_eval(cells, *common, "--all-pairs", tmp_path / "people", tmp_path / "people")
+    run_eval(cells, *common, "--all-pairs", tmp_path / "people", tmp_path / "pairs.bin")
+    assert "pairs_faces: 6 images, 3 same and 12 different pairs" in capsys.readouterr().out
+    assert {"pairs", "people", "pairs_faces", "pairs_faces low"} <= json.loads((tmp_path / "out.json").read_text()).keys()
 
 
 def test_folders_of_photographs_are_labelled_sets(alone, tmp_path, capsys):

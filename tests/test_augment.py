@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from recognition.data import augment
+from utils.errors import UserError
 from utils.randomness import uniforms
 
 INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
@@ -175,6 +177,77 @@ def test_qgface_applies_each_operation_with_its_probability():
     assert augment.QGFACE_PROBABILITY == augment.ADAFACE_PROBABILITY == 0.2
 
 
+def test_chain_applies_its_operations_in_the_drawn_order():
+    image, u = _face(), np.full(augment.UNIFORMS, 0.55)
+    u[[5, 8, 11]] = 0.1
+    sizes, results = [], []
+    for place, order in enumerate(itertools.permutations(range(4))):
+        u[4] = (place + 0.5) / 24
+        expected = image
+        for step in order:
+            expected = (
+                lambda i: augment.resize(i, (67, 67), INTERPOLATIONS[2]),  # 112 x (0.1 + 0.55 x 0.9)
+                lambda i: cv2.GaussianBlur(i, (0, 0), (0.3 + 0.55 * 2.7) * i.shape[1] / 112),
+                lambda i: augment.noise(i, u[9:11], 1.0, 12.0),
+                lambda i: augment.jpeg(i, round(30 + 0.55 * 65)),
+            )[step](expected)
+        sizes.append(expected.shape[0])
+        results.append(augment.chain(image, u))
+        assert np.array_equal(results[-1], cv2.resize(expected, (112, 112), interpolation=INTERPOLATIONS[2]))
+    assert set(sizes) == {67} and len({result.tobytes() for result in results}) > 12
+
+
+def test_operations_of_the_chain():
+    image = _face(3)
+    calm = dict.fromkeys(("blur", "noise", "jpeg", "align", "exposure", "colour"), 0)
+    u = _draws(1)[0]
+    unchanged = augment.recipe("chain", {f"{name}_probability": 0 for name in calm} | {"scale": [1, 1]})
+    assert np.array_equal(unchanged(image, u), augment.flip(image, u))
+    grey = np.full((112, 112, 3), 128, np.uint8)
+    noisy = augment.noise(grey, [0.5, 0.3], 4.0, 8.0)
+    assert abs(noisy.astype(int).std() - 6) < 0.2 and abs(noisy.mean() - 128) < 0.2
+    assert (
+        np.array_equal(noisy, augment.noise(grey, [0.5, 0.3], 4.0, 8.0))
+        and (noisy != augment.noise(grey, [0.5, 0.4], 4, 8)).any()
+    )
+    shifted = augment.misalignment(image, [1.0, 0.5, 0.5, 0.5], 1 / 16, 10.0)
+    assert np.array_equal(shifted[:, 7:], image[:, :-7])
+    for draw, power in ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0)):
+        expected = np.rint(255 * (image / 255) ** power)
+        assert np.array_equal(augment.exposure(image, [draw], 1.0), expected)
+
+
+def test_options_set_ranges_and_probabilities():
+    image, u = _face(), _draws(40)
+    wider = augment.recipe("qgface", {"scale": [0.05, 0.5], "crop_probability": 0, "rotation_probability": 1, "jpeg_quality": 40})
+    for row in u:
+        expected = augment.low_resolution(image, row[1:4], 0.05, 0.5, 40)
+        if row[9] < augment.QGFACE_PROBABILITY:
+            expected = augment.colour_jitter(expected, row[10:13], 0.2)
+        assert np.array_equal(wider(image, row), augment.flip(augment.rotation(expected, row[14:15], 45.0), row))
+    calm = dict.fromkeys(("crop_probability", "scale_probability", "colour_probability"), 0)
+    assert all(np.array_equal(augment.recipe("adaface", calm)(image, row), augment.flip(image, row)) for row in u)
+    assert augment.recipe("qgface", {}) is augment.qgface
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        ("qgface", "scales", [0.1, 0.5], "unknown to augmentation='qgface'; did you mean 'scale'?"),
+        ("none", "scale", [0.1, 0.5], "unknown to augmentation='none'; known options: none"),
+        ("qgface", "scale", [0.5, 0.1], "two numbers in increasing order, both from 0.02 to 1"),
+        ("qgface", "scale", 0.3, "two numbers in increasing order"),
+        ("adaface", "crop_probability", 1.5, "must be a number from 0 to 1"),
+        ("qgface", "jpeg_quality", 75.5, "must be a number from 1 to 100"),
+        ("qgface", "rotation_degrees", "much", "must be a number from 0 to 180"),
+    ],
+)
+def test_wrong_options_are_named(name, option, value, message):
+    with pytest.raises(UserError) as raised:
+        augment.recipe(name, {option: value})
+    assert message in str(raised.value) and f"augmentation_options: {option}={value!r}" in str(raised.value)
+
+
 def test_adaface_does_not_change_half_of_the_images():
     image = _face()
     same = 0
@@ -206,7 +279,11 @@ def test_recipes_are_pure_functions(name):
         assert np.array_equal(out[1], first) and (out[0] == 7).all()
 
 
-GATES = {"qgface": {4: (5, 9), 9: (10, 13), 13: (14, 15)}, "adaface": {1: (2, 6), 6: (7, 10), 10: (11, 14)}}
+GATES = {
+    "qgface": {4: (5, 9), 9: (10, 13), 13: (14, 15)},
+    "adaface": {1: (2, 6), 6: (7, 10), 10: (11, 14)},
+    "chain": {5: (6, 7), 8: (9, 11), 11: (12, 13), 13: (14, 18), 18: (19, 20), 20: (21, 24)},
+}
 
 
 @pytest.mark.parametrize(("name", "gates"), GATES.items())

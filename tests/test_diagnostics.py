@@ -7,6 +7,7 @@ import math
 from dataclasses import astuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import nn
 
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics, ViewPartition
+from recognition.data.augment import SCALE_DRAW, UNIFORMS
 from recognition.monitor.diagnostics import FILE, DifferencesFile, describe_norms, norms_by_kind
 from recognition.monitor.pictures import HIGH_QUALITY, LOW_QUALITY, sheet_of_pairs
 from recognition.monitor.queue_drift import Drift, measure_drift
@@ -26,21 +28,24 @@ from tests.shared_files import ROOT
 from tests.world import run_world
 from utils import config, dist
 from utils.errors import UserError
+from utils.randomness import uniforms
 
 COMMON = ("max_steps=4", "num_workers=0", "frequent=1")
 DIAGNOSING = ("dropout=0.3", "gradient_acc=2", "max_steps=2", "save_every=2")
 CONSTANT = ("lr=1e-9", "queue_size=100", "diagnose_every=2")
 SYNCED = ("sync_bn=True", "lr=0.002", "diagnose_every=2", "save_every=2")
+ORIGINALS = ("queue=momentum", "momentum_views=augmented", "queue_momentum=0.5", "partition=scale", "quality_threshold=0.25")
 RUNS = {  # number of ranks -> (output folder, settings), one after the other in the same processes
     1: [
         ("diagnoses1", (*DIAGNOSING, "diagnose_every=1")), ("plain1", (*DIAGNOSING, "diagnose_every=0")), ("constant1", CONSTANT),
         ("synced1", SYNCED), ("batch", ("queue=batch", "diagnose_every=2")),
         ("momentum", ("queue=momentum", "queue_momentum=0.5", "diagnose_every=2")),
+        ("originals1", (*SYNCED, *ORIGINALS)),
         ("none", ("queue=none", "views=1", "diagnose_every=2")),
     ],
     2: [
         ("diagnoses2", (*DIAGNOSING, "diagnose_every=1")), ("plain2", (*DIAGNOSING, "diagnose_every=0")), ("constant2", CONSTANT),
-        ("synced2", (*SYNCED, "max_steps=3")), ("synced2", SYNCED),
+        ("synced2", (*SYNCED, "max_steps=3")), ("synced2", SYNCED), ("originals2", (*SYNCED, *ORIGINALS)),
     ],
 }  # fmt: skip
 
@@ -58,7 +63,7 @@ def _train_all(folder: str, demo_set: str) -> None:
 def runs(demo_set, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for ranks in RUNS:
-        run_world(ranks, _train_all, str(folder), str(demo_set))
+        run_world(ranks, _train_all, str(folder), str(demo_set), timeout=300)
     return folder
 
 
@@ -125,6 +130,26 @@ def test_queues_without_proxies_and_runs_without_queue(runs):
     assert not (runs / "none" / FILE).exists()
     lines = (runs / "none" / "metrics.jsonl").read_text()
     assert "diagnostics/augmented/high_quality_share" in lines and "original" not in lines
+
+
+def test_the_encoder_learns_from_originals_alone_on_any_number_of_ranks(runs):
+    """The momentum encoder's features of the augmented views, 12 per step, fill the queue of 40. A diagnosis every
+    two steps compares the batch of the step before."""
+    (one,), (two,) = (_differences(runs / f"originals{ranks}").values() for ranks in (1, 2))
+    assert one["steps"] == two["steps"] == [2, 4] and one["age"] == [2, 2]
+    assert one["cosine"] == pytest.approx(two["cosine"], rel=0.01) and 0 < min(one["cosine"]) < 1
+    assert one["own_key"] == [None, None], "no originals in the queue"
+    alone, together = (metrics(runs / f"originals{ranks}") for ranks in (1, 2))
+    assert all(line["loss_contrastive"] != 0 and line["high_quality_share"] == 1 for line in alone)
+    draws_NG = [uniforms(3, 0, np.arange(12) + 12 * step, UNIFORMS)[:, SCALE_DRAW] for step in range(4)]
+    shares = [line["low_quality_pair_share"] for line in alone]
+    assert shares == pytest.approx([np.mean(draws_G <= 0.25) for draws_G in draws_NG])
+    diagnosed = [json.loads(line) for line in (runs / "originals2" / "metrics.jsonl").read_text().splitlines()]
+    assert shares[::2] == pytest.approx(
+        [line[key] for line in diagnosed if (key := "diagnostics/low_quality_pair_share") in line]
+    )
+    for key in ("loss_classification", "loss_contrastive", "high_quality_share", "norm_mean"):
+        assert [line[key] for line in alone] == pytest.approx([line[key] for line in together], rel=0.01), key
 
 
 def test_tensorboard_has_norms_by_quality_pairs_and_gradient_scale(runs):

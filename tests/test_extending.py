@@ -135,7 +135,7 @@ def test_options_need_a_plugin(tmp_path):
         load(str(tmp_path / "config.py"))
     text = str(raised.value)
     assert "margin_options={'a': 1}: are a plug-in's; margin='adaface' has none" in text
-    assert "partition='worms': must be 'norm', 'views' or a plug-in, module:name" in text
+    assert "partition='worms': must be 'norm', 'views', 'scale' or a plug-in, module:name" in text
     assert "network_options=3: must be options, such as {'width': 64}" in text
     (tmp_path / "config.py").write_text("config = {'network_options': {'dropout': 0.1}, 'tracker_options': {'wandb': {}}}")
     with pytest.raises(UserError) as raised:

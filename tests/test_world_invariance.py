@@ -44,7 +44,10 @@ class Case:
     stop_gradient: bool = True
     average: str = "all"
     by_views: bool = False
+    by_scale: bool = False  # the partition divides by grades instead of norms
     momentum: bool = False  # queue and positive keys come from another encoder's features
+    only_original: bool = False  # that encoder sees the augmented view alone, and the other one the original
+    target: str = "original"
     overlapping: bool = False  # classes of three data sets, of which the first two may have people in common
     same_label: bool = False  # a batch of one identity: no negatives at first
     unlabelled: bool = False  # half of the images have no label
@@ -63,7 +66,18 @@ CASES = {
     "momentum encoder": Case(momentum=True, compensate=False),
     "teacher": Case(teacher=True),
     "teacher, one view": Case(teacher=True, views=1, queue_size=None),
+    "momentum encoder, originals learn": Case(momentum=True, only_original=True, teacher=True, compensate=False),
+    "originals learn, unlabelled, infonce": Case(
+        momentum=True, only_original=True, unlabelled=True, denominator="infonce", compensate=False
+    ),
+    "better view is the target": Case(target="better"),
+    "better view, infonce, gradient through it": Case(target="better", denominator="infonce", stop_gradient=False),
+    "better view, momentum encoder, unlabelled": Case(target="better", momentum=True, unlabelled=True, compensate=False),
+    "symmetric": Case(target="symmetric"),
+    "symmetric, infonce, unlabelled": Case(target="symmetric", denominator="infonce", unlabelled=True, average="selected"),
+    "symmetric, momentum encoder": Case(target="symmetric", momentum=True, compensate=False),
     "partition by views": Case(by_views=True),
+    "partition by scale, unlabelled": Case(by_scale=True, unlabelled=True, threshold=0.3),
     "no partition": Case(threshold=None),
     "queue without compensation": Case(compensate=False),
     "queue smaller than a step": Case(queue_size=7),
@@ -98,10 +112,16 @@ def _batches(case: Case):
 
 
 def _other_features(case: Case, step: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Features of the same images from a momentum encoder, [V, G, D], and from a teacher, [1, G, D]."""
+    """Features of the same images from a momentum encoder, [V, G, D] or [1, G, D] of the augmented view, and from a teacher,
+    [1, G, D]."""
     generator = torch.Generator().manual_seed(100 + step)
-    other_VGD = torch.randn(case.views, IMAGES, DIM, generator=generator)
-    return other_VGD if case.momentum else None, other_VGD[-1:] if case.teacher else None
+    other_VGD = 8 * torch.randn(case.views, IMAGES, DIM, generator=generator)
+    momentum_VGD = other_VGD[: 1 if case.only_original else 2]
+    return momentum_VGD if case.momentum else None, other_VGD[-1:] if case.teacher else None
+
+
+def _grades(case: Case, step: int) -> torch.Tensor | None:
+    return torch.rand(IMAGES, generator=torch.Generator().manual_seed(200 + step)) if case.by_scale else None
 
 
 def _initial_weight(classes: int) -> torch.Tensor:
@@ -117,7 +137,9 @@ def _build(case: Case) -> JointLoss:
     queue = contrastive = None
     if case.queue_size:
         queue = FeatureQueue(case.queue_size, DIM, head.shard, case.compensate)
-        contrastive = ContrastiveLoss(64.0, case.denominator, case.stop_gradient, plan, possibly_same=possibly_same)
+        contrastive = ContrastiveLoss(
+            64.0, case.denominator, case.stop_gradient, plan, possibly_same=possibly_same, target=case.target
+        )
     quality = QualityStatistics(0.333, 0.01, 20.0, 4.0)
     partition = ClassifyAll() if case.warm_up else ViewPartition() if case.by_views else Partition(case.threshold)
     return JointLoss(head, quality, partition, queue, contrastive, case.contrastive_weight, case.average)
@@ -134,9 +156,10 @@ def _run_case(case: Case) -> dict[str, list]:
     joint = _build(case)
     record: dict[str, list] = {key: [] for key in ("terms", "features", "weight", "statistics", "queue", "shares")}
     for step, (features_VGD, labels_G) in enumerate(_batches(case)):
-        mine_VBD = features_VGD[:, local].clone().requires_grad_()
+        mine_VBD = features_VGD[case.only_original :, local].clone().requires_grad_()
         joint.zero_grad()
-        terms = joint(dist.gather_rows(mine_VBD), dist.gather_labels(labels_G[local]), *_other_features(case, step))
+        labels = dist.gather_labels(labels_G[local])
+        terms = joint(dist.gather_rows(mine_VBD), labels, *_other_features(case, step), _grades(case, step))
         terms.loss.backward()
         record["terms"].append(torch.stack([terms.classification, terms.contrastive, terms.loss.detach()]))
         record["features"].append(mine_VBD.grad / world)  # DDP would average
@@ -176,18 +199,19 @@ def test_sharded_equals_dense(name, world):
         by_views=case.by_views,
         warm_up=case.warm_up,
         related_CC=RELATED_PP[GROUP_C][:, GROUP_C] if case.overlapping else None,
+        target=case.target,
     )
     for step, (features_VGD, labels_G) in enumerate(_batches(case)):
         features_VGD = features_VGD.double().requires_grad_()
         reference.weight.grad = None
         others = (other if other is None else other.double() for other in _other_features(case, step))
-        losses = torch.stack(reference.step(features_VGD, labels_G, *others))
+        losses = torch.stack(reference.step(features_VGD, labels_G, *others, _grades(case, step)))
         losses[2].backward()
         for rank in ranks:
             _close(rank["terms"][step], losses.detach(), f"losses of step {step}")
             _close(rank["statistics"][step], torch.tensor([reference.norm_mean, reference.norm_std]), "quality statistics")
         features_grad = torch.cat([rank["features"][step] for rank in ranks], dim=1)
-        _close(features_grad, features_VGD.grad, f"feature gradient of step {step}")
+        _close(features_grad, features_VGD.grad[case.only_original :], f"feature gradient of step {step}")
         weight_grad = torch.cat([rank["weight"][step] for rank in ranks])
         _close(weight_grad, reference.weight.grad, f"classifier gradient of step {step}")
         if case.queue_size:

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-root", required=True, metavar="DIR", help="holds some of *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/"
     )
+    parser.add_argument("--all-pairs", nargs="+", default=[], metavar="SET", help="labelled sets too, as for `eval verify`")
     ijb.add_setting_arguments(parser)
 
 
@@ -54,15 +55,18 @@ def _prepare(
     """Check everything; return the functions that evaluate it. Raises UserError with one line per unusable benchmark."""
     taken = {*releases, *(name for command in others for name in command.SETS)}
     problems = [f"{path}: has the name of a benchmark of {root}; rename it" for path in bins if path.stem in taken]
-    steps: list[tuple[ModuleType, str, Callable[[], object]]] = []
+    steps: list[tuple[Callable[..., None], str, Callable[[], object]]] = []
     if bins:
-        steps.append((verify, "bins", lambda: verify.prepare(bins)))
-    steps += [(ijb, "plan", partial(ijb.prepare, arguments, root / target, target)) for target in releases]
-    steps += [(command, "data", partial(command.prepare, root / command.NAME)) for command in others]
+        steps.append((verify.evaluate, "bins", lambda: verify.prepare(bins)))
+    steps += [(ijb.evaluate, "plan", partial(ijb.prepare, arguments, root / target, target)) for target in releases]
+    steps += [(command.evaluate, "data", partial(command.prepare, root / command.NAME)) for command in others]
+    if arguments.all_pairs:
+        taken |= {path.stem for path in bins}
+        steps.append((verify.evaluate_all_pairs, "sets", lambda: verify.labelled_sets(arguments.all_pairs, taken)))
     evaluations: list[Callable[..., None]] = []
-    for command, name, prepare in steps:
+    for evaluate, name, prepare in steps:
         try:
-            evaluations.append(partial(command.evaluate, **{name: prepare()}))
+            evaluations.append(partial(evaluate, **{name: prepare()}))
         except UserError as error:
             problems += error.args
     if problems:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ from eval.present.tables import NOT_MEASURED, Table, operating_table, verificati
 from eval.protocols.all_pairs import PERCENTILES, AllPairs, check_labels, count_pairs
 from eval.protocols.bootstrap import Intervals, accuracy_interval, as_metrics, tar_interval
 from eval.protocols.image_lists import read_groups
-from eval.verification import TenFold, judge_set
+from eval.roc import Roc
+from eval.verification import TenFold, judge_set, load_bin
 from recognition.checkpoints import store
 from recognition.data.dataset import FaceDataset
 from recognition.data.overlap import NEAR, nearest_training_images, pixel_hash, training_hashes
@@ -40,11 +41,13 @@ from utils import dist
 from utils.dist import World
 from utils.errors import UserError, warn
 from utils.images import decode_face, decode_image
+from utils.number_table import read_numbers
 
 NAME = "verify"
 HELP = "verification on .bin sets (LFW, CFP-FP, AgeDB …): ten-fold accuracy, TAR, AUC, ROC"
 
 _FAR = 1e-3
+_Groups = tuple[Sequence[str], np.ndarray] | None  # their names, and each image's
 _QUICK = 20_000  # training images that are decoded in a few seconds
 
 
@@ -64,7 +67,7 @@ def add_set_arguments(parser: argparse.ArgumentParser) -> None:
     sets.add_argument(
         "--all-pairs",
         metavar="SET",
-        help="every pair of a labelled set: .rec, a folder with one subfolder per identity, or a list",
+        help="every pair of a labelled set: .rec, a folder with one subfolder per identity, a list, or X.bin with X.labels.txt",
     )
 
 
@@ -83,7 +86,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         raise UserError("--groups needs --all-pairs")
     encoder, figures = open_encoder(arguments, world), Figures(arguments)
     if arguments.all_pairs:
-        _evaluate_all_pairs(arguments, encoder, figures)
+        evaluate_all_pairs(arguments, encoder, labelled_sets([arguments.all_pairs], ()), figures, arguments.groups)
     else:
         evaluate(arguments, encoder, prepare(arguments.bins), figures)
     figures.finish()
@@ -215,7 +218,7 @@ def labelled_set(path: str) -> tuple[ImageSet, np.ndarray]:
     Raises UserError if they cannot be read, or there are no pairs of both kinds.
     """
     if path.endswith(".bin"):
-        raise UserError(f"{path}: a .bin has pairs, but no identities; --all-pairs needs a labelled set")
+        return _labelled_bin(Path(path))
     data = open_faces(path)
     check_labels(data.labels(), path)
 
@@ -223,6 +226,46 @@ def labelled_set(path: str) -> tuple[ImageSet, np.ndarray]:
         return decode_face(data.read(index)[0], data.where(index))
 
     return ImageSet(f"{Path(path).resolve().stem}_pairs", len(data), load, [path]), data.labels()
+
+
+def _labelled_bin(path: Path) -> tuple[ImageSet, np.ndarray]:
+    """The images of a .bin, each once, with the identities in NAME.labels.txt: one number per image of the .bin, in its order."""
+    names = path.with_suffix(".labels.txt")
+    if not names.is_file():
+        raise UserError(f"{path}: a .bin has pairs, but no identities; --all-pairs needs {names.name} next to it: one per image")
+    encoded, _ = load_bin(path)
+    labels = read_numbers(names, columns=1, expected="an identity, a whole number")[:, 0]
+    if len(labels) != len(encoded):
+        raise UserError(f"{names}: {len(labels)} identities for the {len(encoded)} images of {path}")
+    first: dict[bytes, int] = {}
+    for index, image in enumerate(encoded):  # pairs share images
+        first.setdefault(image, index)
+    chosen = list(first.values())
+    check_labels(labels[chosen], str(path))
+
+    def load(index: int) -> np.ndarray:
+        return decode_face(encoded[chosen[index]], f"{path}: image {chosen[index]}")
+
+    return ImageSet(f"{path.stem}_faces_pairs", len(chosen), load, [path]), labels[chosen]
+
+
+def labelled_sets(paths: Iterable[str], taken: Iterable[str]) -> dict[str, tuple[ImageSet, np.ndarray]]:
+    """Name -> `labelled_set`. Raises UserError with one line per set that cannot be used, or has a name that is taken."""
+    sets: dict[str, tuple[ImageSet, np.ndarray]] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            images, labels = labelled_set(path)
+        except UserError as error:
+            problems += error.args
+            continue
+        name = images.name.removesuffix("_pairs")
+        if name in sets or name in taken:
+            problems.append(f"{path}: has the name of another benchmark, {name}; rename it")
+        sets[name] = images, labels
+    if problems:
+        raise UserError(*problems)
+    return sets
 
 
 def embed_with_norms(arguments: argparse.Namespace, encoder: LoadedEncoder, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
@@ -236,25 +279,33 @@ def _side_by_side(plain: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
     return torch.cat([plain, mirrored], dim=1)
 
 
-def _evaluate_all_pairs(arguments: argparse.Namespace, encoder: LoadedEncoder, figures: Figures) -> None:
-    images, labels = labelled_set(arguments.all_pairs)
-    groups = read_groups(arguments.groups, [str(number) for number in range(images.count)]) if arguments.groups else None
-    _Overlap(arguments, encoder).warn(images)
-    features, norms = embed_with_norms(arguments, encoder, images)
-    name = images.name.removesuffix("_pairs")
+def evaluate_all_pairs(
+    arguments: argparse.Namespace,
+    encoder: LoadedEncoder,
+    sets: Mapping[str, tuple[ImageSet, np.ndarray]],
+    figures: Figures,
+    group_file: Path | None = None,
+) -> None:
+    """Compare every pair of labelled sets. Adds set name -> `AllPairs.metrics()`, also by group of quality, or of `--groups`."""
+    overlap = _Overlap(arguments, encoder)
+    curves: dict[str, Roc] = {}
 
-    def judge() -> Results:
+    def judge(name: str, labels: np.ndarray, features: np.ndarray, norms: np.ndarray, groups: _Groups) -> Results:
         found = count_pairs(features, labels, norms, name, groups=groups)
         results = {f"{name} {group}".rstrip(): metrics for group, metrics in found.metrics().items()}
         print(f"{name}: {len(labels):,} images, {found.roc.same_pairs:,} same and {found.roc.different_pairs:,} different pairs")
         print(operating_table({name: results[name]}))
         print(_group_table(found, "" if groups else " norm"))
-        if folder := plot_folder(arguments):
-            curves = {name: found.roc}
-            save_plots(folder, {"roc_all_pairs": draw_roc(curves, far=_FAR), "det_all_pairs": draw_det(curves)})
+        curves[name] = found.roc
         return results
 
-    figures.add(dist.on_first_rank(judge))
+    for name, (images, labels) in sets.items():
+        groups = read_groups(group_file, [str(number) for number in range(images.count)]) if group_file else None
+        overlap.warn(images)
+        features, norms = embed_with_norms(arguments, encoder, images)
+        figures.add(dist.on_first_rank(partial(judge, name, labels, features, norms, groups)))
+    if curves and (folder := plot_folder(arguments)):
+        save_plots(folder, {"roc_all_pairs": draw_roc(curves, far=_FAR), "det_all_pairs": draw_det(curves)})
 
 
 def _group_table(found: AllPairs, kind: str) -> Table:

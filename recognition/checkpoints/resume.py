@@ -22,7 +22,7 @@ REFUSED = {  # another experiment: data, encoder, losses, and what the state is 
     *("margin", "margin_m", "margin_list", "margin_gradient", "magface", "scale"),
     *("sample_rate", "unsampled_rows", "interclass_filtering_threshold", "filtered_negatives"),
     *("queue", "queue_size", "queue_momentum", "contrastive_weight", "contrastive_scale", "contrastive_denominator"),
-    *("contrastive_stop_gradient", "loss_average", "lora_rank", "lora_alpha", "ema"),
+    *("momentum_views", "contrastive_target", "contrastive_stop_gradient", "loss_average", "lora_rank", "lora_alpha", "ema"),
     *("gradient_acc", "optimizer", "seed"),
 }
 REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verification; refused if nothing is left to train

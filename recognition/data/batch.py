@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from recognition.data.augment import UNIFORMS, Augmentation, flips, recipe
+from recognition.data.augment import SCALE_DRAW, UNIFORMS, Augmentation, flips, recipe
 from recognition.data.augment import none as flip_only
 from recognition.data.dataset import FaceDataset
 from recognition.data.order import FullShuffle, InOrder, MixedOrder, Order, Visits, WindowedShuffle
@@ -165,6 +165,12 @@ class BatchMaker:
             positions = first[:, None] + np.arange(self.spec.batch_size)
             self._block, self._block_of = (positions, self.order(epoch, positions)), (epoch, block)
         return self._block[0][place], self._block[1][place]
+
+    def scale_draws(self, epoch: int, number: int) -> np.ndarray:
+        """Where the scales of a batch's augmented views, of all ranks, lie in their range: float32 [G], 0 is the smallest."""
+        positions = number * self.spec.global_batch + np.arange(self.spec.global_batch)
+        draws_GU = uniforms(self.spec.seed, epoch, positions, SCALE_DRAW + 1, stream=0)
+        return draws_GU[:, SCALE_DRAW].astype(np.float32)
 
     def record(self, index: int) -> tuple[str, int]:
         """The file and key of an image, by its number in `Batch.indices_B`."""

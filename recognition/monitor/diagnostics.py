@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from losses.quality import AnyPartition, QualityStatistics
+from losses.quality import AnyPartition, QualityStatistics, graded
 from recognition.data.prefetch import DeviceBatch
 from recognition.monitor.pictures import gradient_scale, sheet_of_pairs
 from recognition.monitor.progress import Progress
@@ -30,7 +30,7 @@ from recognition.monitor.queue_drift import STORED, Drift, measure_drift
 from recognition.snapshot import batch_statistics
 from recognition.step import TrainStep
 from utils import dist
-from utils.config import Config
+from utils.config import Config, learned_views
 from utils.errors import UserError
 from utils.files import write_file
 from utils.labels import UNREADABLE
@@ -43,12 +43,17 @@ DIAGNOSES_PER_PICTURE = 10  # at least; and at most one set of pictures per epoc
 
 @dataclass(frozen=True)
 class _Kept:
-    """A step's batch. first: sequence number of its first queue entry; None if the step added no entries."""
+    """A step's batch. first: sequence number of its first queue entry; None if the step added no entries. grade_G: as in
+    `JointLoss.forward`."""
 
     step: int
     images_VBHWC: torch.Tensor
     host_label_G: torch.Tensor
     first: int | None
+    grade_G: torch.Tensor | None
+
+    def grade_of(self, images: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+        return None if self.grade_G is None else self.grade_G[images].to(device)
 
 
 class Diagnostics:
@@ -63,21 +68,22 @@ class Diagnostics:
         self.every = config.diagnose_every
         self.steps_per_picture = max(steps_per_epoch, DIAGNOSES_PER_PICTURE * self.every)
         _, world = dist.rank_and_world()
-        entries_per_step = config.views * config.batch_size * world * config.gradient_acc
+        self.views_in_queue = learned_views(config)
+        entries_per_step = self.views_in_queue * config.batch_size * world * config.gradient_acc
         steps_in_queue = self.joint.queue.size // entries_per_step if self.joint.queue is not None else 1
         self.steps_kept = max(1, min(steps_in_queue, self.every)) - 1
         self._kept: _Kept | None = None
         self._total = self._entries()
         self._file = DifferencesFile(Path(config.output) / FILE, first_step) if self.every and progress.active else None
 
-    def after_step(self, step: int, batch: DeviceBatch) -> None:
-        """`step` steps are done; `batch` is the last batch of the last one. Collective."""
+    def after_step(self, step: int, batch: DeviceBatch, grade_G: torch.Tensor | None = None) -> None:
+        """`step` steps are done; `batch` is the last batch of the last one, with grades if it has some. Collective."""
         keep, diagnose = (bool(self.every) and (step + ahead) % self.every == 0 for ahead in (self.steps_kept, 0))
         if keep or diagnose:
             self.train_step.finish_step()  # the queue's counters are final
         before, self._total = self._total, self._entries()
         if keep:
-            self._kept = self._keep(step, batch, before)
+            self._kept = self._keep(step, batch, before, grade_G)
         if diagnose and self._kept is not None:
             kept, self._kept = self._kept, None
             self._diagnose(step, kept)
@@ -85,15 +91,15 @@ class Diagnostics:
     def _entries(self) -> int:
         return self.joint.queue.total if self.joint.queue is not None else 0
 
-    def _keep(self, step: int, batch: DeviceBatch, entries_before: int) -> _Kept:
+    def _keep(self, step: int, batch: DeviceBatch, entries_before: int, grade_G: torch.Tensor | None) -> _Kept:
         host_label_G = dist.gather_labels(batch.labels_B)
-        count = len(batch.images_VBHWC) * int((host_label_G != UNREADABLE).sum())
+        count = self.views_in_queue * int((host_label_G != UNREADABLE).sum())
         enqueued = count > 0 and self._total - entries_before >= count
         borrowed = (
             self.steps_kept > 0 and batch.images_VBHWC.device.type == "cpu"
         )  # the loader's memory, valid for this step only
         images = batch.images_VBHWC.clone() if borrowed else batch.images_VBHWC
-        return _Kept(step, images, host_label_G, self._total - count if enqueued else None)
+        return _Kept(step, images, host_label_G, self._total - count if enqueued else None, grade_G)
 
     @torch.no_grad()
     def _diagnose(self, step: int, kept: _Kept) -> None:
@@ -112,16 +118,18 @@ class Diagnostics:
         # Norms by view and by quality, of the labelled images: those that the partition divides.
         quality, partition = self.joint.quality, self.joint.partition
         norm_VR = fresh_VRD.norm(dim=2)[:, labelled.to(fresh_VRD.device)]
-        self.progress.measurements(step, "diagnostics", describe_norms(norm_VR, quality, partition))
+        grade_R = kept.grade_of(readable[labelled], norm_VR.device)
+        self.progress.measurements(step, "diagnostics", describe_norms(norm_VR, quality, partition, grade_R))
         if self.progress.active:
-            self.progress.on_board(step, "norms", {}, norms_by_kind(norm_VR, high_quality(norm_VR, quality, partition)))
+            high_VR = high_quality(norm_VR, quality, partition, grade_R)
+            self.progress.on_board(step, "norms", {}, norms_by_kind(norm_VR, high_VR))
 
         # Drift of the queue.
         if self.joint.queue is not None and kept.first is not None:
             host_label_R = kept.host_label_G[readable]
             label_R = host_label_R.to(fresh_VRD.device)
             proxies = self.joint.classifier.rows_of
-            drifts = measure_drift(self.joint.queue, proxies, fresh_VRD, label_R, host_label_R, kept.first)
+            drifts = measure_drift(self.joint.queue, proxies, fresh_VRD[: self.views_in_queue], label_R, host_label_R, kept.first)
             self._report_drift(step, step - kept.step + 1, drifts)
 
         # Pictures.
@@ -138,8 +146,9 @@ class Diagnostics:
         readable = torch.nonzero(kept.host_label_G[: images_VBHWC.shape[1]] != UNREADABLE).flatten()
         if len(readable):
             norm_VB = fresh_VGD[:, readable.to(fresh_VGD.device)].norm(dim=2)
-            quality_VB, high_VB = quality.normalise(norm_VB).cpu(), high_quality(norm_VB, quality, partition).cpu()
-            sheet = sheet_of_pairs(images_VBHWC[:, readable], quality_VB, high_VB)
+            grade_B = kept.grade_of(readable, norm_VB.device)
+            high_VB = high_quality(norm_VB, quality, partition, grade_B).cpu()
+            sheet = sheet_of_pairs(images_VBHWC[:, readable], graded(quality.normalise(norm_VB), grade_B).cpu(), high_VB)
             self.progress.picture(step, "pairs/HQ_blue_LQ_orange", sheet)
         figure = gradient_scale(self.config, float(quality.mean), float(quality.std), partition.threshold)
         if figure is not None:
@@ -157,9 +166,11 @@ class Diagnostics:
             self._file.write()
 
 
-def high_quality(norm_VR: torch.Tensor, quality: QualityStatistics, partition: AnyPartition) -> torch.Tensor:
+def high_quality(
+    norm_VR: torch.Tensor, quality: QualityStatistics, partition: AnyPartition, grade_R: torch.Tensor | None = None
+) -> torch.Tensor:
     """Which features would be classified: boolean [V, R]."""
-    return partition.high_quality(quality.normalise(norm_VR).flatten()).view_as(norm_VR)
+    return partition.high_quality(graded(quality.normalise(norm_VR), grade_R).flatten()).view_as(norm_VR)
 
 
 def norms_by_kind(norm_VR: torch.Tensor, high_VR: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -168,17 +179,18 @@ def norms_by_kind(norm_VR: torch.Tensor, high_VR: torch.Tensor) -> dict[str, tor
     return {kind: norms.cpu() for kind, norms in kinds.items() if len(norms)}
 
 
-def describe_norms(norm_VR: torch.Tensor, quality: QualityStatistics, partition: AnyPartition) -> dict[str, float]:
+def describe_norms(
+    norm_VR: torch.Tensor, quality: QualityStatistics, partition: AnyPartition, grade_R: torch.Tensor | None = None
+) -> dict[str, float]:
     """Figures about the norms and the partition.
 
     VIEW/high_quality_share, VIEW/norm_pNN: share of high quality, and quantiles of the norms, of each view.
     low_quality_pair_share: pairs with a feature of low quality.
     augmented_norm_smaller_share: pairs whose augmented view has the smaller norm (1/2: the norm contains nothing about the
     quality; 1: it orders every pair correctly).
-    threshold_norm: where the partition divides, mu + (sigma + epsilon) / c (2 b - 1), if it has a threshold b.
+    threshold_norm: where the partition divides, mu + (sigma + epsilon) / c (2 b - 1), if it has a threshold b of norms.
     """
-    quality_VR = quality.normalise(norm_VR)
-    high_VR = high_quality(norm_VR, quality, partition)
+    high_VR = high_quality(norm_VR, quality, partition, grade_R)
     values: dict[str, float] = {}
     levels = torch.tensor(QUANTILES, dtype=norm_VR.dtype, device=norm_VR.device) / 100
     for view, norm_R, high_R in zip(VIEWS, norm_VR, high_VR, strict=False):
@@ -186,9 +198,11 @@ def describe_norms(norm_VR: torch.Tensor, quality: QualityStatistics, partition:
         quantiles = torch.quantile(norm_R, levels).tolist()
         values |= {f"{view}/norm_p{level:02d}": value for level, value in zip(QUANTILES, quantiles, strict=True)}
     if len(norm_VR) > 1:
-        values["low_quality_pair_share"] = float(partition.low_quality_pairs(quality_VR).float().mean())
+        values["low_quality_pair_share"] = float(
+            partition.low_quality_pairs(graded(quality.normalise(norm_VR), grade_R)).float().mean()
+        )
         values["augmented_norm_smaller_share"] = float((norm_VR[0] < norm_VR[1]).float().mean())
-    if partition.threshold is not None:
+    if partition.threshold is not None and grade_R is None:
         values["threshold_norm"] = quality.norm_of(2 * partition.threshold - 1)
     return values
 

@@ -68,6 +68,8 @@ def _partition(config: Config) -> str:
         return "by view: augmented views are of low quality"
     if config.quality_threshold is None:
         return "none: every feature is classified"
+    if config.partition == "scale":
+        return f"by scale: the {100 * config.quality_threshold:g} % of the augmented views with the smallest are of low quality"
     return f"by norm: low quality below {config.quality_threshold:g}"
 
 
@@ -75,7 +77,10 @@ def _queue(config: Config) -> str:
     if config.queue == "none":
         return "none: no contrastive loss"
     entries = "" if config.queue == "batch" else f", {config.queue_size:,} entries"
-    return f"{config.queue}{entries}; contrastive weight {config.contrastive_weight:g}, scale {config.contrastive_scale:g}"
+    queue = f"{config.queue} (augmented views)" if config.momentum_views == "augmented" else config.queue
+    target = "" if config.contrastive_target == "original" else f", target {config.contrastive_target}"
+    weight = f"contrastive weight {config.contrastive_weight:g}, scale {config.contrastive_scale:g}"
+    return f"{queue}{entries}; {weight}, {config.contrastive_denominator}{target}"
 
 
 def _batch(config: Config, world: World) -> str:

@@ -23,9 +23,8 @@ from recognition.encoders.embedder import autocast_type, to_input
 from recognition.encoders.teacher import teacher_bytes
 from recognition.freezing import freeze
 from recognition.lora import adapt
-from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import build_optimiser
-from utils.config import Config
+from utils.config import Config, learned_views
 from utils.dist import World
 from utils.images import FACE_SIZE
 
@@ -61,7 +60,7 @@ class FakeRank:
             freeze(encoder, config.freeze)
             if config.lora_rank:
                 adapt(encoder, config.lora_rank, config.lora_alpha, config.seed)
-            momentum = MomentumEncoder(encoder, config.queue_momentum) if config.queue == "momentum" else None
+            momentum = build.build_momentum_encoder(config, encoder)
             joint = build.build_joint_loss(share, replace(world, device=torch.device("meta")))
         modules: list[nn.Module] = [module for module in (encoder, momentum, joint) if module is not None]
         states = {module: module.state_dict() for module in modules}
@@ -114,7 +113,7 @@ class FakeRank:
         with self.fakes, tracker:
             tracker.track_external(*self.encoders, self.optimiser)
             before = total("current")
-            pixels = torch.zeros(self.config.views * images, FACE_SIZE, FACE_SIZE, 3, dtype=torch.uint8)
+            pixels = torch.zeros(learned_views(self.config) * images, FACE_SIZE, FACE_SIZE, 3, dtype=torch.uint8)
             features = []
             for encoder in self.encoders:
                 encoder.train()
@@ -128,7 +127,7 @@ class FakeRank:
         """What the losses of a batch of `images` on each rank need (docs/SCALING.md)."""
         config, head, queue = self.config, self.joint.classifier, self.joint.queue
         (rows, dim), gathered, sampled = head.weight.shape, images * self.ranks, config.sample_rate < 1
-        features, rate = config.views * gathered, config.sample_rate
+        features, rate = learned_views(config) * gathered, config.sample_rate
         visited = min(rows, math.ceil(rate * rows + (1 - rate) * images))  # those drawn, and a rank's part of the batch's
         is_plain = head.sum_options.is_plain and not head.margin.touches_negatives
         streamed = config.head_gradient == "streamed"
@@ -140,7 +139,8 @@ class FakeRank:
         if queue is not None and self.joint.contrastive is not None and config.views == 2:
             entries = math.ceil(queue.size * head.shard.size / max(head.shard.total, 1))
             is_plain = self.joint.contrastive.sum_options.is_plain
-            contrast, _, more_flops = self._log_sum_exp(gathered, entries, is_plain, copied_rows=4, passes=2, products=2)
+            queries = gathered * (1 + (config.contrastive_target == "symmetric"))
+            contrast, _, more_flops = self._log_sum_exp(queries, entries, is_plain, copied_rows=4, passes=2, products=2)
             flops += more_flops
         joined = 1 if config.gradient_acc == 1 else 2 * config.gradient_acc if sampled else 2
         gradients = kept if streamed else 4 * dim * visited * joined

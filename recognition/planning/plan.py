@@ -23,7 +23,7 @@ from recognition.encoders.embedder import autocast_type
 from recognition.planning.memory import FakeRank
 from recognition.planning.probe import TIMED_STEPS, probe
 from recognition.schedule import Schedule
-from utils.config import Config
+from utils.config import Config, learned_views
 from utils.dist import World
 from utils.errors import UserError
 from utils.files import write_file
@@ -79,7 +79,7 @@ def make_plan(config: Config, world: World, ranks: int, visits: int | None = Non
         "classifier: gradients": losses.gradients,
         "losses: chunks": losses.classes + losses.contrast,
     }
-    passes = config.views * (3 + config.gradient_checkpointing + (config.queue == "momentum"))
+    passes = learned_views(config) * (3 + config.gradient_checkpointing + (config.queue == "momentum"))
     flops_per_image = 2.0 * rank.multiply_adds * passes
     sizes = {"here": available, **({} if world.device.type == "cuda" else {f"{size} GB": size * 10**9 for size in _GPUS})}
     spec = BatchSpec.of(config, world=ranks)

@@ -56,6 +56,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--form", choices=FORMS, default="lfw", help="the family of configurations (default lfw)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--data-root", type=Path, default="../shared/faces/val", help="benchmarks, as for `python -m eval all`")
+    parser.add_argument(
+        "--all-pairs", nargs="+", default=[], metavar="SET", help="labelled sets too, as for `python -m eval all`"
+    )
     parser.add_argument("--output", type=Path, default="runs/ablation")
     parser.add_argument("--row", action="append", default=[], metavar="'NAME: CONFIG [key=value …]'", help="an additional row")
     parser.add_argument("--nproc", type=int, default=1, help="processes (GPUs) per run")
@@ -87,6 +90,7 @@ def _runs(rows: Sequence[Row], options: argparse.Namespace) -> list[Run]:
                 settings=tuple(options.settings),
                 folder=folder,
                 data_root=options.data_root,
+                all_pairs=tuple(options.all_pairs),
                 processes=options.nproc,
                 threads=threads,
             )

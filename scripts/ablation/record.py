@@ -1,6 +1,6 @@
 """RUN/ablation.json: the settings and benchmarks of a run, so that a run with other settings is not mistaken for it.
 
-`request`: the settings that bear on the trained encoder; `data_root`: the benchmarks of RUN/eval.json.
+`request`: the settings that bear on the trained encoder; `data_root`, `all_pairs`: the benchmarks of RUN/eval.json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.files import write_file
 
 FILE = "ablation.json"
-SETTINGS, DATA_ROOT = "request", "data_root"
+SETTINGS, DATA_ROOT, ALL_PAIRS = "request", "data_root", "all_pairs"
 
 # Keys that do not change the trained encoder: what a run prints and saves, when and where.
 _WITHOUT_EFFECT = {

@@ -78,6 +78,8 @@ TABLES: dict[str, list[Row]] = {
         Row("D", "d"),
         Row("D, both views", "d_both"),
         Row("E", "qg"),
+        Row("queue: momentum, both views", "queue_momentum", ("momentum_views=both",)),
+        Row("E, target: the better view", "qg", ("contrastive_target=better",)),
         Row("E, by views", "qg", ("partition=views",)),
         Row("E, by views, infonce", "qg", ("partition=views", _INFONCE)),
         Row("b: no, infonce", "threshold_none", (_INFONCE,)),

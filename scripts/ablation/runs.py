@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.ablation.record import DATA_ROOT, SETTINGS, add_to_record, read_record, settings_of
+from scripts.ablation.record import ALL_PAIRS, DATA_ROOT, SETTINGS, add_to_record, read_record, settings_of
 from scripts.ablation.rows import Row
 from utils.errors import UserError
 
@@ -20,7 +20,8 @@ EVALUATION = "eval.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A row with a seed, to be trained in `folder` with some processes and evaluated on the benchmarks in `data_root`."""
+    """A row with a seed, to be trained in `folder` with some processes and evaluated on the benchmarks in `data_root`, and on
+    every pair of the labelled sets `all_pairs`."""
 
     row: Row
     form: str
@@ -28,6 +29,7 @@ class Run:
     settings: tuple[str, ...]
     folder: Path
     data_root: Path
+    all_pairs: tuple[str, ...]
     processes: int
     threads: int | None  # CPU threads per process; None: PyTorch's default
 
@@ -48,8 +50,9 @@ class Run:
 
     def execute(self) -> None:
         """Train and evaluate, unless this is done already. What the programs print goes to FOLDER.log."""
-        evaluation, data_root = self.folder / EVALUATION, str(self.data_root.resolve())
-        if evaluation.is_file() and read_record(self.folder).get(DATA_ROOT, data_root) == data_root:
+        evaluation, record = self.folder / EVALUATION, read_record(self.folder)
+        data_root, all_pairs = str(self.data_root.resolve()), [str(Path(path).resolve()) for path in self.all_pairs]
+        if evaluation.is_file() and (record.get(DATA_ROOT, data_root), record.get(ALL_PAIRS, [])) == (data_root, all_pairs):
             return
         log = self.folder.with_name(f"{self.folder.name}.log")
         print(f"{self.folder.name}: training, {log}", flush=True)
@@ -58,9 +61,11 @@ class Run:
         self._call(log, "train.py", *self.arguments, f"output={self.folder}")
         if not (self.folder / "results.json").is_file():  # it saved and ended because of a signal
             raise UserError(f"{self.folder}: the training was stopped; start the table again to continue")
-        benchmarks = ("--data-root", str(self.data_root), "--json", str(unfinished))
+        benchmarks = ["--data-root", str(self.data_root), "--json", str(unfinished)]
+        benchmarks += ["--all-pairs", *self.all_pairs] if self.all_pairs else []
         self._call(log, "-m", "eval", "all", "--checkpoint", str(self.folder), *benchmarks)
         add_to_record(self.folder, DATA_ROOT, data_root)
+        add_to_record(self.folder, ALL_PAIRS, all_pairs)
         unfinished.rename(evaluation)
 
     def _call(self, log: Path, *program: str) -> None:

@@ -18,14 +18,25 @@ Figures = Mapping[str, Sequence[float]]
 
 
 def read_figures(evaluations: Iterable[Path]) -> dict[str, list[float]]:
-    """The figures of a row: the columns of the evaluation's summary, then the AUC of each verification set. One file per seed."""
+    """The figures of a row, one file per seed: the columns of the evaluation's summary, the AUC of each verification set, then
+    figures over all pairs of each labelled set."""
     columns: dict[str, list[float]] = {}
     for path in evaluations:
         results = json.loads(path.read_bytes())
         areas = {f"AUC {name}": 100 * metrics["auc"] for name, metrics in results.items() if "accuracy" in metrics}
-        for column, value in {**summary_row(results), **areas}.items():
+        pairs = {column: value for name, metrics in results.items() for column, value in _over_all_pairs(name, metrics).items()}
+        for column, value in {**summary_row(results), **areas, **pairs}.items():
             columns.setdefault(column, []).append(value)
     return columns
+
+
+def _over_all_pairs(name: str, metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """TAR at FMR 1e-3 and 1e-4, and the similarity that 99.99 % of the pairs of different people stay below; those measurable."""
+    if "identities" not in metrics:
+        return {}
+    figures = {f"TAR@{fmr} {name}": (metrics[f"fnmr@fmr={fmr}"], 1, -1) for fmr in ("1e-3", "1e-4")}
+    figures[f"99.99 % {name}"] = (metrics["impostor_p99.99"], 0, 1)
+    return {column: 100 * (base + sign * value) for column, (value, base, sign) in figures.items() if value is not None}
 
 
 def write_table(output: Path, name: str, rows: Mapping[str, Figures]) -> None:

@@ -88,9 +88,11 @@ class Config:
     queue: Literal["none", "batch", "momentum", "proxy"]
     queue_size: NonNegativeInt
     queue_momentum: Annotated[float, (">=", 0), ("<", 1)]
+    momentum_views: Literal["both", "augmented"]
     contrastive_weight: NonNegativeFloat
     contrastive_scale: PositiveFloat
     contrastive_denominator: Literal["paper", "infonce"]
+    contrastive_target: Literal["original", "better", "symmetric"]
     contrastive_stop_gradient: bool
     loss_average: Literal["all", "selected"]
     teacher: str
@@ -177,6 +179,11 @@ def _needs_plugin(key: str) -> Callable[[Any], bool]:
     return lambda config: not getattr(config, f"{key}_options") or plugins.is_plugin(getattr(config, key))
 
 
+def learned_views(config: Any) -> int:
+    """The number of views of each image from which the encoder learns."""
+    return 1 if config.momentum_views == "augmented" else config.views
+
+
 # Arguments of a network's constructor that are keys of their own, or the builder's.
 _SET_ELSEWHERE = {
     *("embedding_size", "dropout", "drop_path", "mask_ratio", "map_norm", "gradient_checkpointing"),
@@ -185,7 +192,7 @@ _SET_ELSEWHERE = {
 
 # What keys must satisfy together.
 RULES: list[Rule] = [
-    (lambda c: c.views * c.batch_size > 1, "batch_size={batch_size}: BatchNorm needs at least 2 images per rank"),
+    (lambda c: learned_views(c) * c.batch_size > 1, "batch_size={batch_size}: BatchNorm needs at least 2 images per rank"),
     (lambda c: not c.map_norm or c.margin != "magface", "map_norm=True: margin='magface' trains the norm; use another margin"),
     (
         lambda c: not (c.compile and c.gradient_checkpointing),
@@ -200,12 +207,12 @@ RULES: list[Rule] = [
         "margin_gradient={margin_gradient!r}: needs margin='arcface', or margin='combined' with m1 = 1 and m3 = 0",
     ),
     (
-        lambda c: c.partition in ("norm", "views") or plugins.is_plugin(c.partition),
-        "partition={partition!r}: must be 'norm', 'views' or a plug-in, module:name",
+        lambda c: c.partition in ("norm", "views", "scale") or plugins.is_plugin(c.partition),
+        "partition={partition!r}: must be 'norm', 'views', 'scale' or a plug-in, module:name",
     ),
     *[
         (_needs_plugin(key), f"{key}_options={{{key}_options}}: are a plug-in's; {key}={{{key}!r}} has none")
-        for key in ("augmentation", "margin", "partition")
+        for key in ("margin", "partition")
     ],
     (
         lambda c: not c.network_options.keys() & _SET_ELSEWHERE,
@@ -216,7 +223,16 @@ RULES: list[Rule] = [
         "tracker_options={tracker_options}: are for trackers that trackers={trackers} does not name",
     ),
     (lambda c: c.partition != "views" or c.views == 2, "partition='views' separates augmented from original views: set views=2"),
+    (
+        lambda c: c.partition != "scale" or c.augmentation in ("qgface", "chain"),
+        "partition='scale' divides by the scale that 'qgface' and 'chain' draw; not with augmentation={augmentation!r}",
+    ),
     (lambda c: c.queue == "none" or c.views == 2, "queue={queue!r} needs both views: set views=2, or queue='none'"),
+    (
+        lambda c: c.momentum_views == "both" or (c.queue == "momentum" and c.contrastive_target == "original"),
+        "momentum_views={momentum_views!r}: needs queue='momentum' and, because only originals learn, "
+        "contrastive_target='original'",
+    ),
     (
         lambda c: not c.unlabelled or c.queue != "none",
         "unlabelled={unlabelled!r}: images without identities are only contrasted, and queue='none' leaves that out: set views=2 "
