@@ -245,7 +245,9 @@ def test_convert_changes_nothing_but_the_encoding(tmp_path: Path, people: object
     assert _content(tmp_path / "again") == _content(tmp_path / "raw")
 
 
-def test_convert_accepts_any_labels_other_sizes_and_image_files(tmp_path: Path, people: tuple[Path, dict[str, bytes]]) -> None:
+def test_convert_accepts_any_labels_other_sizes_and_image_files(
+    tmp_path: Path, people: tuple[Path, dict[str, bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
     labels = [-1, -1, 0, 1, 1, 5]
     (tmp_path / "odd").mkdir()
     with RecordWriter(tmp_path / "odd/train.rec") as writer:
@@ -260,6 +262,7 @@ def test_convert_accepts_any_labels_other_sizes_and_image_files(tmp_path: Path, 
     with pytest.raises(UserError, match="--size 96: raw images have 112x112 pixels"):
         pack("folder", people[0], tmp_path / "small", "--size", 96, "--encoding", "raw")
     pack("folder", people[0], tmp_path / "packed", "--encoding", "raw")
+    assert "raw images load faster if they fit into memory" in capsys.readouterr().out
     pack("convert", people[0], tmp_path / "converted", "--encoding", "raw")
     assert read_files(tmp_path / "converted") == read_files(tmp_path / "packed")
 

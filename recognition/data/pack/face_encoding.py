@@ -13,6 +13,7 @@ from utils.errors import UserError, warn
 from utils.images import (
     FACE_SIZE,
     MAX_PIXELS,
+    RAW_BYTES,
     SUFFIXES_OF,
     Image,
     decode_image,
@@ -64,6 +65,13 @@ class FaceFormat:
     def holds(self, encoded: bytes) -> bool:
         """Whether an image has this encoding. Most BMPs are not raw faces."""
         return is_raw_face(encoded) if self.encoding == "raw" else read_header(encoded).kind == self.kind
+
+
+def advise(face_format: FaceFormat) -> None:
+    """Print what raw images need, if this is their format."""
+    if face_format.encoding == "raw":
+        disk = f"{RAW_BYTES / 1e3:.0f} MB per 1,000 images"
+        print(f"raw images load faster if they fit into memory or the disk reads {disk}; from slower disks, JPEGs do")
 
 
 def encode(image: Image, face_format: FaceFormat) -> bytes:

@@ -22,11 +22,11 @@ from recognition.data.pack.arguments import (
     add_packed_set_argument,
     add_shards_argument,
 )
-from recognition.data.pack.face_encoding import FaceFormat, encode
+from recognition.data.pack.face_encoding import FaceFormat, advise, encode
 from recognition.data.pack.output import new_folder
 from recognition.data.pack.rewrite import Rewritten, Selection, Source, read_records, write_selection
 from recognition.data.parallel import add_workers_argument, shared_object
-from utils.images import RAW_BYTES, decode_face, decode_image
+from utils.images import decode_face, decode_image
 
 HELP = "data set -> another encoding (JPEG, PNG, raw)"
 
@@ -72,6 +72,4 @@ def run(arguments: argparse.Namespace) -> None:
         )
     gigabytes = sum(shard.size for shard in FaceDataset(arguments.out).shards) / 1e9
     print(f"{arguments.out}: {count} images as {arguments.encoding}, {gigabytes:,.2f} GB")
-    if arguments.encoding == "raw":
-        disk = f"{RAW_BYTES / 1e3:.0f} MB per 1,000 images"
-        print(f"raw images load faster if they fit into memory or the disk reads {disk}; from slower disks, JPEGs do")
+    advise(face_format)

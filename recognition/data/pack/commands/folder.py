@@ -22,7 +22,7 @@ from recognition.data.pack.arguments import (
     add_shards_argument,
     face_format_of,
 )
-from recognition.data.pack.face_encoding import FaceFormat, MadeToFit, encode_file
+from recognition.data.pack.face_encoding import FaceFormat, MadeToFit, advise, encode_file
 from recognition.data.pack.listing import (
     IMAGE_COLUMNS,
     IMAGES,
@@ -156,6 +156,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_skipped(folder, skipped)
     others = f", {too_few} identities with fewer than {arguments.min_images} images left out" if too_few else ""
     print(f"{out}: {packed.writer.images} images of {len(packed.names)} identities{others}")
+    advise(face_format)
     warn_of_skipped(skipped, out)
     made_to_fit.warn(source, face_format)
 
