@@ -13,7 +13,8 @@ Each needs its own environment:
     QGFACE_MXNET_PYTHON=MXNET_VENV/bin/python     # Python 3.8: pip install -r requirements/mxnet.txt
 
 Images: 112x112 JPEGs of quality 95, from ../shared/faces/lfw_train or, if that is missing, of procedural faces; and the same
-images raw, from memory (the page cache). Exits with 0 only if every measured bar holds.
+images raw, from memory (the page cache). Reads that are not cached are measured with noise. Exits with 0 only if every measured
+bar holds.
 """
 
 from __future__ import annotations
