@@ -8,6 +8,8 @@
 #   scripts/eval.sh ijbc     RUN /data/IJB_release/IJBC        IJB-C
 #   scripts/eval.sh tinyface RUN /data/tinyface                TinyFace, ranks 1, 5, 20
 #   scripts/eval.sh scface   RUN /data/scface                  SCface, rank 1 at three distances
+#   scripts/eval.sh rfw      RUN /data/rfw                     RFW, four groups and the gaps between them
+#   scripts/eval.sh ijbs     RUN /data/IJBS                    IJB-S, five protocols
 #   scripts/eval.sh all      RUN /data/val                     every benchmark in the folder, and a summary table
 #
 # NPROC=4 embeds with four processes (default 1; one per GPU).
@@ -19,8 +21,8 @@ shift 3
 case $benchmark in
     verify) set -- verify --bins "$data" "$@" ;;
     ijbb | ijbc) set -- ijb --target "${benchmark^^}" --data-root "$data" "$@" ;;
-    tinyface | scface | all) set -- "$benchmark" --data-root "$data" "$@" ;;
-    *) echo "error: unknown benchmark '$benchmark'; known: verify, ijbb, ijbc, tinyface, scface, all" >&2; exit 2 ;;
+    tinyface | scface | rfw | ijbs | all) set -- "$benchmark" --data-root "$data" "$@" ;;
+    *) echo "error: unknown benchmark '$benchmark'; known: verify, ijbb, ijbc, tinyface, scface, rfw, ijbs, all" >&2; exit 2 ;;
 esac
 command=$1
 shift

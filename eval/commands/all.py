@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from eval.commands import ijb, rfw, scface, tinyface, verify
+from eval.commands import ijb, ijbs, rfw, scface, tinyface, verify
 from eval.commands.common import Figures, add_benchmark_arguments, open_encoder
 from eval.present.tables import summary_table
 from eval.protocols.ijb_files import TARGETS
@@ -17,32 +17,33 @@ from utils.dist import World
 from utils.errors import UserError
 
 NAME = "all"
-HELP = "every benchmark found under a folder: *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/; one summary table"
+HELP = "every benchmark found under a folder: *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/, ijbs/; one summary table"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
     verify.add_overlap_arguments(parser)
     parser.add_argument(
-        "--data-root", required=True, metavar="DIR", help="holds some of *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/"
+        "--data-root", required=True, metavar="DIR", help="holds some of *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/, ijbs/"
     )
     parser.add_argument("--all-pairs", nargs="+", default=[], metavar="SET", help="labelled sets too, as for `eval verify`")
     ijb.add_setting_arguments(parser)
+    ijbs.add_feature_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, world: World) -> None:
     root = Path(arguments.data_root)
     bins = sorted(root.glob("*.bin"))
     releases = [target for target in TARGETS if (root / target).is_dir()]
-    others = [command for command in (tinyface, scface, rfw) if (root / command.NAME).is_dir()]
+    others = [command for command in (tinyface, scface, rfw, ijbs) if (root / command.NAME).is_dir()]
     if not (bins or releases or others):
-        raise UserError(f"{root}: no benchmark here; looked for *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/")
+        raise UserError(f"{root}: no benchmark here; looked for *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/, ijbs/")
     encoder, figures = open_encoder(arguments, world), Figures(arguments)
     for evaluate in _prepare(arguments, root, bins, releases, others):
         evaluate(arguments, encoder, figures=figures)
 
     def show() -> None:
-        print("\nSummary (%): rank 1 on SCface and TinyFace, TAR@FAR=1e-4 on IJB, accuracy on the others")
+        print("\nSummary (%): rank 1 on SCface, TinyFace and IJB-S, TAR@FAR=1e-4 on IJB, accuracy on the others")
         print(summary_table(encoder.label, figures.results, with_paper=not arguments.no_paper))
 
     dist.on_first_rank(show)

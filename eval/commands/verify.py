@@ -115,7 +115,7 @@ def evaluate_sets(
 
     sets: images, two per pair, and whether each pair shows the same person. plot: the last part of the plots' file names.
     """
-    overlap = _Overlap(arguments, encoder)
+    overlap = Overlap(arguments, encoder)
     outcomes: dict[str, TenFold] = {}  # on rank 0
     intervals: dict[str, Intervals] = {}
 
@@ -147,7 +147,7 @@ def evaluate_sets(
 # -------------------------------------------------------------------------------------------------- overlap with the training set
 
 
-class _Overlap:
+class Overlap:
     """Warns of images that verification sets share with the encoder's training set, as `--overlap` requests.
 
     Raises UserError if the training set was asked for and cannot be read.
@@ -287,7 +287,7 @@ def evaluate_all_pairs(
     group_file: Path | None = None,
 ) -> None:
     """Compare every pair of labelled sets. Adds set name -> `AllPairs.metrics()`, also by group of quality, or of `--groups`."""
-    overlap = _Overlap(arguments, encoder)
+    overlap = Overlap(arguments, encoder)
     curves: dict[str, Roc] = {}
 
     def judge(name: str, labels: np.ndarray, features: np.ndarray, norms: np.ndarray, groups: _Groups) -> Results:

@@ -146,6 +146,17 @@ RFW = _table(
 )
 """Accuracy on the groups of RFW, in %: Wang et al., ICCV 2019, table 1."""
 
+_IJBS_COLUMNS = ("rank 1", "rank 5", "DIR@FPIR=0.01")
+IJBS = {
+    protocol: _table(_IJBS_COLUMNS, {"AdaFace R100, MS1MV2": ms1mv2, "AdaFace R100, WebFace4M": webface4m})
+    for protocol, ms1mv2, webface4m in (
+        ("single", (65.26, 70.53, 51.66), (70.42, 75.29, 58.27)),
+        ("booking", (66.27, 71.61, 50.87), (70.93, 76.11, 58.02)),
+        ("surveillance", (23.74, 37.47, 2.50), (35.05, 48.22, 4.96)),
+    )
+}
+"""IJB-S by protocol, in %: Kim et al., *AdaFace* (CVPR 2022), the table of low-quality results."""
+
 
 def verification(name: str) -> Row:
     """Published accuracies in % on a verification set, by its name: source -> accuracy."""

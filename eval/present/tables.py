@@ -27,6 +27,7 @@ _SUMMARY_COLUMNS = {
     paper.TINYFACE: ("tinyface", "rank1"),
     paper.IJBB: ("IJBB", "tar@far=1e-4"),
     "IJB-C": ("IJBC", "tar@far=1e-4"),
+    "IJB-S single": ("ijbs_single", "rank1"),
 }
 
 

@@ -22,6 +22,7 @@ _PROBES_AT_ONCE, _GALLERY_AT_ONCE = 1024, 2048
 _THREADS = 2
 _MAX_UNCERTAIN = 0.02  # share of a block's products; beyond it, forming all of them in float64 is faster
 NOBODY = -np.inf
+NEVER = np.iinfo(np.int64).max  # rank of a mate that cannot be found
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Search:
 
     mate_score: np.ndarray  # float64 [P], cosine with the most similar mate; -inf if there is none
     other_score: np.ndarray  # float64 [P], cosine with the most similar entry of another identity; -inf if there is none
-    rank: np.ndarray  # int64 [P], rank of the best mate, from 1; 0 if there is none
+    rank: np.ndarray  # int64 [P], rank of the best mate, from 1; 0 if there is none; NEVER if it or the probe has no features
     closed_set: bool = False
 
     @property
@@ -70,13 +71,28 @@ class Search:
         This is the share of mated probes whose mate scores above the threshold (at any rank), where at most a share `fpir` of
         the probes without mates scores above it with anyone. Raises UserError without mated or without unmated probes.
         """
+        strangers, allowed = self._strangers(fpir)
+        threshold = strangers[allowed] if allowed < len(strangers) else NOBODY
+        return float((self.mate_score[self.mated] > threshold).mean())
+
+    def detection_rate(self, fpir: float) -> float:
+        """Detection and identification rate at rank 1, as public evaluations of IJB-S compute it.
+
+        This is the share of mated probes whose mate has rank 1 and scores at least as high as the n-th highest of the scores of
+        probes without mates, where n is `fpir` times their number, rounded down; if n is 0, higher than all of them. Raises
+        UserError without mated or without unmated probes.
+        """
+        strangers, allowed = self._strangers(fpir)
+        accepted = self.mate_score >= strangers[allowed - 1] if allowed else self.mate_score > strangers[0]
+        return float((accepted & (self.rank == 1))[self.mated].mean())
+
+    def _strangers(self, fpir: float) -> tuple[np.ndarray, int]:
+        """The highest score of each probe without a mate, descending, and how many of them may be accepted."""
         self._require_mated()
         strangers = np.sort(self.other_score[~self.mated])[::-1]
         if len(strangers) == 0:
             raise UserError("FPIR needs probes whose identity is not in the gallery; there are none")
-        allowed = math.floor(fpir * len(strangers) + 1e-9)  # 0.29 x 100 is 28.999…
-        threshold = strangers[allowed] if allowed < len(strangers) else NOBODY
-        return float((self.mate_score[self.mated] > threshold).mean())
+        return strangers, math.floor(fpir * len(strangers) + 1e-9)  # 0.29 x 100 is 28.999…
 
     def _require_mated(self) -> None:
         if not self.mated.any():
