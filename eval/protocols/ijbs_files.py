@@ -68,27 +68,18 @@ def read_protocols(root: Path, unseen: list[str] | None = None) -> list[Protocol
     folder = root / "protocols"
     files = _find_files(folder)
     subjects_of = _read_metadata(files["metadata"])
-    probes = {name: _probes(files[f"{name}_probe"], subjects_of, unseen) for name in _PROBES}
-    single, booking, surveillance = (
+    booking_probes, video_probes, uav_probes = (_probes(files[f"{name}_probe"], subjects_of, unseen) for name in _PROBES)
+    single, booking, videos = (
         [_gallery(files[f"surveillance_to_{name}_g{number}"], name, subjects_of) for number in (1, 2)] for name in _GALLERIES
     )
-    videos_of: dict[int, list[str]] = {}
-    for source, subjects in subjects_of.items():
-        for subject in subjects if source.startswith("videos_") else ():
-            videos_of.setdefault(subject, []).append(source)
-    from_videos, video_probes, from_air = probes.values()
-    everywhere = [
-        Template(subject, tuple(videos_of[subject])) for subject in dict.fromkeys(each.subject for each in video_probes)
-    ]
-    return [
-        Protocol(name, templates, (galleries[0], galleries[1]))
-        for name, templates, galleries in zip(
-            PROTOCOLS,
-            (from_videos, from_videos, everywhere, video_probes, from_air),
-            (single, booking, booking, surveillance, booking),
-            strict=True,
-        )
-    ]
+    probes_and_galleries = {
+        "single": (booking_probes, single),
+        "booking": (booking_probes, booking),
+        "multiview": (_all_videos(video_probes, subjects_of), booking),
+        "surveillance": (video_probes, videos),
+        "uav": (uav_probes, booking),
+    }
+    return [Protocol(name, probes, (g1, g2)) for name, (probes, (g1, g2)) in probes_and_galleries.items()]
 
 
 def _find_files(folder: Path) -> dict[str, Path]:
@@ -128,6 +119,16 @@ def _probes(path: Path, subjects_of: dict[str, list[int]], unseen: list[str] | N
             unseen.append(source)
         templates |= {Template(subject, (source,)): None for subject in (subjects if is_video else subjects[:1])}
     return list(templates)
+
+
+def _all_videos(probes: list[Template], subjects_of: dict[str, list[int]]) -> list[Template]:
+    """One template for each subject of `probes`, with all of the subject's videos."""
+    videos_of: dict[int, list[str]] = {probe.subject: [] for probe in probes}
+    for source, subjects in subjects_of.items():
+        for subject in subjects:
+            if source.startswith("videos_") and subject in videos_of:
+                videos_of[subject].append(source)
+    return [Template(subject, tuple(videos)) for subject, videos in videos_of.items()]
 
 
 def _gallery(path: Path, kind: str, subjects_of: dict[str, list[int]]) -> list[Template]:
