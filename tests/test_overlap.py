@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.commands import verify
+from eval.commands.common import overlap
 from recognition.data import FaceDataset
 from recognition.data.bins import write_bin
 from recognition.data.overlap import nearest_training_images, training_hashes
@@ -67,7 +67,7 @@ def test_only_small_sets_are_checked_unasked(sets, capsys, monkeypatch):
     check(sets, "--training-set", sets / "packed")
     assert "training images" in capsys.readouterr().err
     for arguments in (("--overlap", "off"), ()):
-        monkeypatch.setattr(verify, "_QUICK", 5)
+        monkeypatch.setattr(overlap, "_QUICK", 5)
         check(sets, "--training-set", sets / "packed", *arguments)
         assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="x: has no training set; give --training-set REC"):

@@ -10,6 +10,7 @@ from types import ModuleType
 
 from eval.commands import ijb, ijbs, rfw, scface, tinyface, verify
 from eval.commands.common import Figures, add_benchmark_arguments, open_encoder
+from eval.commands.common.overlap import add_overlap_arguments
 from eval.present.tables import summary_table
 from eval.protocols.ijb_files import TARGETS
 from utils import dist
@@ -22,7 +23,7 @@ HELP = "every benchmark found under a folder: *.bin, IJBB/, IJBC/, tinyface/, sc
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
-    verify.add_overlap_arguments(parser)
+    add_overlap_arguments(parser)
     parser.add_argument(
         "--data-root", required=True, metavar="DIR", help="holds some of *.bin, IJBB/, IJBC/, tinyface/, scface/, rfw/, ijbs/"
     )

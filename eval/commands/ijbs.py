@@ -22,7 +22,7 @@ from eval.commands.common import (
     plot_folder,
     save_plots,
 )
-from eval.commands.verify import Overlap, add_overlap_arguments
+from eval.commands.common.overlap import Overlap, add_overlap_arguments
 from eval.embedding import check_images
 from eval.present import paper
 from eval.present.plots import draw_cmc

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from eval.commands.common import Figures, ImageSet, Results, add_benchmark_arguments, bin_sets, open_encoder
-from eval.commands.verify import add_overlap_arguments, evaluate_sets
+from eval.commands.common.overlap import add_overlap_arguments
+from eval.commands.verify import evaluate_sets
 from eval.embedding import check_images
 from eval.present import paper
 from eval.present.tables import NOT_MEASURED, Table, percent
