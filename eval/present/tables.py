@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prettytable import PrettyTable
+from prettytable import PrettyTable, TableStyle
 
 from eval.operating import FMRS, LEAST_FALSE_MATCHES, rate_label
 from eval.present import paper
@@ -41,11 +41,20 @@ class Table:
     note: str = ""  # printed after the table
 
     def __str__(self) -> str:
+        return self._pretty().get_string() + (f"\n{self.note}" if self.note else "")
+
+    def markdown(self) -> str:
+        """The table in Markdown, which has no lines between rows."""
+        table = self._pretty()
+        table.set_style(TableStyle.MARKDOWN)
+        return table.get_string() + (f"\n\n{self.note}" if self.note else "")
+
+    def _pretty(self) -> PrettyTable:
         table = PrettyTable(self.headings, align="r")
         table.align[self.headings[0]] = "l"
         for number, cells in enumerate([*self.rows, *self.below], 1):
             table.add_row(list(cells), divider=bool(self.below) and number == len(self.rows))
-        return table.get_string() + (f"\n{self.note}" if self.note else "")
+        return table
 
 
 def percent(rate: float | None, interval: Interval | None = None) -> str:

@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.images import FACE_SIZE, ChannelOrder
 
 FORMAT = "qgface-encoder-1"
+MODEL = "model.safetensors"  # in a published folder
 MEAN = STD = 127.5
 _QUALITY = ("quality_mean", "quality_std", "quality_concentration")
 

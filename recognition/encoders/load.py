@@ -1,4 +1,4 @@
-"""Load an encoder from a run, an exported file, someone else's ONNX or released weights."""
+"""Load an encoder from a run, an exported file or published folder, someone else's ONNX or released weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import nn
 import backbones
 from recognition.checkpoints import store
 from recognition.encoders.build import build_backbone, build_encoder, load_from_checkpoint
-from recognition.encoders.card import EncoderCard, QualityScale, card_of_weights, order_of_family
+from recognition.encoders.card import MODEL, EncoderCard, QualityScale, card_of_weights, order_of_family
 from recognition.encoders.embedder import Embedder, autocast_type
 from recognition.encoders.onnx import OnnxEmbedder
 from utils import plugins
 from utils.config import Config
 from utils.errors import UserError
 from utils.images import ChannelOrder
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class LoadedEncoder:
     @property
     def label(self) -> str:
         """Its name in tables and plots."""
-        name = self.path.resolve().name + (" EMA" if self.weights == "ema" else "")
+        path = self.path.resolve()
+        name = (path.parent.name if path.name == MODEL else path.name) + (" EMA" if self.weights == "ema" else "")
         return f"{name} ({self.card.network})" if self.card.network else name
 
     @property
@@ -52,7 +55,7 @@ class LoadedEncoder:
 
 def load_encoder(
     path: str | Path,
-    device: torch.device,
+    device: torch.device = _CPU,
     channel_order: ChannelOrder | None = None,
     network: str | None = None,
     precision: str | None = None,
@@ -60,7 +63,7 @@ def load_encoder(
     std: float | None = None,
     weights: str = "trained",
 ) -> LoadedEncoder:
-    """The encoder of a run or checkpoint folder, of an exported .safetensors or .onnx, or of released weights.
+    """The encoder of a run or checkpoint folder, of an exported .safetensors, .onnx or published folder, or of released weights.
 
     Released weights are arcface_torch's .pt and .pth, which expect RGB, and AdaFace's .ckpt, which expect BGR.
 
@@ -72,6 +75,8 @@ def load_encoder(
     """
     plugins.trust([network or ""])
     path = Path(path)
+    if (path / MODEL).is_file():
+        path = path / MODEL
     if path.is_dir() or not path.exists():
         loaded = _load_run(path, device, precision, weights)
     elif weights == "ema":

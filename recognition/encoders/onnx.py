@@ -50,13 +50,7 @@ class OnnxEmbedder:
         self.card = card
 
     def __call__(self, images_nHWC: torch.Tensor) -> torch.Tensor:
-        images = images_nHWC.numpy()
-        if self.card.channel_order == "BGR":
-            images = images[..., ::-1]
-        inputs = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
-        inputs -= self.card.mean
-        inputs /= self.card.std
-        return torch.from_numpy(self.run(inputs))
+        return torch.from_numpy(self.run(normalised(images_nHWC.numpy(), self.card)))
 
     def features(self, images_nHWC: torch.Tensor) -> torch.Tensor:
         """The same from images on any device, as `Embedder.features`."""
@@ -99,6 +93,15 @@ class OnnxEmbedder:
                     "use an encoder for that size"
                 )
         return inputs[0].name, shape[0] if isinstance(shape[0], int) else None
+
+
+def normalised(images_nHWC: np.ndarray, card: EncoderCard) -> np.ndarray:
+    """uint8 RGB [n, 112, 112, 3] -> the encoder's input, float32 [n, 3, 112, 112]."""
+    images = images_nHWC[..., ::-1] if card.channel_order == "BGR" else images_nHWC
+    inputs = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
+    inputs -= card.mean
+    inputs /= card.std
+    return inputs
 
 
 def _open(path: Path, device: torch.device) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-_ENCODERS = "run folder, one of its checkpoints, released weights (.pt .pth .ckpt) or an exported encoder (.safetensors .onnx)"
+_ENCODERS = "run folder, one of its checkpoints, released weights (.pt .pth .ckpt) or an export (.safetensors .onnx, folder)"
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser, checkpoint_required: bool = True) -> None:

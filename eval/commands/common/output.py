@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from eval.present.style import save_figure
 from eval.present.tables import write_results
+from recognition.encoders.card import MODEL
 from utils import dist
 from utils.errors import UserError
 from utils.files import refuse_address
@@ -25,9 +26,9 @@ def plot_folder(arguments: argparse.Namespace) -> Path | None:
     """The folder for plots: `--plots`, else `eval` in the run's folder, else None."""
     if arguments.plots:
         return Path(arguments.plots)
-    if not arguments.checkpoint or not Path(arguments.checkpoint).is_dir():
+    folder = Path(arguments.checkpoint or "")
+    if not arguments.checkpoint or not folder.is_dir() or (folder / MODEL).is_file():
         return None
-    folder = Path(arguments.checkpoint)
     return (folder.parents[1] if folder.parent.name == "checkpoints" else folder) / "eval"
 
 
