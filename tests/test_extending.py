@@ -43,7 +43,7 @@ def _run(folder: Path, *arguments: str, code: int = 0) -> str:
 
 
 def test_train_resume_evaluate_and_export_with_the_examples(outside, demo_set):
-    """One run uses all parts; the command evaluates it, and an exported file is opened again."""
+    """One run uses all parts; the command evaluates it, and the published folder is opened again."""
     output, bins = outside / "run", str(demo_set / "demo_hq.bin")
     keys = (f"rec={demo_set}", "val_targets=('demo_hq',)", f"output={output}", "batch_size=8", "num_workers=1")
     train = ("train.py", str(outside / "my_config.py"), *keys, "precision=fp32", "diagnose_every=2", "frequent=1")
@@ -60,13 +60,15 @@ def test_train_resume_evaluate_and_export_with_the_examples(outside, demo_set):
     figures = json.loads((outside / "figures.json").read_text())["demo_hq"]
     assert -1 <= figures["different"] <= 1 and f"same {figures['same']:.3f}" in out
 
-    file = outside / "encoder.safetensors"
-    _run(outside, "-m", "eval", "export", "--checkpoint", str(output), "--network", "my_parts:Encoder", "--out", str(file))
+    published = outside / "published"
+    export = ("-m", "eval", "export", "--checkpoint", str(output), "--network", "my_parts:Encoder", "--format", "hub")
+    _run(outside, *export, "--out", str(published))
+    assert 'load_encoder("published", network="my_parts:Encoder")' in (published / "README.md").read_text()
     sys.path.insert(0, str(outside))
     try:
         with pytest.raises(UserError, match="needs the plug-in"):
-            load_encoder(file, torch.device("cpu"))
-        exported = load_encoder(file, torch.device("cpu"), network="my_parts:Encoder", precision="fp32")
+            load_encoder(published, torch.device("cpu"))
+        exported = load_encoder(published, torch.device("cpu"), network="my_parts:Encoder", precision="fp32")
         run_folder = load_encoder(output, torch.device("cpu"), network="my_parts:Encoder")
         images = torch.randint(0, 256, (3, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         assert exported.card.network_options == {"width": 32}

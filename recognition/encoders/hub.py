@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from eval.present.tables import Table, operating_table, rate_table, read_results, summary_row, verification_table
+from recognition import __version__
 from recognition.checkpoints import store
-from recognition.encoders.card import MODEL, EncoderCard
+from recognition.encoders.card import FORMAT, MODEL, EncoderCard
 from recognition.encoders.export import export_encoder
 from utils import plugins
 from utils.config import Config, from_base
@@ -44,13 +46,18 @@ def publish(module: nn.Module, card: EncoderCard, run: Path, out: Path) -> None:
     config = store.read_config(store.find(run))
     with new_folder(out) as partial:
         export_encoder(module, card, partial / MODEL)
-        _write_json(partial / "config.json", {"model_type": "qgface", "architectures": [card.network], **card.to_metadata()})
+        _write_json(partial / "config.json", _config(card))
         _write_json(partial / "preprocessor_config.json", _preprocessing(card))
         (partial / "README.md").write_text(_readme(out.resolve().name, card, config, results), encoding="utf-8")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _config(card: EncoderCard) -> dict[str, Any]:
+    about = {"model_type": "qgface", "architectures": [card.network], "format": FORMAT, "version": __version__}
+    return about | asdict(card)
 
 
 def _preprocessing(card: EncoderCard) -> dict[str, Any]:
