@@ -149,6 +149,14 @@ def test_a_bad_export_leaves_no_file(tmp_path):
             self.calls += 1
             return images.mean(dim=(2, 3)) + self.calls
 
+    class Branching(torch.nn.Module):
+        """Depends on the pixels' values, which a graph cannot."""
+
+        def forward(self, images):
+            return images.mean(dim=(2, 3)) if images.mean() > 0 else images.amax(dim=(2, 3))
+
+    with pytest.raises(UserError, match=r"PyTorch cannot export this network \(.*\); export it as \.safetensors"):
+        export_encoder(Branching(), EncoderCard("tiny", 3, "RGB"), tmp_path / "e.onnx")
     with pytest.raises(UserError, match="differ from PyTorch's by"):
         export_encoder(Forgetful(), EncoderCard("tiny", 3, "RGB"), tmp_path / "e.onnx")
     with pytest.raises(UserError, match=r"the ending must be \.safetensors or \.onnx"):
@@ -196,22 +204,24 @@ def test_one_of_several_ranks_can_load_a_run_alone(tmp_path):
 
 @needs_faces
 @pytest.mark.skipif(not INSIGHTFACE, reason="QGFACE_INSIGHTFACE_PYTHON does not name a Python with the insightface package")
-def test_insightface_reads_an_exported_model_and_computes_the_same_embeddings(tmp_path):
-    net = encoder("tiny")
-    export_encoder(net, EncoderCard("tiny", 32, "RGB"), tmp_path / "e.onnx")
+def test_insightface_reads_exported_models_and_computes_the_same_embeddings(tmp_path):
     encoded, _ = load_bin(FACES / "val/lfw_mixed.bin")
     for index, image in enumerate(encoded[:4]):
         (tmp_path / f"{index}.jpg").write_bytes(image)
+    faces = np.stack([cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB) for image in encoded[:4]])
+    for precision, calibrating in (("fp32", None), ("fp16", None), ("int8", faces)):
+        export_encoder(encoder("tiny"), EncoderCard("tiny", 32, "RGB"), tmp_path / f"{precision}.onnx", precision, calibrating)
     script = (
         "import sys, glob, numpy, cv2\n"
         "from insightface.model_zoo import get_model\n"
-        "model = get_model(sys.argv[1] + '/e.onnx', providers=['CPUExecutionProvider'])\n"
-        "numpy.save(sys.argv[1] + '/f.npy', model.get_feat([cv2.imread(p) for p in sorted(glob.glob(sys.argv[1] + '/*.jpg'))]))\n"
+        "images = [cv2.imread(path) for path in sorted(glob.glob(sys.argv[1] + '/*.jpg'))]\n"
+        "for path in glob.glob(sys.argv[1] + '/*.onnx'):\n"
+        "    model = get_model(path, providers=['CPUExecutionProvider'])\n"
+        "    numpy.save(path + '.npy', model.get_feat(images))\n"
     )
     subprocess.run([INSIGHTFACE, "-c", script, str(tmp_path)], check=True, timeout=120)
-    faces = [cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB) for image in encoded[:4]]
-    ours = load_encoder(tmp_path / "e.onnx", CPU).embed(torch.from_numpy(np.stack(faces)))
-    close(ours, np.load(tmp_path / "f.npy"))
+    for path in tmp_path.glob("*.onnx"):
+        close(load_encoder(path, CPU).embed(torch.from_numpy(faces)), np.load(f"{path}.npy"))
 
 
 # -------------------------------------------------------------------------------------------------- released weights

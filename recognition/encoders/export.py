@@ -80,20 +80,23 @@ def _write_onnx(
     import onnx
 
     require("onnxscript", "requirements.txt", label)
-    example = torch.rand(2, 3, FACE_SIZE, FACE_SIZE)
-    with _quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-        assert program is not None
-        program.save(str(path))
+    try:
+        with _quiet_exporter(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (torch.rand(2, 3, FACE_SIZE, FACE_SIZE),),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+    except torch.onnx.OnnxExporterError as fault:
+        reason = str(fault.__cause__ or fault).splitlines()[0][:160]
+        raise UserError(f"{label}: PyTorch cannot export this network ({reason}); export it as .safetensors") from fault
+    assert program is not None
+    program.save(str(path))
     if precision == "fp16":
         to_fp16(path)
     elif precision == "int8":

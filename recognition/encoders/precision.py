@@ -31,9 +31,12 @@ def calibration_images(path: str | Path) -> np.ndarray:
 def to_fp16(path: Path) -> None:
     """Convert weights and arithmetic of a graph to fp16, in place; input and output remain fp32."""
     import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
-    onnx.save(convert_float_to_float16(onnx.load(str(path)), keep_io_types=True), str(path))
+    graph = OnnxModel(onnx.load(str(path)))
+    graph.convert_float_to_float16(use_symbolic_shape_infer=False, keep_io_types=True)
+    graph.topological_sort()
+    onnx.save(graph.model, str(path))
 
 
 def to_int8(path: Path, faces_nCHW: np.ndarray) -> None:
