@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ def _write_onnx(
 
     require("onnxscript", "requirements.txt", label)
     try:
-        with _quiet_exporter(), torch.no_grad():
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (torch.rand(2, 3, FACE_SIZE, FACE_SIZE),),
@@ -97,11 +98,12 @@ def _write_onnx(
         raise UserError(f"{label}: PyTorch cannot export this network ({reason}); export it as .safetensors") from fault
     assert program is not None
     program.save(str(path))
-    if precision == "fp16":
-        to_fp16(path)
-    elif precision == "int8":
-        assert inputs is not None
-        to_int8(path, inputs)
+    with _quiet():
+        if precision == "fp16":
+            to_fp16(path)
+        elif precision == "int8":
+            assert inputs is not None
+            to_int8(path, inputs)
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, card.to_metadata())
     onnx.checker.check_model(model)
@@ -109,17 +111,16 @@ def _write_onnx(
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's remarks about torchvision and its own deprecated calls."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """Silence what exporter and quantisation print about other packages, their own calls, and graphs that fail."""
+    before, ignored = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(ignored), contextlib.redirect_stderr(ignored):
+            warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def _check_onnx(
