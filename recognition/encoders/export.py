@@ -32,7 +32,6 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": np.inf}
 comparison on pairs of faces can judge (`eval export --bins`)."""
 OPSET = 18  # read by onnxruntime from 1.14 on
 OUTPUT = "features"
-_CHECKED_BATCHES = (1, 3)  # sizes other than the traced one
 
 
 def export_encoder(
@@ -56,21 +55,19 @@ def export_encoder(
         raise UserError(f"{label}: {problem}; export an earlier checkpoint")
     with new_file(out, parents=True, label=label) as partial:
         if out.suffix == ".safetensors":
-            write_safetensors(plain, card, partial, label)
+            _write_safetensors(plain, card, partial, label)
             return 0.0
         inputs = None if faces is None else normalised(faces, card)
         _write_onnx(plain, card, partial, precision, inputs, label)
         return _check_onnx(plain, card, partial, precision, inputs, label)
 
 
-def write_safetensors(module: nn.Module, card: EncoderCard, path: Path, label: str) -> None:
+def _write_safetensors(module: nn.Module, card: EncoderCard, path: Path, label: str) -> None:
     """Write a file and read it back. Raises UserError, beginning with `label`, if it differs."""
     state = {name: value.contiguous().clone() for name, value in module.state_dict().items()}
     path.write_bytes(save(state, metadata=card.to_metadata()))
     written = load_file(path)
-    if written.keys() != state.keys() or not all(
-        torch.equal(written[name], value) for name, value in state.items()
-    ):  # all finite
+    if written.keys() != state.keys() or not all(torch.equal(written[name], state[name]) for name in state):  # all finite
         raise UserError(f"{label}: the file does not read back the same; check the disk")
 
 
