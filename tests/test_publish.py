@@ -111,7 +111,7 @@ def test_what_cannot_be_exported_is_one_line(run, tmp_path, monkeypatch):
         ((tmp_path / "fresh", out, "--format", "hub"), "no results.json with results, which a model card needs; evaluate first"),
         ((run, tmp_path / "e.safetensors", "--precision", "fp16"), r"--precision fp16: only an \.onnx can have it"),
         ((run, model, "--precision", "int8"), "--precision int8 and --calibrate SET belong together"),
-        ((run, model, *INT8, tmp_path / "small"), "the image is 96x96, expected 112x112; align the faces"),
+        ((run, model, *INT8, tmp_path / "small"), "the image has 96x96 pixels, expected 112x112; align the faces"),
         ((run, model, *INT8, tmp_path / "absent"), "absent"),
         ((run, model, "--bins", tmp_path / "absent.bin"), r"absent\.bin"),
     ):
