@@ -75,6 +75,9 @@ config.compile = False  # compile the encoder with torch.compile
 # Recompute the activations inside each block in the backward pass: the same gradients with less memory, for about a third more
 # time. For r18 … r2060, ir_18 … ir_101, vit_*.
 config.gradient_checkpointing = False
+# "fsdp": divide the encoder's weights, gradients and optimiser state over the ranks (PyTorch's FSDP2), for encoders that are too
+# large for one GPU; see docs/SCALING.md. "none": each rank holds all of them (DDP).
+config.encoder_sharding = "none"
 config.precision = "auto"  # of the encoder: "fp32", "bf16", "fp16"; "auto": bf16 if the hardware supports it, else fp32
 
 # --- quality and losses ---------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from recognition.freezing import freeze
 from recognition.lora import adapt
 from recognition.momentum_encoder import MomentumEncoder
 from recognition.optimiser import LossScale, build_optimiser
+from recognition.sharding import shard
 from recognition.step import TrainStep
 from recognition.train_state import TrainState
 from utils import plugins
@@ -151,14 +152,21 @@ def build_train_state(config: Config, world: World, dataset: FaceDataset | None 
     freeze(encoder, config.freeze)
     if config.lora_rank:
         adapt(encoder, config.lora_rank, config.lora_alpha, config.seed)
+    momentum_encoder = build_momentum_encoder(config, encoder)
+    ema = MomentumEncoder(encoder, config.ema, with_statistics=True) if config.ema else None
+    autocast = autocast_type(config.precision, world.device)
+    if config.encoder_sharding == "fsdp":
+        shard(encoder, world.device, autocast)
+        if momentum_encoder is not None:
+            shard(momentum_encoder.copy, world.device, autocast)
     joint = build_joint_loss(config, world, dataset)
     return TrainState(
         encoder,
         joint,
         build_optimiser(config, encoder, joint.classifier),
-        LossScale(autocast_type(config.precision, world.device) == torch.float16, world.device),
-        build_momentum_encoder(config, encoder),
-        MomentumEncoder(encoder, config.ema, with_statistics=True) if config.ema else None,
+        LossScale(autocast == torch.float16, world.device),
+        momentum_encoder,
+        ema,
     )
 
 
@@ -227,11 +235,13 @@ def build_train_step(
     config: Config, world: World, state: TrainState, on_outcome: Callable[[str], None], teacher: Teacher | None = None
 ) -> TrainStep:
     """The training step over all ranks. Call it when the encoder's weights are loaded: DDP distributes rank 0's."""
-    encoder = DistributedDataParallel(
-        torch.compile(state.encoder) if config.compile else state.encoder,
-        device_ids=[world.device] if world.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-    )
+    encoder = state.encoder
+    if config.encoder_sharding == "none":
+        encoder = DistributedDataParallel(
+            torch.compile(encoder) if config.compile else encoder,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
     return TrainStep(
         state,
         encoder,

@@ -21,6 +21,8 @@ import copy
 import torch
 from torch import nn
 
+from recognition.sharding import local
+
 
 class MomentumEncoder(nn.Module):
     """A copy of `encoder` in its present state, without gradients. It is the same on all ranks, as the encoder is.
@@ -58,4 +60,4 @@ class MomentumEncoder(nn.Module):
 
     def _tensors(self, encoder: nn.Module) -> list[torch.Tensor]:
         buffers = encoder.buffers() if self.with_statistics else ()
-        return [*encoder.parameters(), *(buffer for buffer in buffers if buffer.is_floating_point())]  # no counters
+        return [*map(local, encoder.parameters()), *(buffer for buffer in buffers if buffer.is_floating_point())]  # no counters

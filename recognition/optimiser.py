@@ -4,8 +4,8 @@ With partial FC a step sees only some rows of the classifier. A sparse gradient 
 optimiser's state move as the dense optimiser would move them; all other rows, weight decay and momentum included, stay bit
 for bit as they were, unless `move_all_rows` is set. Dense gradients take PyTorch's own path.
 
-A gradient norm counts every parameter of the world once: the encoder's, which are equal on all ranks, and, unless it is that of
-the encoder alone, all shards of the classifier.
+A gradient norm counts every parameter of the world once: the encoder's, which are equal on all ranks unless it is sharded, and,
+unless it is that of the encoder alone, all shards of the classifier.
 
 Shapes: W ranks, K rows of a parameter, S rows in a sparse gradient (increasing, each once), D columns.
 """
@@ -21,6 +21,7 @@ from torch.optim.sgd import sgd
 
 from losses.sharded_softmax import streamed_gradient
 from recognition.fine_tuning import rate_factors
+from recognition.sharding import is_sharded, own_rows
 from utils.config import Config
 from utils.dist import gather_stack
 
@@ -60,8 +61,8 @@ def parameter_groups(
     for rate in sorted(set(rates.values()), reverse=True):
         own = [p for p in parameters if rates[id(p)] == rate]
         groups += [
-            {"params": [p for p in own if id(p) not in undecayed], "weight_decay": weight_decay, "rate": rate},
-            {"params": [p for p in own if id(p) in undecayed], "weight_decay": 0.0, "rate": rate},
+            {"params": [own_rows(p) for p in own if id(p) not in undecayed], "weight_decay": weight_decay, "rate": rate},
+            {"params": [own_rows(p) for p in own if id(p) in undecayed], "weight_decay": 0.0, "rate": rate},
         ]
     return groups
 
@@ -79,6 +80,8 @@ class GradientNorm:
     def __init__(self, encoder: nn.Module, head: nn.Module, with_head: bool = True):
         self._streamed = [g for g in map(streamed_gradient, head.parameters()) if g is not None] if with_head else []
         self._shared = torch.nn.utils.get_total_norm(_gradients(encoder)).double().square()
+        if is_sharded(encoder):
+            self._shared = gather_stack(self._shared).sum()
         sharded = torch.nn.utils.get_total_norm(_gradients(head)).double().square()
         unknown = [torch.where(g.finite, 0.0, torch.inf) for g in map(streamed_gradient, head.parameters()) if g is not None]
         sharded_W = gather_stack(sum(unknown, sharded))
@@ -109,7 +112,7 @@ def scale_gradients(parameters: Iterable[nn.Parameter], factor: torch.Tensor | f
 
 
 def _gradients(module: nn.Module) -> list[torch.Tensor]:
-    return [_values(p.grad) for p in module.parameters() if p.grad is not None]
+    return [_values(p.grad) for p in map(own_rows, module.parameters()) if p.grad is not None]
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from recognition.data.prefetch import DeviceBatch
 from recognition.encoders.embedder import to_input
 from recognition.finite import FiniteCheck, finite_by_rank
 from recognition.optimiser import GradientNorm, coalesce_gradients, scale_gradients
+from recognition.sharding import own_rows
 from recognition.snapshot import Snapshot, running_statistics
 from recognition.train_state import TrainState
 from utils import dist
@@ -76,7 +77,8 @@ class TrainStep:
     `on_outcome` once with the reason ("" if the step was applied). Until then the counters of the queue and of the class
     sampler are not final: call `finish_step` before reading the state.
 
-    encoder: `state.encoder` in DDP. autocast: number format of the encoder; None for fp32. max_grad_norm: 0 for no clipping.
+    encoder: `state.encoder` in DDP, or itself if it is sharded. autocast: number format of the encoder; None for fp32.
+    max_grad_norm: 0 for no clipping.
     clip_head: clip the norm of all gradients together, else that of the encoder's gradients, and leave the classifier's alone.
     average_batches: the step's gradient is the mean of its batches' gradients, else their sum. teacher: uint8 images
     [B, H, W, 3] -> the features [B, D] that the encoder's turn towards.
@@ -85,7 +87,7 @@ class TrainStep:
     def __init__(
         self,
         state: TrainState,
-        encoder: nn.parallel.DistributedDataParallel,
+        encoder: nn.Module,
         *,
         device: torch.device,
         autocast: torch.dtype | None,
@@ -98,6 +100,8 @@ class TrainStep:
         self.state, self.encoder, self.device, self.autocast = state, encoder, device, autocast
         self.max_grad_norm, self.clip_head, self.average_batches = max_grad_norm, clip_head, average_batches
         self._on_outcome, self._teacher = on_outcome, teacher
+        # A sharded encoder reduces the gradients of every batch, and so never holds them in full.
+        self._no_sync = encoder.no_sync if isinstance(encoder, nn.parallel.DistributedDataParallel) else contextlib.nullcontext
         self._snapshot = Snapshot([*running_statistics(state.encoder, state.momentum_encoder), *state.joint.buffers()])
         self._pending: FiniteCheck | str | None = None  # the last step's check, or why the host skipped it
         self._skip_reason = ""  # of the last step that is not pending
@@ -114,7 +118,7 @@ class TrainStep:
         features_finite_W = torch.ones(dist.rank_and_world()[1], dtype=torch.bool, device=self.device)
         for number, batch in enumerate(batches):
             is_last = number == len(batches) - 1
-            with contextlib.nullcontext() if is_last else self.encoder.no_sync():
+            with contextlib.nullcontext() if is_last else self._no_sync():
                 # Encode all views in one pass.
                 dist.mark_collective("forward pass")
                 features_VBD = self.encode(self.encoder, batch.images_VBHWC[state.learned_views])
@@ -143,7 +147,7 @@ class TrainStep:
                 terms = state.joint(features_VGD, host_label_G, momentum_VGD, teacher_1GD, grade_G)
                 contrasted += terms.low_quality_pair_share
 
-                # Backward: reduce-scatter of feature gradients; DDP's all-reduce in the last pass.
+                # Backward: reduce-scatter of feature gradients; DDP's all-reduce in the last pass, FSDP's in every pass.
                 divisor = len(batches) if self.average_batches else 1
                 (terms.loss * (state.loss_scale.value / divisor)).backward()
 
@@ -165,7 +169,7 @@ class TrainStep:
 
         # Clip and update.
         if self.max_grad_norm > 0:
-            clipped = parameters if self.clip_head else state.encoder.parameters()
+            clipped = parameters if self.clip_head else map(own_rows, state.encoder.parameters())
             scale_gradients(clipped, (self.max_grad_norm / norm.value()).clamp(max=1.0).float())
         state.optimiser.step_if(check.passed)
         norm_before_clipping = norm.value()

@@ -34,6 +34,7 @@ from recognition.monitor.skipped import DamagedRecords, SkippedSteps
 from recognition.monitor.trackers import TENSORBOARD, build_trackers
 from recognition.monitor.verification_time import VerificationTime
 from recognition.schedule import Schedule
+from recognition.sharding import gathered
 from recognition.step import ALL_DAMAGED, StepResult
 from utils import dist
 from utils.config import Config
@@ -296,7 +297,7 @@ class Trainer:
     def _verify(self) -> Results:
         self.train_step.finish_step()
         results: Results = {}
-        with self.progress.clock_stopped(), self.verification_time.measured():
+        with self.progress.clock_stopped(), self.verification_time.measured(), gathered(self.state.encoder):
             for suffix, embed in self.embedders.items():
                 dist.broadcast_buffers(embed.encoder)
 
@@ -334,11 +335,10 @@ class Trainer:
         if folder is None:
             return notes
         notes += check_changes(folder, self.config, self.world.size, self.data_fingerprint, self.total_steps)
-        loaded = store.load(folder)
-        restore(loaded, self.state)
-        self.step_number, self.skipped_steps.in_a_row = loaded.values["step"], loaded.values["skipped_in_a_row"]
+        values = restore(folder, self.state)
+        self.step_number, self.skipped_steps.in_a_row = values["step"], values["skipped_in_a_row"]
         history = dist.on_first_rank(lambda: verification_history(self.output))
-        self.saver.restore(self.step_number, loaded.values, history)
+        self.saver.restore(self.step_number, values, history)
         self.owes_verification = self._verification_is_due and not self.verified <= history.get(self.step_number, {}).keys()
         dist.on_first_rank(lambda: store.set_aside_after(self.output, folder))
         return [*notes, f"resumed from {folder}"]
@@ -351,7 +351,8 @@ class Trainer:
         note = initialise(self.state.encoder, self.config)
         for follower in self.state.followers.values():
             follower.start_from(self.state.encoder)
-        return [note, *start_classifier(self.state.joint.classifier, self.config, dataset, self.embed)]
+        with gathered(self.state.encoder):
+            return [note, *start_classifier(self.state.joint.classifier, self.config, dataset, self.embed)]
 
     def _print_overview(self) -> None:
         config, encoder = self.config, self.state.encoder

@@ -97,7 +97,7 @@ def test_a_checkpoint_of_the_gpu_is_read_on_both(world, tmp_path):
     writer.finish()
     for device in ("cpu", "cuda"):
         other = SmallStep(PARTS["AdamW, sampled classes, scaled"], torch.device(device))
-        checkpoint_state.restore(store.load(store.newest(tmp_path)), other.state)
+        checkpoint_state.restore(store.newest(tmp_path), other.state)
         restored = other.captured()
         for key, value in expected.items():
             if isinstance(value, torch.Tensor):

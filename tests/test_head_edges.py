@@ -154,7 +154,7 @@ def _save(folder, name: str, rate: float) -> list[torch.Tensor]:
 
 def _load(folder, name: str, rate: float) -> list[torch.Tensor]:
     encoder, joint, optimiser, scale = _parts(name, rate)
-    state.restore(store.load(store.newest(folder)), TrainState(encoder, joint, optimiser, scale))
+    state.restore(store.newest(folder), TrainState(encoder, joint, optimiser, scale))
     return _steps(joint, optimiser, 4, 8)
 
 

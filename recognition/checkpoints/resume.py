@@ -27,7 +27,8 @@ REFUSED = {  # another experiment: data, encoder, losses, and what the state is 
 }
 REPORTED = {  # optimiser, schedule, order of the images, arithmetic, verification; refused if nothing is left to train
     *("rec_identities", "shuffle", "shuffle_window", "on_error", "init_from", "head_from", "freeze", "sync_bn"),
-    *("channels_last", "compile", "precision", "head_precision", "layer_decay", "teacher", "distillation_weight"),
+    *("channels_last", "compile", "encoder_sharding", "precision", "head_precision", "layer_decay"),
+    *("teacher", "distillation_weight"),
     *("accumulation", "num_epoch", "max_steps", "lr", "momentum", "weight_decay", "decay_norms", "schedule", "milestones"),
     *("polynomial_power", "warmup_epoch", "partition_warmup_epoch", "max_grad_norm", "clip"),
     *("val_targets", "val_dir", "keep_best"),

@@ -137,10 +137,13 @@ def find(path: str | Path) -> Path:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def load(folder: Path) -> Checkpoint:
-    """Read a checkpoint that any number of ranks wrote; sharded tensors as this rank's part. Collective."""
+def load(folder: Path, is_sharded: Callable[[str], bool]) -> Checkpoint:
+    """Read a checkpoint that any number of ranks wrote. Collective.
+
+    is_sharded: whether this run shards the tensor of a name; then only this rank's rows are read.
+    """
     values = read_state(folder)
-    tensors = _read_tensors(folder, "", values["sharded"])
+    tensors = _read_tensors(folder, "", is_sharded)
     return Checkpoint(tensors, values)
 
 
@@ -183,11 +186,11 @@ def read_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
 
 def read_rows(folder: Path, name: str) -> torch.Tensor:
     """This rank's rows of a sharded tensor. Collective."""
-    return _read_tensors(folder, name, [name])[name].rows
+    return _read_tensors(folder, name, name.__eq__)[name].rows
 
 
-def _read_tensors(folder: Path, prefix: str, sharded: list[str] | None) -> dict[str, Any]:
-    """Collective, unless `sharded` is None."""
+def _read_tensors(folder: Path, prefix: str, is_sharded: Callable[[str], bool] | None) -> dict[str, Any]:
+    """Collective, unless `is_sharded` is None. Scalars are never sharded."""
     import torch.distributed.checkpoint as dcp  # takes a second
     from torch.distributed.tensor import DTensor
 
@@ -196,8 +199,10 @@ def _read_tensors(folder: Path, prefix: str, sharded: list[str] | None) -> dict[
             warnings.simplefilter("ignore")
             reader = dcp.HuggingFaceStorageReader(str(folder))
             described = reader.read_metadata().state_dict_metadata
-            state = {name: _allocate(described[name], name in (sharded or ())) for name in described if name.startswith(prefix)}
-            dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=sharded is None)
+            names = [name for name in described if name.startswith(prefix)]
+            in_parts = {name for name in names if is_sharded and described[name].size and is_sharded(name)}
+            state = {name: _allocate(described[name], name in in_parts) for name in names}
+            dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=is_sharded is None)
     except (dcp.CheckpointException, Exception) as fault:
         advice = "" if is_limit(fault) else "; remove it to use the one before"
         raise UserError(f"{folder}: the checkpoint cannot be read ({cause(fault)}){advice}") from fault

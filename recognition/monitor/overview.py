@@ -17,7 +17,7 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
     table.add_rows(
         [
             ["network", f"{config.network}, {_size(encoder, config)}; {precision}, {config.channel_order} input"],
-            ["machine", f"{world.size} GPU(s)" if world.device.type == "cuda" else f"CPU (no GPU found), {world.size} rank(s)"],
+            ["machine", _machine(config, world)],
             ["data", _data(config)],
             *([["unlabelled", f"{config.unlabelled}: {config.unlabelled_share:.1%} of each batch"]] if config.unlabelled else []),
             ["views", f"{config.views} per image; augmentation {config.augmentation}"],
@@ -32,6 +32,11 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
         ]
     )
     return table
+
+
+def _machine(config: Config, world: World) -> str:
+    ranks = f"{world.size} GPU(s)" if world.device.type == "cuda" else f"CPU (no GPU found), {world.size} rank(s)"
+    return ranks if config.encoder_sharding == "none" else f"{ranks}; encoder sharded over them ({config.encoder_sharding})"
 
 
 def _size(encoder: nn.Module, config: Config) -> str:

@@ -24,6 +24,7 @@ from recognition.encoders.teacher import teacher_bytes
 from recognition.freezing import freeze
 from recognition.lora import adapt
 from recognition.optimiser import build_optimiser
+from recognition.sharding import gathered_bytes
 from utils.config import Config, learned_views
 from utils.dist import World
 from utils.images import FACE_SIZE
@@ -76,12 +77,18 @@ class FakeRank:
         self.joint, self.optimiser, self.encoders, queue = joint, optimiser, modules[:-1], joint.queue
         self.encoder_parameters = sum(parameter.numel() for parameter in encoder.parameters())
         encoder_size = _bytes(states[encoder].values())
-        self.static = {
+        in_encoder = {
             "encoder: weights": encoder_size,
             "encoder: gradients": _bytes(trained),  # DDP's buckets, which hold them, are never freed
             "encoder: optimiser": sum(_bytes(optimiser.state[parameter].values()) for parameter in trained),
             "encoder: momentum copy": 0 if momentum is None else encoder_size,
             "encoder: EMA": encoder_size if config.ema else 0,
+        }
+        if config.encoder_sharding == "fsdp":
+            in_encoder = {part: math.ceil(size / ranks) for part, size in in_encoder.items()}
+            in_encoder["encoder: gathered blocks"] = gathered_bytes(encoder, autocast_type(config.precision, self.device))
+        self.static = {
+            **in_encoder,
             "teacher: weights": teacher_bytes(config),
             "classifier: weights": _bytes([weight]),
             "classifier: optimiser": _bytes(optimiser.state[weight].values()),

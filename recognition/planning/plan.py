@@ -110,6 +110,7 @@ def _checkpoint(rank: FakeRank) -> int:
     """Bytes on disk, of all ranks, with a full queue."""
     config, static, head, queue = rank.config, rank.static, rank.joint.classifier, rank.joint.queue
     size = sum(static[f"encoder: {part}"] for part in ("weights", "optimiser", "momentum copy", "EMA"))
+    size *= rank.ranks if config.encoder_sharding == "fsdp" else 1
     size += (static["classifier: weights"] + static["classifier: optimiser"]) * config.num_classes // head.shard.size
     if queue is not None:
         entries = config.views * config.batch_size * rank.ranks if config.queue == "batch" else config.queue_size

@@ -63,6 +63,7 @@ class Config:
     channels_last: bool
     compile: bool
     gradient_checkpointing: bool
+    encoder_sharding: Literal["none", "fsdp"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     # quality and losses
     quality_concentration: PositiveFloat
@@ -197,6 +198,14 @@ RULES: list[Rule] = [
     (
         lambda c: not (c.compile and c.gradient_checkpointing),
         "gradient_checkpointing=True: torch.compile does not support it here; set compile=False",
+    ),
+    (
+        lambda c: not c.compile or c.encoder_sharding == "none",
+        "encoder_sharding={encoder_sharding!r}: torch.compile does not support it here; set compile=False",
+    ),
+    (
+        lambda c: c.encoder_sharding == "none" or not (c.lora_rank or c.ema or c.teacher),
+        "encoder_sharding={encoder_sharding!r}: not supported with lora_rank, ema or teacher; leave those out, or set 'none'",
     ),
     (
         lambda c: (
