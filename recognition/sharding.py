@@ -91,14 +91,16 @@ def _distribute(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     """Replace full tensors of a state dict that is about to be loaded by this rank's rows."""
     for name, parameter in module.named_parameters(prefix.rstrip(".")):
         value = state.get(name)
-        is_full = isinstance(value, torch.Tensor) and not isinstance(value, DTensor)
-        if isinstance(parameter, DTensor) and is_full and value.shape == parameter.shape:
+        if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or isinstance(value, DTensor):
+            continue
+        if value.shape == parameter.shape:  # else loading reports it
             value = value.to(parameter.device)
             state[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _move_gradient(rows: nn.Parameter, parameter: torch.Tensor) -> None:
     """Give this rank's rows the gradient that FSDP2 has just reduced."""
+    assert parameter.grad is not None
     gradient = local(parameter.grad)
     rows.grad = gradient if rows.grad is None else rows.grad + gradient
     parameter.grad = None

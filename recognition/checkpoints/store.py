@@ -198,7 +198,7 @@ def _read_tensors(folder: Path, prefix: str, is_sharded: Callable[[str], bool] |
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reader = dcp.HuggingFaceStorageReader(str(folder))
-            described = reader.read_metadata().state_dict_metadata
+            described: dict[str, Any] = reader.read_metadata().state_dict_metadata
             names = [name for name in described if name.startswith(prefix)]
             in_parts = {name for name in names if is_sharded and described[name].size and is_sharded(name)}
             state = {name: _allocate(described[name], name in in_parts) for name in names}
