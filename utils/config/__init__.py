@@ -9,6 +9,7 @@ arcface_torch, unchanged, is translated first (utils/dialect.py).
 """
 
 from utils.config.loading import from_base, load, load_json
-from utils.config.schema import Config, learned_views
+from utils.config.rules import learned_views
+from utils.config.schema import Config
 
 __all__ = ["Config", "from_base", "learned_views", "load", "load_json"]

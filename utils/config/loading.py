@@ -13,7 +13,8 @@ from typing import Any
 
 from configs.base import config as base
 from utils import dialect, plugins
-from utils.config.schema import PLAN_RULES, RULES, Config, Rule, check, entries_of
+from utils.config.rules import PLAN_RULES, RULES, Rule
+from utils.config.schema import Config, check, entries_of
 from utils.dialect import Entry
 from utils.errors import UserError
 from utils.files import refuse_utf16
