@@ -158,7 +158,7 @@ class ShardedLogSumExp(torch.autograd.Function):
         own = None
         if keys.own_row() is not None and len(keys) > 0:
             own = _OwnGradients(unit_ND, weight_KD, keys, grad_cosine_N)
-            grad_unit_ND.add_(own.unit_ND)
+            grad_unit_ND.addcmul_(own.grad_N1, own.key_ND)
             if grad_rows_KD is not None:
                 grad_rows_KD.index_add_(0, own.place_N, own.rows_ND)
         if ctx.sink is not None:
@@ -183,7 +183,7 @@ def _own_cosine(unit_ND: Tensor, weight_KD: Tensor, keys: KeyShard) -> Tensor:
 class _OwnGradients:
     """The gradients through the target cosines that this rank holds.
 
-    unit_ND: of the queries. place_N, rows_ND: of the keys place_N, to be added (zero if another rank holds the own row).
+    grad_N1 * key_ND: of the queries. rows_ND: of the keys place_N. Both are to be added; zero if another rank holds the own row.
     """
 
     def __init__(self, unit_ND: Tensor, weight_KD: Tensor, keys: KeyShard, grad_cosine_N: Tensor):
@@ -193,7 +193,7 @@ class _OwnGradients:
         raw_ND = weight_KD[row_N]
         inverse_N = inverse_norms(raw_ND)
         grad_N1 = (grad_cosine_N * (own_N >= 0))[:, None]
-        self.unit_ND = grad_N1 * (raw_ND * inverse_N[:, None])
+        self.grad_N1, self.key_ND = grad_N1, raw_ND * inverse_N[:, None]
         self.place_N = row_N if visited_K is None else torch.searchsorted(visited_K, row_N).clamp_max_(len(keys) - 1)
         self.rows_ND = remove_radial_(grad_N1 * unit_ND * inverse_N[:, None], raw_ND, inverse_N)
 
