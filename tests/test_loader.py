@@ -99,6 +99,17 @@ def test_images_labels_and_numbers_belong_together(faces):
                 assert np.array_equal(shown, decoded) or np.array_equal(shown, decoded[:, ::-1])
 
 
+def test_opencv_threads_of_the_trainer_do_not_stop_the_workers(faces):
+    """A forked worker that ended threads of its parent would wait for them forever."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (15, 15), 3)  # starts them
+        assert _same(_epoch(faces, 2), _epoch(faces, 0)) and cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(threads)
+
+
 def test_the_views_are_augmented_independently(faces):
     images = np.concatenate([images for images, _, _ in _epoch(faces, 0, augmentation="none")], axis=1)
     same = (images[0] == images[1]).all(axis=(1, 2, 3)).mean()

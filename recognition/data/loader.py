@@ -177,9 +177,12 @@ class _Worker:
         self._process = context.Process(
             target=_worker_main, args=(maker, slots, theirs, [*inherited, self.connection]), daemon=True
         )
+        cv2_threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # ends OpenCV's threads, if any: a forked process would wait for them forever
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # in the worker for good: the trainer decides when to stop,
         self._process.start()  # and closes the pipe; the signals may be sent to the whole process group
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        cv2.setNumThreads(cv2_threads)
         theirs.close()
 
     @property
