@@ -35,7 +35,7 @@ class Search:
 
     mate_score: np.ndarray  # float64 [P], cosine with the most similar mate; -inf if there is none
     other_score: np.ndarray  # float64 [P], cosine with the most similar entry of another identity; -inf if there is none
-    rank: np.ndarray  # int64 [P], rank of the best mate, from 1; 0 if there is none; NEVER if it or the probe has no features
+    rank: np.ndarray  # int64 [P], rank of the best mate, from 1; 0 without a mate; NEVER if it or the probe has no features
     closed_set: bool = False
 
     @property

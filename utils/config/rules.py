@@ -88,8 +88,8 @@ RULES: list[Rule] = [
     ),
     (
         lambda c: c.head_gradient == "stored" or (c.optimizer == "sgd" and c.sample_rate == 1 and c.gradient_acc == 1),
-        "head_gradient='streamed' needs optimizer='sgd' (not {optimizer!r}), sample_rate=1 (not {sample_rate}) and "
-        "gradient_acc=1 (not {gradient_acc})",
+        "head_gradient='streamed' needs optimizer='sgd', sample_rate=1 and gradient_acc=1; here they are {optimizer!r}, "
+        "{sample_rate} and {gradient_acc}",
     ),
     (lambda c: not 0 < c.sample_rate < 0.01, "sample_rate={sample_rate}: must be 0 (the classes of the batch alone) or >= 0.01"),
     (lambda c: c.magface[0] < c.magface[1], "magface={magface}: must be (l_a, u_a, l_m, u_m, lambda_g) with l_a < u_a"),
