@@ -5,6 +5,7 @@
     python benchmarks/head.py --json figures.json
     python benchmarks/head.py --scaling          # instead: memory compared with docs/SCALING.md's formulas
     python benchmarks/head.py --model            # instead: time compared with docs/SCALING.md's model
+    python benchmarks/head.py --gpu              # instead: on one GPU, 256 images; nothing is judged
 
 Two ranks (gloo, one thread each) with 128 images each, one view: 256 gathered features of 512 numbers, all classified. A step is
 forward, backward and one SGD step with momentum and weight decay, in float32, with 8,631, 100,000 and 500,000 classes. `ours` is
@@ -26,6 +27,7 @@ import argparse
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -41,6 +43,7 @@ sys.path.insert(0, str(ROOT))  # the packages are in the folder above this scrip
 
 from benchmarks.head_ways import DIM, ENCODER_IMAGES, IMAGES, RANKS, WAYS, Step  # noqa: E402
 from losses.visits import ChunkPlan  # noqa: E402
+from recognition.planning.probe import Timer  # noqa: E402
 from utils import dist  # noqa: E402
 
 SIZES = (8_631, 100_000, 500_000)
@@ -185,6 +188,25 @@ def model(clock: str) -> bool:
     return good
 
 
+def on_gpu(path: Path | None) -> None:
+    """The comparison on one GPU: median time of a step, and peak memory beyond weight, gradient and momentum."""
+    world, document = dist.start(), {}
+    for classes in SIZES:
+        for way in ("ours", "peer", "floor", "streamed", "bf16"):
+            step, weight = WAYS[way](classes)
+            step()  # creates the momentum
+            torch.cuda.reset_peak_memory_stats()
+            held, timed = torch.cuda.memory_allocated(), Timer(world.device, 3)
+            milliseconds = 1e3 * statistics.median(timed(step) for _ in range(7))
+            extra = (torch.cuda.max_memory_allocated() - held - weight.nbytes) / 2**20
+            print(f"{classes:>8,} classes  {way:<9} {milliseconds:9.2f} ms   {extra:8.1f} MiB extra", flush=True)
+            document[f"{classes} {way}"] = {"milliseconds": milliseconds, "extra MiB": extra}
+            del step, weight
+    if path:
+        path.write_text(json.dumps(document, indent=1) + "\n")
+    dist.stop()
+
+
 def verdict(name: str, value: float, bar: float) -> bool:
     print(f"  {name:<58} {value:6.3f}   bar {bar:4.2f}   {'holds' if value <= bar else 'DOES NOT HOLD'}", flush=True)
     return value <= bar
@@ -197,6 +219,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="compare processor time instead of wall clock")
     parser.add_argument("--scaling", action="store_true", help="memory and time as the number of classes grows")
     parser.add_argument("--model", action="store_true", help="the step's time, calculated from this machine's rates and measured")
+    parser.add_argument("--gpu", action="store_true", help="the comparison on one GPU")
     parser.add_argument("--measure", choices=[*WAYS, "machine"], help=argparse.SUPPRESS)
     parser.add_argument("--classes", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--repetitions", type=int, default=3, help=argparse.SUPPRESS)
@@ -210,6 +233,8 @@ def main() -> None:
         sys.exit(0 if scaling(clock) else 1)
     if arguments.model:
         sys.exit(0 if model(clock) else 1)
+    if arguments.gpu:
+        return on_gpu(arguments.json)
     document: dict[str, object] = {"clock": clock}
     good = True
     for classes in SIZES:

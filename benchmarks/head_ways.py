@@ -33,11 +33,21 @@ Step = Callable[[], None]
 def _features(views: int = 1) -> torch.Tensor:
     """This rank's normalised features, a leaf."""
     generator = torch.Generator().manual_seed(dist.rank_and_world()[0])
-    return F.normalize(torch.randn(views, IMAGES, DIM, generator=generator), dim=2).requires_grad_()
+    return F.normalize(torch.randn(views, _images(), DIM, generator=generator), dim=2).to(_device()).requires_grad_()
 
 
 def _labels(classes: int) -> torch.Tensor:
-    return torch.randint(0, classes, (dist.rank_and_world()[1] * IMAGES,), generator=torch.Generator().manual_seed(9))
+    """All ranks' labels, on the host."""
+    return torch.randint(0, classes, (dist.rank_and_world()[1] * _images(),), generator=torch.Generator().manual_seed(9))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _images() -> int:
+    """Per rank: as many as on two ranks, if there is one."""
+    return IMAGES * RANKS // dist.rank_and_world()[1]
 
 
 def _sgd(weight: torch.nn.Parameter) -> torch.optim.Optimizer:
@@ -46,15 +56,15 @@ def _sgd(weight: torch.nn.Parameter) -> torch.optim.Optimizer:
 
 
 def ours(classes: int, views: int = 1, options: HeadOptions | None = None) -> tuple[Step, torch.nn.Parameter]:
-    head = ShardedSoftmax(classes, DIM, ArcFace(0.5, 64.0), options=options)
-    features_VBD, labels_N = _features(views), _labels(classes).repeat(views)
-    count = len(labels_N)
-    quality_N, share_N = torch.zeros(count), torch.full((count,), 1 / count)
+    head = ShardedSoftmax(classes, DIM, ArcFace(0.5, 64.0), options=options).to(_device())
+    features_VBD, host_labels_N = _features(views), _labels(classes).repeat(views)
+    count, labels_N = len(host_labels_N), host_labels_N.to(_device())
+    quality_N, share_N = torch.zeros(count, device=_device()), torch.full((count,), 1 / count, device=_device())
     optimiser = _sgd(head.weight)
 
     def step() -> None:
         unit_ND = dist.gather_rows(features_VBD).flatten(0, 1)
-        head(unit_ND, labels_N, quality_N, share_N, host_label_N=labels_N).backward()
+        head(unit_ND, labels_N, quality_N, share_N, host_label_N=host_labels_N).backward()
         optimiser.step()
         optimiser.zero_grad()
 
@@ -82,7 +92,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         held, probability_NK, target_N1 = ctx.saved_tensors
-        one_hot = torch.zeros(len(held), probability_NK.shape[1])
+        one_hot = probability_NK.new_zeros(len(held), probability_NK.shape[1])
         one_hot.scatter_(1, target_N1[held], 1)
         probability_NK[held] -= one_hot
         return probability_NK.div_(len(target_N1)) * grad.item(), None
@@ -91,8 +101,8 @@ class _CrossEntropy(torch.autograd.Function):
 def peer(classes: int) -> tuple[Step, torch.nn.Parameter]:
     """The operations of arcface_torch's PartialFC_V2 with its ArcFace, in their order: margin in place, outside autograd."""
     shard = dist.shard_range(classes)
-    weight = torch.nn.Parameter(torch.empty(shard.size, DIM).normal_(0, 0.01))
-    features_VBD, labels_N = _features(), _labels(classes)
+    weight = torch.nn.Parameter(torch.empty(shard.size, DIM, device=_device()).normal_(0, 0.01))
+    features_VBD, labels_N = _features(), _labels(classes).to(_device())
     target_N1 = torch.where(shard.owns(labels_N), labels_N - shard.start, -1)[:, None]
     optimiser = _sgd(weight)
 
@@ -115,9 +125,11 @@ def peer(classes: int) -> tuple[Step, torch.nn.Parameter]:
 
 def floor(classes: int) -> tuple[Step, torch.nn.Parameter]:
     shard = dist.shard_range(classes)
-    weight = torch.nn.Parameter(torch.empty(shard.size, DIM).normal_(0, 0.01))
-    unit_ND, chunk = torch.randn(RANKS * IMAGES, DIM), 2048
-    logits_NC, grad_ND, grad_CD = torch.empty(len(unit_ND), chunk), torch.zeros_like(unit_ND), torch.empty(chunk, DIM)
+    device = _device()
+    weight = torch.nn.Parameter(torch.empty(shard.size, DIM, device=device).normal_(0, 0.01))
+    unit_ND, chunk = torch.randn(RANKS * IMAGES, DIM, device=device), 2048 if device.type == "cpu" else 1 << 15
+    logits_NC, grad_ND = torch.empty(len(unit_ND), chunk, device=device), torch.zeros_like(unit_ND)
+    grad_CD = torch.empty(chunk, DIM, device=device)
 
     @torch.no_grad()
     def step() -> None:
