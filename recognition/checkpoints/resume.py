@@ -16,7 +16,7 @@ from utils.errors import UserError
 # What happens if a key has changed when a run resumes. A new key goes into one of the three groups.
 REFUSED = {  # another experiment: data, encoder, losses, and what the state is made of
     *("num_classes", "num_image", "rec_proportions", "unlabelled", "unlabelled_share", "channel_order", "views"),
-    *("augmentation", "augmentation_options", "network_options", "partition_options", "margin_options"),
+    *("augmentation", "augmentation_options", "colour_transfer", "network_options", "partition_options", "margin_options"),
     *("network", "embedding_size", "dropout", "drop_path", "mask_ratio", "map_norm"),
     *("quality_concentration", "quality_rate", "quality_mean", "quality_std", "partition", "quality_threshold"),
     *("margin", "margin_m", "margin_list", "margin_gradient", "magface", "scale"),

@@ -19,13 +19,14 @@ import numpy as np
 
 from recognition.data.augment import SCALE_DRAW, UNIFORMS, Augmentation, flips, recipe
 from recognition.data.augment import none as flip_only
+from recognition.data.colours import ColourBank, with_colours
 from recognition.data.dataset import FaceDataset
 from recognition.data.order import FullShuffle, InOrder, MixedOrder, Order, Visits, WindowedShuffle
 from recognition.data.records.format import RecordError
 from recognition.data.sets.opening import training_set
 from utils.config import Config
 from utils.errors import UserError
-from utils.images import FACE_SIZE, ChannelOrder, decode_face, decode_face_into
+from utils.images import FACE_SIZE, ChannelOrder, decode_face
 from utils.labels import UNLABELLED, UNREADABLE
 from utils.randomness import uniforms
 
@@ -44,7 +45,8 @@ class BatchSpec:
     or "BGR".
     on_error: "stop" at a damaged record, or "skip" it: its row gets label -1 and a grey image, and it is listed in
     `Batch.skipped`.
-    unlabelled_share: of the global batch; 0 without an unlabelled set.
+    unlabelled_share: of the global batch; 0 without an unlabelled set. colour_transfer: the probability with which view q takes
+    the colours of another labelled image before its augmentation.
     """
 
     batch_size: int
@@ -60,6 +62,7 @@ class BatchSpec:
     rank: int
     world: int
     unlabelled_share: float
+    colour_transfer: float
 
     @classmethod
     def of(cls, config: Config, rank: int = 0, world: int = 1) -> BatchSpec:
@@ -78,6 +81,7 @@ class BatchSpec:
             rank=rank,
             world=world,
             unlabelled_share=config.unlabelled_share if config.unlabelled else 0.0,
+            colour_transfer=config.colour_transfer,
         )
 
     @property
@@ -149,7 +153,8 @@ class BatchMaker:
         self.order = build_order(dataset, spec, unlabelled)
         self.steps = self.order.steps
         self._recipes = [recipe(spec.augmentation, spec.augmentation_options), flip_only][: spec.views]
-        self._flip_only = self._recipes == [flip_only]
+        self._colours = ColourBank(dataset, spec.colour_transfer) if spec.colour_transfer else None
+        self._flip_only = self._recipes == [flip_only] and self._colours is None
         self._block_of: tuple[int, int] | None = None  # epoch and block of the order that `_block` holds
         self._decoded = np.empty((_ROWS_AT_ONCE, FACE_SIZE, FACE_SIZE, 3), np.uint8)
 
@@ -194,6 +199,7 @@ class BatchMaker:
             uniforms(spec.seed, epoch, positions, 1 if recipe is flip_only else UNIFORMS, stream=view).tolist()
             for view, recipe in enumerate(self._recipes)
         ]
+        lent_B = [None] * spec.batch_size if self._colours is None else self._colours.lend(spec.seed, epoch, positions)
         numbers = indices.tolist()
         labels = np.full(spec.batch_size, UNREADABLE, np.int64)
         skipped: list[RecordError] = []
@@ -212,9 +218,12 @@ class BatchMaker:
                         raise
                     skipped.append(fault.with_traceback(None))  # its frames would keep the images alive
                     images_VBHWC[:, row] = _MID_GREY
-            for augment, draws_BU, images_BHWC in zip(self._recipes, draws_VBU, images_VBHWC, strict=True):
+            for view, augment in enumerate(self._recipes):
                 for row in readable:
-                    self._write(augment, self._decoded[row - start], draws_BU[row], images_BHWC[row])
+                    image = self._decoded[row - start]
+                    if view == 0 and (colours := lent_B[row]) is not None:
+                        image = with_colours(image, *colours)
+                    self._write(augment, image, draws_VBU[view][row], images_VBHWC[view, row])
         return Batch(images_VBHWC, labels, indices, tuple(skipped))
 
     def _write(self, recipe: Augmentation, image: np.ndarray, u: list[float], out: np.ndarray) -> None:
@@ -227,11 +236,7 @@ class BatchMaker:
     def _decode(self, index: int, out_HWC: np.ndarray, channel_order: ChannelOrder = "RGB", mirror: bool = False) -> int:
         """Decode an image into `out_HWC` and return its label."""
         images, image = self._image(index)
-        payload, label = images.read(image)
-        try:
-            decode_face_into(payload, out_HWC, channel_order, mirror)
-        except ValueError as fault:
-            raise images.record_error(image, str(fault)) from None
+        label = images.decode_into(image, out_HWC, channel_order, mirror)
         if images is self.unlabelled:
             return UNLABELLED - image
         if not 0 <= label < self.spec.num_classes:
@@ -253,5 +258,9 @@ def sample_views(config: Config, count: int) -> tuple[np.ndarray, np.ndarray]:
     augment = recipe(config.augmentation, config.augmentation_options)
     draws_NU = uniforms(config.seed, 0, np.arange(len(numbers)), UNIFORMS, stream=0)
     originals = np.stack([decode_face(dataset.read(number)[0], dataset.where(number)) for number in numbers])
-    augmented = np.stack([augment(image, draws_U) for image, draws_U in zip(originals, draws_NU, strict=True)])
+    sources = list(originals)
+    if config.colour_transfer:
+        lent_N = ColourBank(dataset, config.colour_transfer).lend(config.seed, 0, np.arange(len(numbers)))
+        sources = [with_colours(image, *lent) if lent else image for image, lent in zip(originals, lent_N, strict=True)]
+    augmented = np.stack([augment(image, draws_U) for image, draws_U in zip(sources, draws_NU, strict=True)])
     return originals, augmented

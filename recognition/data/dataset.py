@@ -22,6 +22,7 @@ from recognition.data.records.format import EXACT_IN_FLOAT32, Record, RecordErro
 from recognition.data.records.reader import RecordReader
 from utils.errors import UserError, warn
 from utils.files import numbered_lines
+from utils.images import ChannelOrder, Image, decode_face_into
 from utils.labels import UNREADABLE
 
 _HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|test|testing|eval|evaluation|dev|holdout)(?![a-z])")
@@ -72,6 +73,15 @@ class FaceDataset:
         """An image, encoded, and its label. Raises RecordError if the record is damaged or lacks an image or an integer label."""
         shard, position = self.locate(image)
         return _image_and_label(self.shards[shard], position)
+
+    def decode_into(self, image: int, out_HWC: Image, channel_order: ChannelOrder = "RGB", mirror: bool = False) -> int:
+        """Decode an image into `out_HWC`, as `decode_face_into` does, and return its label. Raises RecordError."""
+        payload, label = self.read(image)
+        try:
+            decode_face_into(payload, out_HWC, channel_order, mirror)
+        except ValueError as fault:
+            raise self.record_error(image, str(fault)) from None
+        return label
 
     def where(self, image: int) -> str:
         """`FILE: key K, byte offset O`, for messages."""

@@ -20,7 +20,7 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
             ["machine", _machine(config, world)],
             ["data", _data(config)],
             *([["unlabelled", f"{config.unlabelled}: {config.unlabelled_share:.1%} of each batch"]] if config.unlabelled else []),
-            ["views", f"{config.views} per image; augmentation {config.augmentation}"],
+            ["views", f"{config.views} per image; augmentation {config.augmentation}{_colours(config)}"],
             ["margin", _margin(config)],
             ["partition", _partition(config)],
             ["queue", _queue(config)],
@@ -32,6 +32,10 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
         ]
     )
     return table
+
+
+def _colours(config: Config) -> str:
+    return f", {config.colour_transfer:.0%} in other images' colours" if config.colour_transfer else ""
 
 
 def _machine(config: Config, world: World) -> str:

@@ -43,6 +43,7 @@ class Config:
     channel_order: Literal["RGB", "BGR"]
     views: Literal[1, 2]
     augmentation: str
+    colour_transfer: Annotated[float, (">=", 0), ("<=", 1)]
     augmentation_options: dict[str, Any]
     # encoder
     network: str
