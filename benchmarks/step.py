@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=0, help="images per rank (default 128 on GPUs, 48 on the CPU)")
     parser.add_argument("--steps", type=int, default=0, help="timed steps (default 30 on GPUs, 8 on the CPU)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes per rank")
-    parser.add_argument("--head-precision", choices=("fp32", "bf16"), default="fp32", help="head_precision (default fp32)")
+    parser.add_argument("--head-precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--rec", default="", help="records to train on (default: procedural faces)")
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="write the operators of the last network's step, sorted by time"

@@ -105,7 +105,9 @@ config.margin_list = None  # m1, m2, m3 of "combined": s (cos(m1 theta + m2) - m
 config.margin_gradient = "exact"
 config.magface = (10.0, 110.0, 0.45, 0.8, 35.0)  # l_a, u_a, l_m, u_m, lambda_g of magface
 config.scale = 64.0  # s of the classification loss
-config.head_precision = "fp32"  # of matrix products in classifier and queue: "fp32" or "bf16"; sums are always fp32
+# Of matrix products in classifier and queue: "fp32"; "bf16"; "auto": bf16 if the encoder computes in bf16 and the hardware
+# supports it. Sums are always fp32.
+config.head_precision = "auto"
 # The classifier's gradient. "stored": as a tensor as large as the classifier. "streamed": computed and applied in chunks, which
 # saves that memory (docs/SCALING.md); the result is the same. SGD, all classes, one batch per step.
 config.head_gradient = "stored"

@@ -24,7 +24,7 @@ from recognition.data.sets.opening import training_set
 from recognition.data.sets.synthetic import SYNTHETIC
 from recognition.data.sets.unlabelled import open_unlabelled
 from recognition.encoders.build import build_encoder
-from recognition.encoders.embedder import autocast_type
+from recognition.encoders.embedder import autocast_type, product_precision
 from recognition.encoders.teacher import Teacher
 from recognition.encoders.thresholds import EMA_SUFFIX
 from recognition.freezing import freeze
@@ -203,10 +203,11 @@ def build_joint_loss(config: Config, world: World, dataset: FaceDataset | None =
     possibly_same = None
     if dataset is not None and dataset.possibly_same is not None:
         possibly_same = PossiblySame(*dataset.possibly_same)
+    products = product_precision(config.head_precision, config.precision, world.device)
     options = HeadOptions(
         config.sample_rate,
         config.interclass_filtering_threshold,
-        precision=config.head_precision,
+        precision=products,
         filtered=config.filtered_negatives,
         gradient=config.head_gradient,
     )
@@ -223,7 +224,7 @@ def build_joint_loss(config: Config, world: World, dataset: FaceDataset | None =
             config.contrastive_scale,
             config.contrastive_denominator,
             config.contrastive_stop_gradient,
-            precision=config.head_precision,
+            precision=products,
             possibly_same=possibly_same,
             target=config.contrastive_target,
         )

@@ -3,6 +3,7 @@ of ranks, and the GPU."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -13,11 +14,13 @@ from losses.margins.curricularface import CurricularFace
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
+from recognition.build import build_joint_loss
 from recognition.checkpoints import state, store
 from recognition.checkpoints.writer import CheckpointWriter
 from recognition.optimiser import LossScale, RowAdamW, RowSGD, coalesce_gradients
 from recognition.train_state import TrainState
 from tests.world import run_world
+from utils import dist
 from utils.config import from_base
 
 DIM = 6
@@ -164,3 +167,19 @@ def test_head_state_is_restored_on_another_number_of_ranks(tmp_path):
     for rank in run_world(3, _load_all, tmp_path):
         for case, got, wanted in zip(CASES, rank, expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5, msg=lambda text, case=case: f"{case}: {text}")
+
+
+@pytest.mark.parametrize("wanted, encoder, native, expected", [
+    ("auto", "auto", True, "bf16"),
+    ("auto", "auto", False, "fp32"),
+    ("auto", "bf16", False, "fp32"),  # emulated: slower than fp32
+    ("auto", "fp32", True, "fp32"),
+    ("fp32", "bf16", True, "fp32"),
+    ("bf16", "fp32", False, "bf16"),
+])  # fmt: skip
+def test_products_follow_the_encoder(monkeypatch, wanted, encoder, native, expected):
+    monkeypatch.setattr("recognition.encoders.embedder._has_native_bf16", lambda device: native)
+    config = from_base(rec="x", num_classes=8, embedding_size=4, head_precision=wanted, precision=encoder, queue_size=8)
+    loss = build_joint_loss(config, dist.start())
+    assert loss.classifier.sum_options.precision == loss.contrastive.sum_options.precision == expected
+    dist.stop()

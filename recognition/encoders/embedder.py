@@ -6,10 +6,12 @@ Shapes: n images, D embedding.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
+from losses.products import HeadPrecision
 from recognition.encoders.card import MEAN, STD
 from utils.errors import UserError
 
@@ -38,7 +40,16 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     return _AUTOCAST_TYPES[precision]
 
 
+def product_precision(head_precision: Literal["auto", "fp32", "bf16"], precision: str, device: torch.device) -> HeadPrecision:
+    """The number format of the classifier's and the queue's products. "auto" is bf16 if the encoder computes in bf16, by its
+    `precision`, and the hardware multiplies it natively, else fp32."""
+    if head_precision != "auto":
+        return head_precision
+    return "bf16" if autocast_type(precision, device) == torch.bfloat16 and _has_native_bf16(device) else "fp32"
+
+
 def _has_native_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 numbers itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     cpuinfo = Path("/proc/cpuinfo")

@@ -6,6 +6,7 @@ from prettytable import PrettyTable
 from torch import nn
 
 import backbones
+from recognition.encoders.embedder import product_precision
 from recognition.schedule import Schedule
 from utils.config import Config
 from utils.dist import World
@@ -13,7 +14,10 @@ from utils.dist import World
 
 def overview(config: Config, world: World, encoder: nn.Module, precision: str, schedule: Schedule) -> PrettyTable:
     """Part of the recipe | what it is, from a resolved configuration. precision: of the encoder, such as "bf16"."""
-    table = PrettyTable(["part", "setting"], align="l")
+    table, products = (
+        PrettyTable(["part", "setting"], align="l"),
+        product_precision(config.head_precision, config.precision, world.device),
+    )
     table.add_rows(
         [
             ["network", f"{config.network}, {_size(encoder, config)}; {precision}, {config.channel_order} input"],
@@ -21,7 +25,7 @@ def overview(config: Config, world: World, encoder: nn.Module, precision: str, s
             ["data", _data(config)],
             *([["unlabelled", f"{config.unlabelled}: {config.unlabelled_share:.1%} of each batch"]] if config.unlabelled else []),
             ["views", f"{config.views} per image; augmentation {config.augmentation}{_colours(config)}"],
-            ["margin", _margin(config)],
+            ["margin", f"{_margin(config)}; products in {products}"],
             ["partition", _partition(config)],
             ["queue", _queue(config)],
             *([["teacher", f"{config.teacher}; weight {config.distillation_weight:g}"]] if config.teacher else []),

@@ -79,7 +79,7 @@ class Config:
     margin_gradient: Literal["exact", "straight_through"]
     magface: tuple[PositiveFloat, PositiveFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     scale: PositiveFloat
-    head_precision: Literal["fp32", "bf16"]
+    head_precision: Literal["auto", "fp32", "bf16"]
     head_gradient: Literal["stored", "streamed"]
     sample_rate: Annotated[float, (">=", 0), ("<=", 1)]
     unsampled_rows: Literal["kept", "moved"]
