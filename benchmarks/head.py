@@ -8,11 +8,11 @@
     python benchmarks/head.py --gpu              # instead: on one GPU, 256 images; nothing is judged
 
 Two ranks (gloo, one thread each) with 128 images each, one view: 256 gathered features of 512 numbers, all classified. A step is
-forward, backward and one SGD step with momentum and weight decay, in float32, with 8,631, 100,000 and 500,000 classes. `ours` is
-`losses.sharded_softmax` with ArcFace's margin. `peer` repeats the operations of PartialFC_V2 with ArcFace: normalised rows, all
-G x C/W logits at once, acos and cos of all of them, softmax, autograd; it uses the same fused SGD, so only the head
-differs. `floor` is the three matrix products alone (logits, gradient of the features, gradient of the weight). For information:
-`2 views` is `ours` with 512 features, `bf16` with bfloat16 products, `rate` with sampled classes.
+forward, backward and one SGD step with momentum and weight decay, with 8,631, 100,000 and 500,000 classes. `ours` is
+`losses.sharded_softmax` with ArcFace's margin and the default products: bfloat16 if the hardware supports it. All else is
+float32. `peer` repeats the operations of PartialFC_V2 with ArcFace: normalised rows, all G x C/W logits at once, acos and cos
+of all of them, softmax, autograd; it uses the same fused SGD, so only the head differs. `floor` is the three matrix products alone (logits, gradient of the features, gradient of the weight). For information:
+`2 views` is `ours` with 512 features, `fp32` with float32 products, `rate` with sampled classes.
 
 Each measurement uses a pair of fresh processes; ours, peer and floor take turns, round after round. Time is the fastest step of
 the slower rank: wall-clock time, or with --cpu-time processor time, which other work on the machine disturbs less. Extra memory
@@ -181,7 +181,7 @@ def model(clock: str) -> bool:
             "rows": 44 * DIM * rows * rates["byte"],
             "collectives": 2 * 4 * DIM * features * (RANKS - 1) / RANKS * rates["collective"],
         }
-        measured, total = in_fresh_processes("ours", classes, 10 if classes == SIZES[0] else 3)[clock], sum(parts.values())
+        measured, total = in_fresh_processes("fp32", classes, 10 if classes == SIZES[0] else 3)[clock], sum(parts.values())
         print(f"{classes:>8,} classes: " + ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in parts.items()) + " ms")
         ratio = max(total / measured, measured / total)
         good &= verdict(f"calculated {1e3 * total:.0f} ms, measured {1e3 * measured:.0f} ms; ratio", ratio, 1.3)
@@ -192,7 +192,7 @@ def on_gpu(path: Path | None) -> None:
     """The comparison on one GPU: median time of a step, and peak memory beyond weight, gradient and momentum."""
     world, document = dist.start(), {}
     for classes in SIZES:
-        for way in ("ours", "peer", "floor", "streamed", "bf16"):
+        for way in ("ours", "fp32", "peer", "floor", "streamed"):
             step, weight = WAYS[way](classes)
             step()  # creates the momentum
             torch.cuda.reset_peak_memory_stats()
@@ -243,7 +243,7 @@ def main() -> None:
             classes, ["ours", "peer", "floor"], repetitions, clock, 1 if arguments.quick else rounds
         )
         if not arguments.quick:
-            figures |= compare(classes, ["streamed", "2 views", "bf16", "rate 0.3", "rate 0.1"], repetitions, clock)
+            figures |= compare(classes, ["fp32", "streamed", "2 views", "rate 0.3", "rate 0.1"], repetitions, clock)
         for other, bar in zip(("floor", "peer"), BARS[classes], strict=True):
             good &= verdict(f"time, ours / {other} at {classes:,} classes", figures["ours"][clock] / figures[other][clock], bar)
         memory = figures["ours"]["extra"] / figures["peer"]["extra"]

@@ -17,6 +17,7 @@ from losses.margins.arcface import ArcFace
 from losses.proxy_queue import FeatureQueue
 from losses.quality import Partition, QualityStatistics
 from losses.sharded_softmax import HeadOptions, ShardedSoftmax
+from recognition.encoders.embedder import product_precision
 from recognition.optimiser import RowSGD
 from utils import dist
 from utils.images import FACE_SIZE
@@ -56,6 +57,7 @@ def _sgd(weight: torch.nn.Parameter) -> torch.optim.Optimizer:
 
 
 def ours(classes: int, views: int = 1, options: HeadOptions | None = None) -> tuple[Step, torch.nn.Parameter]:
+    options = options or HeadOptions(precision=product_precision("auto", "auto", _device()))
     head = ShardedSoftmax(classes, DIM, ArcFace(0.5, 64.0), options=options).to(_device())
     features_VBD, host_labels_N = _features(views), _labels(classes).repeat(views)
     count, labels_N = len(host_labels_N), host_labels_N.to(_device())
@@ -184,11 +186,11 @@ WAYS = {
     "ours": ours,
     "peer": peer,
     "floor": floor,
-    "streamed": lambda classes: ours(classes, options=HeadOptions(gradient="streamed")),
+    "streamed": lambda classes: ours(classes, options=HeadOptions(gradient="streamed")),  # in fp32
     "joint": joint,
     "encoder": encoder_step,
     "2 views": lambda classes: ours(classes, 2),
-    "bf16": lambda classes: ours(classes, options=HeadOptions(precision="bf16")),
+    "fp32": lambda classes: ours(classes, options=HeadOptions(precision="fp32")),
     "rate 0.1": lambda classes: ours(classes, options=HeadOptions(sample_rate=0.1)),
     "rate 0.3": lambda classes: ours(classes, options=HeadOptions(sample_rate=0.3)),
 }
