@@ -11,8 +11,9 @@ Two ranks (gloo, one thread each) with 128 images each, one view: 256 gathered f
 forward, backward and one SGD step with momentum and weight decay, with 8,631, 100,000 and 500,000 classes. `ours` is
 `losses.sharded_softmax` with ArcFace's margin and the default products: bfloat16 if the hardware supports it. All else is
 float32. `peer` repeats the operations of PartialFC_V2 with ArcFace: normalised rows, all G x C/W logits at once, acos and cos
-of all of them, softmax, autograd; it uses the same fused SGD, so only the head differs. `floor` is the three matrix products alone (logits, gradient of the features, gradient of the weight). For information:
-`2 views` is `ours` with 512 features, `fp32` with float32 products, `rate` with sampled classes.
+of all of them, softmax, autograd; it uses the same fused SGD, so only the head differs. `floor` is the three matrix products
+alone (logits, gradient of the features, gradient of the weight). For information: `2 views` is `ours` with 512 features, `fp32`
+with float32 products, `rate` with sampled classes.
 
 Each measurement uses a pair of fresh processes; ours, peer and floor take turns, round after round. Time is the fastest step of
 the slower rank: wall-clock time, or with --cpu-time processor time, which other work on the machine disturbs less. Extra memory

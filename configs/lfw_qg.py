@@ -7,7 +7,7 @@ rec= and val_dir= select other data (docs/DATA.md shows how to make such sets). 
 Accuracy (AUC) in %, mean of seeds 1 to 3: HQ 84.0 (93.1), mixed 81.9 (90.8), LQ 80.2 (89.1). docs/EXPERIMENTS.md explains the
 sets and compares all configs/lfw_* files.
 
-The losses are the paper's; what else suits short runs comes from configs/small_qg.
+The losses and the augmentation are the paper's; what else suits short runs comes from configs/small_qg.
 """
 
 from easydict import EasyDict as edict
@@ -21,5 +21,6 @@ config = edict(
     val_targets=("lfw_hq", "lfw_mixed", "lfw_lq"),
     contrastive_denominator="paper",
     contrastive_weight=1.0,
+    colour_transfer=0.0,
     diagnose_every=50,
 )

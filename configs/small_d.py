@@ -2,6 +2,8 @@
 
     python train.py configs/small_d rec=/data/mine
 
+Half of the images also take the colours of others, which the paper's augmentation does not have.
+
 In runs of this size it is as good as configs/small_qg and simpler: partition and contrast added nothing to the augmentation
 (docs/EXPERIMENTS.md has the figures and the reasons). Hardware and time are those of configs/small_qg.
 """
