@@ -144,8 +144,9 @@ def machine() -> None:
     """One rank's rates, while the other rank measures its own, printed as JSON: what `model` multiplies."""
     torch.set_num_threads(1)
     dist.start()
-    unit_ND, rows_CD, logits_NC = torch.randn(RANKS * IMAGES, DIM), torch.randn(1024, DIM), torch.randn(RANKS * IMAGES, 1024)
+    unit_ND, logits_NC = torch.randn(RANKS * IMAGES, DIM), torch.randn(RANKS * IMAGES, 1024)
     large, other = torch.randn(1 << 25), torch.randn(1 << 25)
+    chunks_CD = large.view(-1, 1024, DIM)  # 128 MiB: the products read their rows from memory, as a large head's do
 
     def fastest(work: Step, repetitions: int) -> float:
         times = []
@@ -160,10 +161,15 @@ def machine() -> None:
         logits_NC.mul_(0.5).clamp_(-1, 1).exp_().sum(dim=1)
         torch.ops.aten.hardtanh_backward.grad_input(logits_NC, logits_NC, 0.0, 9.0, grad_input=logits_NC).mul_(0.5)
 
+    def products() -> None:
+        for rows_CD in chunks_CD:
+            torch.mm(unit_ND, rows_CD.T, out=logits_NC)
+
     figures = {
-        "product": fastest(lambda: torch.mm(unit_ND, rows_CD.T, out=logits_NC), 30) / (RANKS * IMAGES * len(rows_CD) * DIM),
+        "product": fastest(products, 4) / (RANKS * IMAGES * large.numel()),
         "element": fastest(pointwise, 30) / logits_NC.numel(),
         "byte": fastest(lambda: large.add_(other), 6) / (12 * len(large)),
+        "new byte": fastest(lambda: torch.empty(1 << 25).zero_(), 6) / (4 << 25),
         "collective": fastest(lambda: dist.gather_rows(unit_ND[None, :IMAGES]), 30) / (4 * DIM * IMAGES),
     }
     print(json.dumps(figures))
@@ -180,6 +186,7 @@ def model(clock: str) -> bool:
             "products": 3 * features * rows * DIM * rates["product"],
             "logits": features * rows * rates["element"],
             "rows": 44 * DIM * rows * rates["byte"],
+            "new memory": (4 * DIM * rows + min(4 * features * rows, ChunkPlan().keep_bytes)) * rates["new byte"],
             "collectives": 2 * 4 * DIM * features * (RANKS - 1) / RANKS * rates["collective"],
         }
         measured, total = in_fresh_processes("fp32", classes, 10 if classes == SIZES[0] else 3)[clock], sum(parts.values())
