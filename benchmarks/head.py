@@ -17,7 +17,8 @@ with float32 products, `rate` with sampled classes.
 
 Each measurement uses a pair of fresh processes; ours, peer and floor take turns, round after round. Time is the fastest step of
 the slower rank: wall-clock time, or with --cpu-time processor time, which other work on the machine disturbs less. Extra memory
-is the kernel's peak over the steps, minus what the process held before the first step, minus gradient and momentum. Then the
+is the kernel's peak over the steps, minus what the process held before the first step (libraries included, which a small head
+loads), minus gradient and momentum. Then the
 whole joint step without the encoder, with a full queue, is compared with an iresnet34 step (both views) at 8,631 classes: forward
 and backward of a few images, scaled to the batch. Exits with 0 only if every bar holds.
 """
@@ -73,6 +74,8 @@ def measure(way: str, classes: int, repetitions: int) -> None:
     """One rank's measurement, printed as JSON."""
     torch.set_num_threads(1)
     dist.start()
+    if way != "encoder":
+        WAYS[way](8 * RANKS)[0]()  # loads the libraries, which belong to no way
     before = _resident("VmRSS")
     step, weight = WAYS[way](classes)
     dist.barrier()
