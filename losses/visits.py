@@ -29,7 +29,8 @@ _ROWS_IN_CACHE = 128  # 256 KB of 512 numbers each: a temporary copy of them sta
 class ChunkPlan:
     """How much memory a log-sum-exp may use beyond its results.
 
-    chunk_elements: logits per chunk (N x c). keep_bytes: exponentials that are kept from the forward to the backward pass.
+    chunk_elements: logits per chunk (N x c). keep_bytes: exponentials that are kept from the forward to the backward pass, in
+    the products' precision.
     skip_unneeded: do not compute queries that no loss needs (`losses.selection`). Not on a GPU: counting them would wait for it.
     """
 
@@ -65,7 +66,9 @@ class Visits:
         plan = options.plan or ChunkPlan.for_device(unit_ND.device)
         plain = rule is None and options.is_plain
         self.sum = _PlainSum(options.limit) if plain else _RunningSum(options.limit, rule)
-        self.chunks = _cut(unit_ND, len(keys), plan.chunk_elements, plan.keep_bytes if plain else 0)
+        self.kept_type = torch.bfloat16 if options.precision == "bf16" else unit_ND.dtype
+        bytes_per_key = len(unit_ND) * self.kept_type.itemsize
+        self.chunks = _cut(len(unit_ND), len(keys), plan.chunk_elements, plan.keep_bytes // max(bytes_per_key, 1) if plain else 0)
 
     def log_sums(self) -> Tensor:
         """log sum exp over this rank's keys: [N], -inf if there are none."""
@@ -77,7 +80,8 @@ class Visits:
             sum_N = self.sum.add(sum_N, scaled_NC)
             if ones_N is not None:
                 sum_N = self.sum.add_ones(sum_N, ones_N)
-            chunk.exponential_NC = scaled_NC if chunk.keep else None
+            if chunk.keep:
+                chunk.exponential_NC = _drop_clamped_(scaled_NC, self.options.limit).to(self.kept_type)
         return self.sum.log(sum_N)
 
     def gradients(self, grad_N: Tensor, total_N: Tensor, grad_rows_KD: Tensor | None, keep_slopes: bool) -> Tensor:
@@ -93,7 +97,7 @@ class Visits:
             if grad_rows_KD is not None:
                 self._row_gradient(slope_NC, rows_CD, chunk.inverse_norm_C, grad_rows_KD[chunk.start : chunk.stop])
             elif keep_slopes and chunk.keep:
-                chunk.slope_NC = slope_NC
+                chunk.slope_NC = slope_NC.to(self.kept_type)
         return grad_unit_ND.mul_(factor_N1)
 
     def row_gradients(self) -> Iterator[tuple[slice, Tensor]]:
@@ -106,6 +110,7 @@ class Visits:
             if slope_NC is None:
                 with onednn_precision(self.options.precision, rows_CD.device):
                     slope_NC = self._slopes(chunk, rows_CD, memory)
+            slope_NC = cast(slope_NC.to(self.unit_ND.dtype), self.options.precision)
             for start in range(0, len(rows_CD), at_once):
                 part = slice(start, min(start + at_once, len(rows_CD)))
                 with onednn_precision(self.options.precision, rows_CD.device):
@@ -122,7 +127,7 @@ class Visits:
         """d n / d(s cos) of a chunk, divided by the keys' norms, up to the factor per query; 0 if clamped or excluded: [N, c]."""
         exponential_NC, chunk.exponential_NC = chunk.exponential_NC, None  # freed now; a second backward pass computes it again
         if exponential_NC is not None:
-            slope_NC = _drop_clamped_(exponential_NC, self.options.limit)
+            slope_NC = exponential_NC.to(self.unit_ND.dtype)
         else:
             scaled_NC, _ = self._scaled_cosines(chunk, rows_CD, memory)
             slope_NC = self.sum.slopes(scaled_NC, self.total_N)
@@ -132,23 +137,26 @@ class Visits:
         """s cos of a chunk, clamped, -inf for excluded pairs: [N, c], in `memory` unless the chunk is kept; and the number of
         excluded pairs that count as exp(0) (`KeyShard.exclude_`)."""
         queries, columns, limit = len(self.unit_ND), len(rows_CD), self.options.limit
-        out = None if chunk.keep else memory[: queries * columns].view(queries, columns)
+        out = memory[: queries * columns].view(queries, columns) if self._is_shared(chunk) else None
         scaled_NC = multiply(self.scaled_ND, rows_CD.T, out).mul_(chunk.inverse_norm_C)
         if limit < torch.inf:
             scaled_NC.clamp_(-limit, limit)
         return scaled_NC, self.keys.exclude_(scaled_NC, chunk.start, chunk.stop)
 
     def _shared_memory(self) -> Tensor:
-        """Room for the logits of one chunk, which all chunks use that are not kept."""
-        widest = max((chunk.stop - chunk.start for chunk in self.chunks if not chunk.keep), default=0)
+        """Room for the logits of one chunk, which all chunks use whose logits are not kept."""
+        widest = max((chunk.stop - chunk.start for chunk in self.chunks if self._is_shared(chunk)), default=0)
         return self.unit_ND.new_empty(len(self.unit_ND) * widest)
 
+    def _is_shared(self, chunk: _Chunk) -> bool:
+        return not chunk.keep or self.kept_type != self.unit_ND.dtype
 
-def _cut(unit_ND: Tensor, keys: int, chunk_elements: int, keep_bytes: int) -> list[_Chunk]:
-    """`keys` keys in chunks. Kept are the first ones, as many as fit in `keep_bytes`."""
-    step, bytes_per_key = max(64, chunk_elements // max(len(unit_ND), 1)), len(unit_ND) * unit_ND.element_size()
+
+def _cut(queries: int, keys: int, chunk_elements: int, kept: int) -> list[_Chunk]:
+    """`keys` keys in chunks. kept: at most as many keys, the first ones, are in chunks that are kept."""
+    step = max(64, chunk_elements // max(queries, 1))
     ranges = [(start, min(start + step, keys)) for start in range(0, keys, step)]
-    return [_Chunk(start, stop, stop * bytes_per_key <= keep_bytes) for start, stop in ranges]
+    return [_Chunk(start, stop, stop <= kept) for start, stop in ranges]
 
 
 class _PlainSum:
