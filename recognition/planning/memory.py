@@ -19,7 +19,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 import backbones
 from losses.log_sum_exp import ChunkPlan
 from recognition import build
-from recognition.encoders.embedder import autocast_type, to_input
+from recognition.encoders.embedder import autocast_type, product_precision, to_input
 from recognition.encoders.teacher import teacher_bytes
 from recognition.freezing import freeze
 from recognition.lora import adapt
@@ -160,9 +160,11 @@ class FakeRank:
         """Bytes, those of them that are kept from pass to pass, and operations of `losses.log_sum_exp`. copied_rows: copies of a
         chunk's keys. passes: visits to the keys. products: with what is kept; each later pass computes the rest again."""
         chunks, dim = ChunkPlan.for_device(self.device), self.config.embedding_size
-        kept = min(4 * queries * keys, chunks.keep_bytes) if is_plain else 0
+        products_in = product_precision(self.config.head_precision, self.config.precision, self.device)
+        exponentials = (2 if products_in == "bf16" else 4) * queries * keys
+        kept = min(exponentials, chunks.keep_bytes) if is_plain else 0
         chunk = min(keys, max(64, chunks.chunk_elements // queries))
-        recomputed = (passes - 1) * (kept < 4 * queries * keys)
+        recomputed = (passes - 1) * (kept < exponentials)
         return kept + chunk * (12 * queries + 4 * dim * copied_rows), kept, 2 * queries * dim * keys * (products + recomputed)
 
     # -------------------------------------------------------------------------------------------- a step
