@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from losses.contrastive import ContrastiveLoss
 from losses.joint import JointLoss
+from losses.log_sum_exp import ChunkPlan
 from losses.margins.arcface import ArcFace
 from losses.margins.curricularface import CurricularFace
 from losses.proxy_queue import FeatureQueue
@@ -103,6 +104,39 @@ def _bf16_losses(classes: int) -> dict[str, float]:
     unit_ND = F.normalize(F.normalize(heads["fp32"].weight.detach()[label_N]) + noise_ND)
     quality_N, share_N = torch.zeros(64), torch.full((64,), 1 / 64)
     return {precision: head(unit_ND, label_N, quality_N, share_N).item() for precision, head in heads.items()}
+
+
+def _bf16_gradients(classes: int, images: int) -> dict[str, torch.Tensor]:
+    """Relative error of the gradients with bf16 products, with all, some and no exponentials kept; and of a streamed update."""
+    generator = torch.Generator().manual_seed(4)
+    features_ND = F.normalize(torch.randn(images, 64, generator=generator))
+    label_N = torch.randint(0, classes, (images,), generator=generator)
+    plans = {"all": ChunkPlan(64 * images), "some": ChunkPlan(64 * images, 64 * images * 2), "none": ChunkPlan(64 * images, 0)}
+
+    def rows_after_a_step(**options) -> tuple[torch.Tensor, torch.Tensor]:
+        head = ShardedSoftmax(classes, 64, ArcFace(0.5, 16.0), 3, HeadOptions(**options))
+        unit_ND = features_ND.clone().requires_grad_()
+        head(unit_ND, label_N, torch.zeros(images), torch.full((images,), 1 / images)).backward()
+        before = head.weight.detach().clone()
+        RowSGD([head.weight], lr=1.0, momentum=0.9, fused=True).step()
+        return unit_ND.grad, head.weight.detach() - before
+
+    exact, errors = rows_after_a_step(precision="fp32"), {}
+    for name, plan in plans.items():
+        for gradient in ("stored", "streamed"):
+            found = rows_after_a_step(precision="bf16", plan=plan, gradient=gradient)
+            errors[f"{name} {gradient}"] = torch.stack(
+                [(value - wanted).norm() / wanted.norm().clamp_min(1e-9) for value, wanted in zip(found, exact, strict=True)]
+            )
+    return errors
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_bf16_gradients(world):
+    for errors in run_world(world, _bf16_gradients, 331, 12):
+        assert len(errors) == 6
+        for name, pair in errors.items():
+            assert pair.max() < 0.01, name
 
 
 def test_bf16_loss_at_half_a_million_classes():
