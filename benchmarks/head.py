@@ -5,7 +5,7 @@
     python benchmarks/head.py --json figures.json
     python benchmarks/head.py --scaling          # instead: memory compared with docs/SCALING.md's formulas
     python benchmarks/head.py --model            # instead: time compared with docs/SCALING.md's model
-    python benchmarks/head.py --gpu              # instead: on one GPU, 256 images; nothing is judged
+    python benchmarks/head.py --gpu              # instead: on one GPU with 256 images; no bars
 
 Two ranks (gloo, one thread each) with 128 images each, one view: 256 gathered features of 512 numbers, all classified. A step is
 forward, backward and one SGD step with momentum and weight decay, with 8,631, 100,000 and 500,000 classes. `ours` is

@@ -43,7 +43,7 @@ config.channel_order = "RGB"  # of the encoder's input: "RGB" (arcface_torch) or
 config.views = 2  # 2: an augmented (q) and an original (k) view of each image; 1: the augmented view only
 config.augmentation = "qgface"  # of view q: "qgface", "adaface", "chain", "none" (flip only), or a plug-in (see network)
 # Probability with which view q takes the colours (mean and covariance of the pixels) of another training image before its
-# augmentation. 0.5 helps much on faces from unknown cameras (docs/EXPERIMENTS.md); the paper has no such thing.
+# augmentation. 0.5 improves the recognition of faces from unknown cameras (docs/EXPERIMENTS.md). It is not in the paper.
 config.colour_transfer = 0.0
 # Probabilities and ranges of the augmentation, such as {"scale": (0.05, 0.5)}: the keyword arguments of its function in
 # recognition/data/augment.py, which has the defaults; or those of a plug-in.

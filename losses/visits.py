@@ -144,7 +144,7 @@ class Visits:
         return scaled_NC, self.keys.exclude_(scaled_NC, chunk.start, chunk.stop)
 
     def _shared_memory(self) -> Tensor:
-        """Room for the logits of one chunk, which all chunks use whose logits are not kept."""
+        """Room for the logits of one chunk, shared by all chunks whose logits are not kept as they are."""
         widest = max((chunk.stop - chunk.start for chunk in self.chunks if self._is_shared(chunk)), default=0)
         return self.unit_ND.new_empty(len(self.unit_ND) * widest)
 
@@ -153,7 +153,7 @@ class Visits:
 
 
 def _cut(queries: int, keys: int, chunk_elements: int, kept: int) -> list[_Chunk]:
-    """`keys` keys in chunks. kept: at most as many keys, the first ones, are in chunks that are kept."""
+    """`keys` keys in chunks, of which the first are kept as long as they end within the first `kept` keys."""
     step = max(64, chunk_elements // max(queries, 1))
     ranges = [(start, min(start + step, keys)) for start in range(0, keys, step)]
     return [_Chunk(start, stop, stop <= kept) for start, stop in ranges]

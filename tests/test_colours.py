@@ -92,5 +92,5 @@ def test_damaged_images_lend_nothing(demo_set, tmp_path):
     assert {tuple(mean) for mean, _ in lent} == {tuple(colours_of(decode_face(faces.read(n)[0], ""))[0]) for n in (1, 2)}
     with RecordWriter(path) as writer:
         writer.write(0, 0.0, b"\xff\xd8\xff")
-    with pytest.raises(UserError, match=f"{path}: none of 1 images whose colours are needed can be read"):
+    with pytest.raises(UserError, match=f"{path}: none of the 1 images that should lend their colours can be read"):
         ColourBank(FaceDataset(path, strict=False), 1.0)

@@ -45,9 +45,9 @@ def with_colours(image: np.ndarray, mean: np.ndarray, covariance: np.ndarray) ->
 
 
 class ColourBank:
-    """The colours of a set's images, of at most 4,096 of them.
+    """The colours of up to 4,096 images of a set, spread evenly over it.
 
-    Of a set that is not strict, damaged images are left out; a damaged one of a strict set raises RecordError. Raises UserError
+    Of a set that is not strict, damaged images are left out; in a strict set they raise RecordError. Raises UserError
     if none is left. probability: with which an image takes the colours of one of them.
     """
 
@@ -65,7 +65,7 @@ class ColourBank:
             else:
                 self._colours.append(colours_of(decoded))
         if not self._colours:
-            raise UserError(f"{images.path}: none of {len(numbers)} images whose colours are needed can be read")
+            raise UserError(f"{images.path}: none of the {len(numbers)} images that should lend their colours can be read")
 
     def lend(self, seed: int, epoch: int, positions: np.ndarray) -> list[Colours | None]:
         """The colours that the images at `positions` take; None: they keep their own."""

@@ -14,10 +14,8 @@ from utils.dist import World
 
 def overview(config: Config, world: World, encoder: nn.Module, precision: str, schedule: Schedule) -> PrettyTable:
     """Part of the recipe | what it is, from a resolved configuration. precision: of the encoder, such as "bf16"."""
-    table, products = (
-        PrettyTable(["part", "setting"], align="l"),
-        product_precision(config.head_precision, config.precision, world.device),
-    )
+    products = product_precision(config.head_precision, config.precision, world.device)
+    table = PrettyTable(["part", "setting"], align="l")
     table.add_rows(
         [
             ["network", f"{config.network}, {_size(encoder, config)}; {precision}, {config.channel_order} input"],
