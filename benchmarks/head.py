@@ -189,7 +189,7 @@ def model(clock: str) -> bool:
             "products": 3 * features * rows * DIM * rates["product"],
             "logits": features * rows * rates["element"],
             "rows": 44 * DIM * rows * rates["byte"],
-            "new memory": (4 * DIM * rows + min(4 * features * rows, ChunkPlan().keep_bytes)) * rates["new byte"],
+            "new memory": min(4 * features * rows, ChunkPlan().keep_bytes) * rates["new byte"],
             "collectives": 2 * 4 * DIM * features * (RANKS - 1) / RANKS * rates["collective"],
         }
         measured, total = in_fresh_processes("fp32", classes, 10 if classes == SIZES[0] else 3)[clock], sum(parts.values())

@@ -93,6 +93,10 @@ class KeyShard(ABC):
         """int64 [K], increasing: the rows of the weight that are the keys. None: all rows, in order."""
         return None
 
+    def empty_gradient(self, weight_KD: Tensor) -> Tensor:
+        """Memory for the gradient of the visited rows of the weight: [K, D]."""
+        return weight_KD.new_empty(len(self), weight_KD.shape[1])
+
 
 class NegativeRule(Protocol):
     """How a margin changes the logits of other classes (CurricularFace is the only one that does)."""
@@ -152,7 +156,7 @@ class ShardedLogSumExp(torch.autograd.Function):
         unit_ND, weight_KD, total_N = ctx.saved_tensors
         keys, visits = ctx.keys, ctx.visits
         stored = ctx.needs_input_grad[1] and ctx.sink is None
-        grad_rows_KD = weight_KD.new_empty(len(keys), weight_KD.shape[1]) if stored else None
+        grad_rows_KD = keys.empty_gradient(weight_KD) if stored else None
         with onednn_precision(visits.options.precision, unit_ND.device):
             grad_unit_ND = visits.gradients(grad_N, total_N, grad_rows_KD, keep_slopes=ctx.sink is not None)
         own = None

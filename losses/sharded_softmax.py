@@ -23,6 +23,7 @@ from losses.log_sum_exp import ChunkPlan, KeyShard, LogSumExpOptions, ShardedLog
 from losses.margins import Margin
 from losses.possibly_same import PossiblySame
 from losses.products import HeadPrecision
+from losses.reused_memory import ReusedMemory
 from losses.sampling import ClassSampler
 from losses.selection import Selection
 from utils.dist import ShardRange, replicated, shard_range
@@ -107,6 +108,7 @@ class ShardedSoftmax(nn.Module):
             raise ValueError("the gradient of sampled classes is small, and cannot be streamed")
         self.sampler = ClassSampler(self.shard, self.options.sample_rate, seed) if self.options.sample_rate < 1 else None
         self.weight = nn.Parameter(initial_rows(num_classes, embedding_size, self.shard, seed))
+        self._memory = ReusedMemory()
 
     def forward(
         self,
@@ -131,7 +133,7 @@ class ShardedSoftmax(nn.Module):
         own_M = torch.where(self.shard.owns(label_M), label_M - self.shard.start, -1)
         zeroed = self.options.filtered == "zeroed"
         possible = None if self.possibly_same is None else _Possible(self.possibly_same, label_M, self.shard.start)
-        keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above(), zeroed, possible)
+        keys = _ClassKeys(self.weight.detach(), own_M, visited_S, self._filtered_above(), zeroed, possible, self._memory)
         margin, limit = self.margin, self.margin.cosine_limit
         rule_of = (lambda cosine_M: margin.rule_for_negatives(cosine_M, share_M)) if margin.touches_negatives else None
         sink = self._stream if self.options.gradient == "streamed" else None
@@ -192,8 +194,9 @@ class _ClassKeys(KeyShard):
         filtered_above: float,
         zeroed: bool,
         possible: _Possible | None,
+        memory: ReusedMemory,
     ):
-        self.possible = possible
+        self.possible, self.memory = possible, memory
         self.weight_KD, self.own_N, self.visited_S = weight_KD, own_N, visited_S
         self.filtered_above, self.zeroed = filtered_above, zeroed
         self.place_N = own_N if visited_S is None else torch.searchsorted(visited_S, own_N.clamp_min(0))
@@ -226,3 +229,6 @@ class _ClassKeys(KeyShard):
 
     def visited_rows(self) -> torch.Tensor | None:
         return self.visited_S
+
+    def empty_gradient(self, weight_KD: torch.Tensor) -> torch.Tensor:
+        return self.memory.like(weight_KD) if self.visited_S is None else super().empty_gradient(weight_KD)

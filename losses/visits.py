@@ -61,8 +61,8 @@ class Visits:
     """The two visits to the chunks of this rank's keys: forward for the sums, backward for the gradients."""
 
     def __init__(self, unit_ND: Tensor, keys: KeyShard, options: LogSumExpOptions, rule: NegativeRule | None):
-        self.unit_ND, self.keys, self.options = unit_ND, keys, options
-        self.scaled_ND = cast(unit_ND * options.scale, options.precision)
+        self.unit_ND, self.keys, self.options = unit_ND.detach(), keys, options
+        self.factor_ND = cast(self.unit_ND, options.precision)
         plan = options.plan or ChunkPlan.for_device(unit_ND.device)
         plain = rule is None and options.is_plain
         self.sum = _PlainSum(options.limit) if plain else _RunningSum(options.limit, rule)
@@ -127,7 +127,7 @@ class Visits:
         """d n / d(s cos) of a chunk, divided by the keys' norms, up to the factor per query; 0 if clamped or excluded: [N, c]."""
         exponential_NC, chunk.exponential_NC = chunk.exponential_NC, None  # freed now; a second backward pass computes it again
         if exponential_NC is not None:
-            slope_NC = exponential_NC.to(self.unit_ND.dtype)
+            slope_NC = self._room(chunk, memory).copy_(exponential_NC) if self._is_shared(chunk) else exponential_NC
         else:
             scaled_NC, _ = self._scaled_cosines(chunk, rows_CD, memory)
             slope_NC = self.sum.slopes(scaled_NC, self.total_N)
@@ -136,9 +136,8 @@ class Visits:
     def _scaled_cosines(self, chunk: _Chunk, rows_CD: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None]:
         """s cos of a chunk, clamped, -inf for excluded pairs: [N, c], in `memory` unless the chunk is kept; and the number of
         excluded pairs that count as exp(0) (`KeyShard.exclude_`)."""
-        queries, columns, limit = len(self.unit_ND), len(rows_CD), self.options.limit
-        out = memory[: queries * columns].view(queries, columns) if self._is_shared(chunk) else None
-        scaled_NC = multiply(self.scaled_ND, rows_CD.T, out).mul_(chunk.inverse_norm_C)
+        limit, out = self.options.limit, self._room(chunk, memory) if self._is_shared(chunk) else None
+        scaled_NC = multiply(self.factor_ND, rows_CD.T, out).mul_(chunk.inverse_norm_C * self.options.scale)
         if limit < torch.inf:
             scaled_NC.clamp_(-limit, limit)
         return scaled_NC, self.keys.exclude_(scaled_NC, chunk.start, chunk.stop)
@@ -147,6 +146,11 @@ class Visits:
         """Room for the logits of one chunk, shared by all chunks whose logits are not kept as they are."""
         widest = max((chunk.stop - chunk.start for chunk in self.chunks if self._is_shared(chunk)), default=0)
         return self.unit_ND.new_empty(len(self.unit_ND) * widest)
+
+    def _room(self, chunk: _Chunk, memory: Tensor) -> Tensor:
+        """The part of the shared memory that a chunk needs: [N, c]."""
+        shape = (len(self.unit_ND), chunk.stop - chunk.start)
+        return memory[: math.prod(shape)].view(shape)
 
     def _is_shared(self, chunk: _Chunk) -> bool:
         return not chunk.keep or self.kept_type != self.unit_ND.dtype

@@ -95,6 +95,35 @@ def test_nothing_to_learn_from_gives_zero_and_no_nan():
         assert rank == [(0.0, 0.0)] * 4
 
 
+def _gradient_memory() -> None:
+    head = ShardedSoftmax(9, DIM, ArcFace(0.5, 16.0), seed=3)
+
+    def backward(seed: int) -> None:
+        unit_ND = F.normalize(torch.randn(5, DIM, generator=torch.Generator().manual_seed(seed)))
+        head(unit_ND, torch.arange(5), torch.zeros(5), torch.full((5,), 1 / 5)).backward()
+
+    backward(1)
+    first_CD = head.weight.grad.clone()
+    view_D, address, head.weight.grad = head.weight.grad[2], head.weight.grad.data_ptr(), None
+    backward(2)  # a view of the last gradient is still in use
+    assert head.weight.grad.data_ptr() != address and torch.equal(view_D, first_CD[2])
+    address, second_CD = head.weight.grad.data_ptr(), head.weight.grad.clone()
+    backward(1)  # added to the one of the second batch
+    assert head.weight.grad.data_ptr() == address
+    torch.testing.assert_close(head.weight.grad, first_CD + second_CD)
+    addresses = set()
+    for _ in range(3):
+        head.weight.grad = None
+        backward(1)
+        assert torch.equal(head.weight.grad, first_CD)
+        addresses.add(head.weight.grad.data_ptr())
+    assert len(addresses) == 1
+
+
+def test_the_gradients_memory_is_used_again_but_not_while_anything_uses_it():
+    run_world(1, _gradient_memory)
+
+
 def _bf16_losses(classes: int) -> dict[str, float]:
     """The loss in both precisions, for features near their classes' rows."""
     heads = {p: ShardedSoftmax(classes, 128, ArcFace(0.5, 64.0), options=HeadOptions(precision=p)) for p in ("fp32", "bf16")}

@@ -172,7 +172,8 @@ class FakeRank:
     def peak(self, images: int) -> int:
         """The most memory of a step: in the losses' forward or backward pass, the encoder's backward pass, or the optimiser."""
         losses, (held, most) = self.losses(images), self.activations(images)
-        in_losses = held + losses.classes + max(losses.contrast, losses.gradients)
+        always = losses.gradients if self.device.type == "cpu" and self.config.head_gradient == "stored" else 0  # reused
+        in_losses = held + losses.classes + max(losses.contrast + always, losses.gradients)
         return sum(self.static.values()) + max(in_losses, most + losses.gradients, losses.update)
 
     def largest_batch(self, available: float) -> int:
