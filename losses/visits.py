@@ -30,18 +30,24 @@ class ChunkPlan:
     """How much memory a log-sum-exp may use beyond its results.
 
     chunk_elements: logits per chunk (N x c). keep_bytes: exponentials that are kept from the forward to the backward pass, in
-    the products' precision.
-    skip_unneeded: do not compute queries that no loss needs (`losses.selection`). Not on a GPU: counting them would wait for it.
+    the products' precision. keep_at_least: fewer bytes are not kept: so few exponentials are quickly computed again, and they
+    would be most of a small head's extra memory. skip_unneeded: do not compute queries that no loss needs
+    (`losses.selection`). Not on a GPU: counting them would wait for it.
     """
 
     chunk_elements: int = 1 << 18
     keep_bytes: int = 192 << 20
     skip_unneeded: bool = True
+    keep_at_least: int = 0
 
     @staticmethod
     def for_device(device: torch.device) -> ChunkPlan:
         """Chunks that fit a CPU core's caches, or that fill a GPU."""
-        return ChunkPlan(1 << 24, 256 << 20, False) if device.type == "cuda" else ChunkPlan()
+        return ChunkPlan(1 << 24, 256 << 20, False) if device.type == "cuda" else ChunkPlan(keep_at_least=4 << 20)
+
+    def kept(self, size: int) -> int:
+        """How many bytes of exponentials are kept of `size`."""
+        return min(size, self.keep_bytes) if size >= self.keep_at_least else 0
 
 
 @dataclass
@@ -68,7 +74,8 @@ class Visits:
         self.sum = _PlainSum(options.limit) if plain else _RunningSum(options.limit, rule)
         self.kept_type = torch.bfloat16 if options.precision == "bf16" else unit_ND.dtype
         bytes_per_key = len(unit_ND) * self.kept_type.itemsize
-        self.chunks = _cut(len(unit_ND), len(keys), plan.chunk_elements, plan.keep_bytes // max(bytes_per_key, 1) if plain else 0)
+        kept = plan.kept(bytes_per_key * len(keys)) // max(bytes_per_key, 1) if plain else 0
+        self.chunks = _cut(len(unit_ND), len(keys), plan.chunk_elements, kept)
 
     def log_sums(self) -> Tensor:
         """log sum exp over this rank's keys: [N], -inf if there are none."""

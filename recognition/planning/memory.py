@@ -162,7 +162,7 @@ class FakeRank:
         chunks, dim = ChunkPlan.for_device(self.device), self.config.embedding_size
         products_in = product_precision(self.config.head_precision, self.config.precision, self.device)
         exponentials = (2 if products_in == "bf16" else 4) * queries * keys
-        kept = min(exponentials, chunks.keep_bytes) if is_plain else 0
+        kept = chunks.kept(exponentials) if is_plain else 0
         chunk = min(keys, max(64, chunks.chunk_elements // queries))
         recomputed = (passes - 1) * (kept < exponentials)
         return kept + chunk * (12 * queries + 4 * dim * copied_rows), kept, 2 * queries * dim * keys * (products + recomputed)
