@@ -27,7 +27,7 @@ class ReusedMemory:
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
         """A contiguous tensor of the same shape, dtype and device, with any content."""
-        if tensor.device.type != "cpu":
+        if tensor.device != torch.device("cpu"):
             return torch.empty_like(tensor, memory_format=torch.contiguous_format)
         # A count of 2: the attribute and the argument.
         if self._array is None or sys.getrefcount(self._array) > 2 or not _fits(self._array, tensor):
