@@ -1,4 +1,4 @@
-"""Memory that is lent again and again, because the kernel clears new pages when they are first used."""
+"""Memory that is used again in each step: new memory costs time, because the kernel clears it when it is first used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class ReusedMemory:
-    """Lends the memory of a CPU tensor, and the same memory again once nothing uses it, views of it included.
+    """Lends the same memory on the CPU each time, unless a tensor that was made in it, or a view of one, still exists.
 
     On other devices, whose allocators keep freed memory themselves, every tensor is a new one.
 
@@ -29,7 +29,7 @@ class ReusedMemory:
         """A contiguous tensor of the same shape, dtype and device, with any content."""
         if tensor.device != torch.device("cpu"):
             return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        # A count of 2: the attribute and the argument.
+        # Two references, the attribute and the argument of getrefcount, mean that no tensor uses the memory.
         if self._array is None or sys.getrefcount(self._array) > 2 or not _fits(self._array, tensor):
             self._array = torch.empty_like(tensor, memory_format=torch.contiguous_format).numpy()
         return torch.from_numpy(self._array)

@@ -30,8 +30,8 @@ class ChunkPlan:
     """How much memory a log-sum-exp may use beyond its results.
 
     chunk_elements: logits per chunk (N x c). keep_bytes: exponentials that are kept from the forward to the backward pass, in
-    the products' precision. keep_at_least: fewer bytes are not kept: so few exponentials are quickly computed again, and they
-    would be most of a small head's extra memory. skip_unneeded: do not compute queries that no loss needs
+    the products' precision. keep_at_least: fewer bytes are not kept, because so few exponentials are quickly computed again
+    and would be most of a small head's extra memory. skip_unneeded: do not compute queries that no loss needs
     (`losses.selection`). Not on a GPU: counting them would wait for it.
     """
 

@@ -172,8 +172,9 @@ class FakeRank:
     def peak(self, images: int) -> int:
         """The most memory of a step: in the losses' forward or backward pass, the encoder's backward pass, or the optimiser."""
         losses, (held, most) = self.losses(images), self.activations(images)
-        always = losses.gradients if self.device.type == "cpu" and self.config.head_gradient == "stored" else 0  # reused
-        in_losses = held + losses.classes + max(losses.contrast + always, losses.gradients)
+        is_reused = self.device.type == "cpu" and self.config.head_gradient == "stored" and self.config.sample_rate == 1
+        held_gradients = losses.gradients if is_reused else 0  # `losses.reused_memory` holds them from step to step
+        in_losses = held + losses.classes + max(losses.contrast + held_gradients, losses.gradients)
         return sum(self.static.values()) + max(in_losses, most + losses.gradients, losses.update)
 
     def largest_batch(self, available: float) -> int:
