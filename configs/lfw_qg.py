@@ -19,7 +19,6 @@ config = edict(
     rec="../shared/faces/lfw_train",
     val_dir="../shared/faces/val",
     val_targets=("lfw_hq", "lfw_mixed", "lfw_lq"),
-    contrastive_denominator="paper",
     contrastive_weight=1.0,
     colour_transfer=0.0,
     diagnose_every=50,

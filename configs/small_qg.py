@@ -5,9 +5,9 @@
 
 Hardware: CPU cores; about 8 minutes for 4,000 images on one. Figures to expect: docs/EXPERIMENTS.md, which also justifies what
 differs from the paper (configs/vgg2_r34_qg): small batches and so more steps; a gentler margin and scales; quality statistics
-that start near the norms of short runs; the positive in the denominator of the contrastive loss, without which that loss is
-unbounded and outweighs the labels when many pairs are contrasted; and a tenth of its weight. Half of the augmented views take
-the colours of other images: with unknown cameras, nothing else helps as much.
+that start near the norms of short runs; and a tenth of the weight of the contrastive loss, which has no lower bound and
+outweighs the labels when many pairs are contrasted. Half of the augmented views take the colours of other images: with unknown
+cameras, nothing else helps as much.
 """
 
 from easydict import EasyDict as edict
@@ -25,7 +25,6 @@ config = edict(
     margin_m=0.3,
     scale=32.0,
     contrastive_scale=32.0,
-    contrastive_denominator="infonce",
     contrastive_weight=0.1,
     quality_mean=22.0,
     quality_std=5.0,
