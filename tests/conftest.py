@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from recognition.data import FaceDataset
 from recognition.data.demo_faces import make_demo_set
 
 os.environ["VENV"] = sys.prefix  # the environment that scripts/*.sh use
+
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored under `nohup … &`, which the commands that are tested would inherit
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
