@@ -10,7 +10,7 @@ import pytest
 
 from eval.present import paper
 from scripts.ablation.record import DATA_ROOT, SETTINGS, add_to_record, read_record, refuse_other_settings, settings_of
-from scripts.ablation.rows import FORMS, TABLES
+from scripts.ablation.rows import FORMS, LONGEST_NAME, TABLES, parse_row
 from scripts.ablation.tables import read_figures, write_table
 from tests.commands import run
 from tests.shared_files import ROOT
@@ -55,6 +55,17 @@ def test_a_row_changes_its_subject_and_nothing_else(name, form):
         assert row["num_epoch"] == 2 * method["num_epoch"] and row["warmup_epoch"] == 2 * method["warmup_epoch"]
         allowed |= {"num_epoch", "warmup_epoch", "global_batch_size"}
     assert {key for key in row if row[key] != method[key]} <= allowed
+
+
+def test_rows_with_many_changes_have_folders_that_can_be_made(tmp_path):
+    """One per row, also if only the last of many changes differs; a short name has every change."""
+    many = " ".join(f"unlabelled=../faces/camera/{number:04d}" for number in range(12))
+    rows = [parse_row(f"long: configs/lfw_qg {many} contrastive_weight={weight}") for weight in ("0.1", "0.3")]
+    names = {row.run_name("lfw", seed) for row in rows for seed in (1, 22)}
+    assert len(names) == 4 and all(len(name) <= LONGEST_NAME and name.startswith("lfw_qg-unlabelled=") for name in names)
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert parse_row("short: configs/lfw_qg lr=0.1 seed=3").run_name("lfw", 2) == "lfw_qg-lr=0.1-seed=3-s2"
 
 
 def test_a_table_shows_the_papers_figures_and_is_valid_markdown(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from utils.config import Config, load
 from utils.errors import UserError
 
 FORMS = ("lfw", "vgg2_r34")
+LONGEST_NAME = 255  # of a folder: what file systems allow
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,14 @@ class Row:
     changes: tuple[str, ...] = ()
 
     def run_name(self, form: str, seed: int) -> str:
-        """The name of the run's folder: the configuration, what is changed in it, and the seed."""
-        changed = "".join(f"-{re.sub(r'[^A-Za-z0-9.=]+', '_', change)}" for change in self.changes)
-        return f"{self._file(form).stem}{changed}-s{seed}"
+        """The name of the run's folder: the configuration, what is changed in it, and the seed. The end of a long list of changes
+        is replaced by its checksum."""
+        end = f"-s{seed}"
+        name = self._file(form).stem + "".join(f"-{re.sub(r'[^A-Za-z0-9.=]+', '_', change)}" for change in self.changes)
+        if len(name + end) > LONGEST_NAME:
+            end = f"-{hashlib.blake2b(' '.join(self.changes).encode(), digest_size=6).hexdigest()}{end}"
+            name = name[: LONGEST_NAME - len(end)]
+        return name + end
 
     def arguments(self, form: str) -> list[str]:
         """The configuration file and `key=value` arguments for train.py."""
