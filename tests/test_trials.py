@@ -104,6 +104,12 @@ def test_places_of_the_unlabelled_images():
     assert masks and all(mask.tolist() == [*places, *places] for mask in masks)
 
 
+def test_trials_with_all_proxies_refuse_several_ranks(demo_set, tmp_path):
+    name = "partition=scripts.ablation.trials:consistency"
+    done = train("configs/lfw_qg", f"rec={demo_set}", "global_batch_size=12", name, f"output={tmp_path / 'run'}", ranks=2)
+    assert done.returncode == 2 and "needs all proxies on one rank; start one process" in done.stderr
+
+
 @pytest.mark.parametrize("part", ["only_unlabelled", "consistency", "against_proxies", "tiny_per_domain"])
 def test_each_trains(part, demo_set, unlabelled, tmp_path):
     key = "network" if part == "tiny_per_domain" else "partition"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import backbones
 from losses.contrastive import ContrastiveLoss
+from utils import dist
 from utils.errors import UserError
 
 DOMAINS = ("labelled", "unlabelled")  # DOMAIN=unlabelled evaluates `tiny_per_domain` with those images' statistics
@@ -75,6 +76,8 @@ def against_proxies(config: Any) -> OnlyUnlabelled:
 
 def _replace_contrast(loss_U: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> OnlyUnlabelled:
     """In this process every contrastive loss becomes the weighted sum of `loss_U`(queries, keys, normalised proxies, scale)."""
+    if dist.rank_and_world()[1] > 1:
+        raise UserError("this trial needs all proxies on one rank; start one process")
 
     def forward(self, query_GD, key_GD, label_G, share_G, queue, proxies):
         chosen_G = share_G > 0
