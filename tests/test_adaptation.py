@@ -135,7 +135,7 @@ def runs(demo_set, tmp_path_factory) -> Path:
     Run(demo_set, folder / "source", *SHORT, "max_steps=2").succeed()
     settings = (
         *SHORT[1:], f"init_from={folder / 'source'}", "head_from=kept", "lora_rank=4", "ema=0.6", "val_targets=demo_lq",
-        f"teacher={folder / 'source'}", "distillation_weight=5", "views=2", "lr=0.02",
+        f"teacher={folder / 'source'}", "distillation_weight=5", "views=2", "lr=0.0005",
     )  # fmt: skip
     started = {
         f"whole{ranks}": Run(demo_set, folder / f"whole{ranks}", *settings, "max_steps=4", ranks=ranks) for ranks in (1, 2, 3)
@@ -155,7 +155,7 @@ def test_a_resumed_run_equals_one_without_a_break(runs):
 
 
 def test_a_run_does_not_depend_on_the_ranks(runs):
-    """Without sync_bn, because LoRA freezes BatchNorm."""
+    """Without sync_bn, because LoRA freezes BatchNorm. In small steps: large ones magnify rounding a thousandfold within three."""
     alone = torch.tensor(series(runs / "whole1"))
     weights = store.read_tensors(store.find(runs / "whole1"))
     for ranks in (2, 3):

@@ -105,12 +105,13 @@ def test_steps_equal_those_of_ddp(world):
     for results in run_world(world, _train_both, CASES[world]):
         for changes, (ddp, fsdp) in zip(CASES[world], results, strict=True):
             within = 1e-3 if "precision" in changes else 1e-5 if "optimizer" in changes else 1e-6  # AdamW divides by rounding
+            amplified = ("optimiser.", "queue.")  # gradients, and features after BatchNorm over few images
             assert ddp["outcomes"] == fsdp["outcomes"] and [bool(text) for text in fsdp["outcomes"]].index(True) == SKIPPED
             assert ddp["tensors"].keys() == fsdp["tensors"].keys()
             for one, other in zip(ddp["figures"], fsdp["figures"], strict=True):
-                assert other == pytest.approx(one, rel=within, abs=within), changes
+                assert other == pytest.approx(one, rel=10 * within, abs=10 * within), changes
             for name, value in ddp["tensors"].items():
-                largest = max(1.0, float(value.abs().max())) * (10 if name.startswith("optimiser.") else 1)
+                largest = max(1.0, float(value.abs().max())) * (10 if name.startswith(amplified) else 1)
                 torch.testing.assert_close(
                     fsdp["tensors"][name], value, rtol=0, atol=within * largest, msg=lambda text, name=name: f"{name}: {text}"
                 )
