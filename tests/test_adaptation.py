@@ -155,7 +155,7 @@ def test_a_resumed_run_equals_one_without_a_break(runs):
 
 
 def test_a_run_does_not_depend_on_the_ranks(runs):
-    """Without sync_bn, because LoRA freezes BatchNorm. In small steps: large ones magnify rounding a thousandfold within three."""
+    """Without sync_bn, because LoRA freezes BatchNorm. In small steps: large ones magnify rounding a thousandfold."""
     alone = torch.tensor(series(runs / "whole1"))
     weights = store.read_tensors(store.find(runs / "whole1"))
     for ranks in (2, 3):
