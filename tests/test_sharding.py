@@ -105,7 +105,7 @@ def test_steps_equal_those_of_ddp(world):
     for results in run_world(world, _train_both, CASES[world]):
         for changes, (ddp, fsdp) in zip(CASES[world], results, strict=True):
             within = 1e-3 if "precision" in changes else 1e-5 if "optimizer" in changes else 1e-6  # AdamW divides by rounding
-            amplified = ("optimiser.", "queue.")  # gradients, and features after BatchNorm over few images
+            amplified = ("optimiser.", "queue.")  # like the figures: gradients, and features after BatchNorm over few images
             assert ddp["outcomes"] == fsdp["outcomes"] and [bool(text) for text in fsdp["outcomes"]].index(True) == SKIPPED
             assert ddp["tensors"].keys() == fsdp["tensors"].keys()
             for one, other in zip(ddp["figures"], fsdp["figures"], strict=True):
